@@ -1,0 +1,1 @@
+"""File bytes as sealed chunks, many to a pack."""

@@ -1,0 +1,58 @@
+"""Wall clock and randomness: the only place that reads either.
+
+The simulation and the tests replace `now_ns`, `uniform` and `random_bytes` through `replaced()`;
+nothing else in megafs may import `random`, `secrets` or read `time.time()` (ruff TID251).
+Monotonic time for waiting is trio's (`trio.current_time()`), which tests run on a virtual clock.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_now_ns: Callable[[], int] = time.time_ns
+_random_bytes: Callable[[int], bytes] = os.urandom
+# Jitter needs no secrecy, only independence between machines.
+_uniform: Callable[[float, float], float] = random.SystemRandom().uniform
+
+
+def now_ns() -> int:
+    """Nanoseconds since 1970, as for a file's timestamps."""
+    return _now_ns()
+
+
+def now() -> float:
+    """Seconds since 1970."""
+    return _now_ns() / 1e9
+
+
+def random_bytes(n: int) -> bytes:
+    """*n* bytes fit for keys and identifiers (os.urandom)."""
+    return _random_bytes(n)
+
+
+def uniform(low: float, high: float) -> float:
+    """A number between *low* and *high*, for jitter only."""
+    return _uniform(low, high)
+
+
+@contextmanager
+def replaced(
+    *,
+    now_ns: Callable[[], int] | None = None,
+    random_bytes: Callable[[int], bytes] | None = None,
+    uniform: Callable[[float, float], float] | None = None,
+) -> Iterator[None]:
+    """Put other sources in place for the block: virtual time, seeded randomness."""
+    global _now_ns, _random_bytes, _uniform
+    saved = (_now_ns, _random_bytes, _uniform)
+    _now_ns = now_ns or _now_ns
+    _random_bytes = random_bytes or _random_bytes
+    _uniform = uniform or _uniform
+    try:
+        yield
+    finally:
+        _now_ns, _random_bytes, _uniform = saved

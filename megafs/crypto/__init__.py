@@ -1,0 +1,1 @@
+"""Keys and sealing: pure, no I/O, no clock, no randomness of its own."""

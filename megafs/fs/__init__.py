@@ -1,0 +1,1 @@
+"""POSIX semantics of one running mount; no FUSE types."""

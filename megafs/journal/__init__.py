@@ -1,0 +1,1 @@
+"""The journal: commits, their order, what follows from losing a race, checkpoints."""

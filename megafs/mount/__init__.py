@@ -1,0 +1,1 @@
+"""One live mount: the FUSE adapter, its tasks, the control socket, the daemon."""

@@ -1,0 +1,1 @@
+"""Places that keep objects; ciphertext only, no access to our keys."""

@@ -1,0 +1,124 @@
+"""The interface of a place that keeps objects.
+
+A store is a flat set of named, immutable byte strings.  Names are ASCII ``[A-Za-z0-9/_-]``, at most
+200 characters, without empty, "." or ".." parts (some S3 services mis-sign anything else).  Drivers
+and wrappers (limit, retry, cache) have the same interface, so that each can be tested by the same
+suite (tests/stores/contract.py) and stacked in any order that makes sense.
+
+Nothing at this level, or below it, can open an object: `stores` may not import `crypto`.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from megafs.errors import BadUsage
+
+Buffer = bytes | bytearray | memoryview
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object in a listing.  size: bytes.  modified: seconds since 1970 by the store's clock."""
+
+    name: str
+    size: int
+    modified: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some objects in order of name; `more` says that others follow the last one."""
+
+    entries: list[Entry]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What `megafs status` says of a store.
+
+    state: "ok", "degraded" (some requests fail) or "down" (none has worked lately).
+    details: counters and gauges by name, for people and for metrics.
+    """
+
+    state: str = "ok"
+    last_error: str = ""
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def check_name(name: str) -> str:
+    """Return *name* if it is a legal object name, or raise BadUsage."""
+    if len(name) > 200 or not _NAME.match(name):
+        raise BadUsage(f"not an object name: {name!r}")
+    return name
+
+
+class ObjectStore(ABC):
+    """A flat set of named, immutable objects.
+
+    Every method raises from the StoreError family only: Missing, Exists, Denied, Full, Unavailable,
+    NoStore, BadStore.  Cancellation is safe at any await: an abandoned put either happened whole or
+    not at all.
+    """
+
+    #: For people and logs; holds no secret.
+    url: str = ""
+
+    @abstractmethod
+    async def get(self, name: str, start: int, length: int) -> bytes:
+        """Return the bytes [start, start+length) of the object, fewer only where it ends.
+
+        length: at most this many bytes are ever read from the network or kept, whatever the store
+            sends.  A start at or beyond the end gives b"".
+        Raises Missing if there is no such object.  A body cut short is Unavailable, not short bytes.
+        """
+
+    @abstractmethod
+    async def put_new(self, name: str, data: Buffer) -> None:
+        """Store *data* as *name* if and only if the name is free; durable when it returns.
+
+        Raises Exists if the name is taken: the old object is untouched.  Of several racing callers
+        exactly one succeeds, if the store can do that (`format` probes it).
+        """
+
+    @abstractmethod
+    async def put(self, name: str, data: Buffer) -> None:
+        """Store *data* as *name*, over an older object if there is one.  Only for mounts/*."""
+
+    @abstractmethod
+    async def delete(self, name: str) -> None:
+        """Remove the object; no error if it is not there."""
+
+    @abstractmethod
+    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
+        """Return up to *limit* objects whose names start with *prefix* and sort after *after*.
+
+        In ascending order of name (by ASCII).  prefix: any string, "" for all.
+        """
+
+    async def create(self) -> None:
+        """Make the bucket or directory itself if it is not there and we may.  Idempotent."""
+
+    async def aclose(self) -> None:
+        """Give back connections, files and threads; the store is not usable afterwards."""
+
+    def health(self) -> Health:
+        """What is known of the store from recent requests; never asks it."""
+        return Health()
+
+
+async def list_all(store: ObjectStore, prefix: str, after: str = "") -> AsyncIterator[Page]:
+    """Yield every page of a listing.  Iterate it with ``async for`` to its end, or break."""
+    while True:
+        page = await store.list(prefix, after)
+        yield page
+        if not page.more or not page.entries:
+            return
+        after = page.entries[-1].name

@@ -1,0 +1,1 @@
+"""The tree of one volume: pure, synchronous operations over the SQLite replica."""

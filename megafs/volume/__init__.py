@@ -1,0 +1,1 @@
+"""Jobs on a whole volume: make it, open it, its keys."""
