@@ -33,7 +33,7 @@ class Parameters:
     """
 
     chunk_size: int = 256 * KIB
-    pack_size: int = 16 * MIB
+    pack_size: int = 8 * MIB
     inline_limit: int = 1 * KIB
     compression: str = "zstd"
     deduplication: bool = False
