@@ -7,8 +7,13 @@ unknown names are refused.
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from megafs.errors import BadUsage
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -47,6 +52,10 @@ class Settings:
     fsync: "store" (the commit is in the store) or "local" (the state directory has it).
     consistency: "close-to-open" or "strict" (namespace operations are committed before they return).
     atime: "noatime", "relatime" or "strictatime".
+    entry_timeout, attr_timeout: how long the kernel may believe a name or attributes; other mounts'
+        changes are told to it as they are applied, so these only bound the damage of lost news.
+    negative_timeout: how long the kernel may believe that a name does not exist.
+    uid, gid, umask: what every file is shown with, instead of what is recorded.
     """
 
     state_dir: Path
@@ -66,9 +75,79 @@ class Settings:
     uploads: int = 4
     downloads: int = 8
     readahead: int = 8 * MIB
+    entry_timeout: float = 60.0
+    attr_timeout: float = 60.0
+    negative_timeout: float = 1.0
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None
     accept_state: bool = False
     expect_head: str | None = None
     store_options: dict[str, str] = field(default_factory=dict)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtpe]?)(i?b?)\Z", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)\Z", re.IGNORECASE)
+_SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that *text* means: "4096", "10G" and "10GiB" (2^30), "50GB" (10^9)."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise BadUsage(f"not a size: {text!r} (examples: 4096, 512K, 10G, 50GB, 1.5TiB)")
+    number, letter, unit = match.groups()
+    base = 1000 if unit.lower() == "b" and letter else 1024
+    if unit.lower() == "i" or (unit.lower() == "ib" and not letter):
+        raise BadUsage(f"not a size: {text!r} (examples: 4096, 512K, 10G, 50GB, 1.5TiB)")
+    power = " kmgtpe".index(letter.lower()) if letter else 0
+    return int(float(number) * base**power)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that *text* means: "1.5", "500ms", "30s", "2min", "1h"."""
+    match = _DURATION.match(text.strip())
+    if match is None:
+        raise BadUsage(f"not a length of time: {text!r} (examples: 1.5, 500ms, 30s, 2min, 1h)")
+    return float(match.group(1)) * _SECONDS[match.group(2).lower()]
+
+
+def state_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
+    """Where state is kept unless told otherwise: what must survive a reboot.
+
+    MEGAFS_STATE_DIR, else /var/lib/megafs for root, else $XDG_STATE_HOME/megafs.
+    """
+    return _home(
+        "MEGAFS_STATE_DIR", "/var/lib/megafs", "XDG_STATE_HOME", ".local/state", environ, root
+    )
+
+
+def cache_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
+    """Where the cache is kept unless told otherwise: what may be deleted at any time.
+
+    MEGAFS_CACHE_DIR, else /var/cache/megafs for root, else $XDG_CACHE_HOME/megafs.
+    """
+    return _home("MEGAFS_CACHE_DIR", "/var/cache/megafs", "XDG_CACHE_HOME", ".cache", environ, root)
+
+
+def _home(
+    variable: str,
+    for_root: str,
+    xdg: str,
+    below_home: str,
+    environ: Mapping[str, str] | None,
+    root: bool | None,
+) -> Path:
+    environ = os.environ if environ is None else environ
+    if environ.get(variable):
+        return Path(environ[variable]).absolute()
+    if os.geteuid() == 0 if root is None else root:
+        return Path(for_root)
+    # The XDG rules: a relative path is invalid and must be ignored.
+    base = environ.get(xdg, "")
+    if base.startswith("/"):
+        return Path(base) / "megafs"
+    home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        raise BadUsage(f"neither {variable} nor {xdg} nor HOME says where to keep files")
+    return Path(home) / below_home / "megafs"
