@@ -115,6 +115,8 @@ REPLICATED = (
 
 INDEXES = (
     "CREATE INDEX dirents_by_cookie ON dirents(parent, cookie)",
+    # From a file to its names: messages, the journal of one path, conflict copies.
+    "CREATE INDEX dirents_by_ino ON dirents(ino)",
 )
 
 LOCAL = (

@@ -142,7 +142,7 @@ class Tree:
         )
 
     def places(self, ino: int) -> list[tuple[int, bytes]]:
-        """Every (directory, name) that stands for *ino*.  Reads the whole table: for messages."""
+        """Every (directory, name) that stands for *ino*."""
         return self.db.execute("SELECT parent, name FROM dirents WHERE ino=?", (ino,)).fetchall()
 
     def path(self, ino: int) -> bytes | None:

@@ -1,0 +1,140 @@
+"""One commit: what one mount changed in the tree, as one sealed object.
+
+`commits/<16 digits>` is, in bytes:
+
+    format u8 = 1 | epoch u32 big-endian | sealed(log key of the epoch, context("log", sequence))
+
+and what is sealed is:  length u32 big-endian | body | zeros, up to a Padmé size of the whole object.
+The body is MessagePack: an array of the fields of `Commit`, in that order.
+
+A commit carries the BLAKE3-256 of the object before it, so the journal is one chain: nothing can be
+left out, put in or exchanged.  The changeset is SQLite's (session extension), compressed with zstd.
+`sig` is kept free for signatures of single writers.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from megafs import compression
+from megafs.crypto import aead
+from megafs.crypto.keys import Keyring, digest
+from megafs.errors import Corrupt, TooNew
+
+FORMAT: Final = 1
+#: The largest object that is read as a commit; the writer stays far below.
+MAX_OBJECT: Final = 64 << 20
+MAX_CHANGESET: Final = 256 << 20
+_HEAD: Final = 5
+
+
+class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One entry of the journal.
+
+    prev: hash of the object before it.  mount, host: who wrote it.  commit_id: 16 random bytes.
+    first_batch, last_batch: the mount's own numbers of what it holds, for exactly-once after a crash.
+    time_ns: the writer's clock.  generation: of the key header the writer had.
+    changeset: zstd of a SQLite changeset over the replicated tables.
+    """
+
+    prev: bytes
+    mount: int
+    host: str
+    commit_id: bytes
+    first_batch: int
+    last_batch: int
+    time_ns: int
+    generation: int
+    operations: int
+    changeset: bytes
+    sig: bytes | None = None
+
+
+def object_name(sequence: int) -> str:
+    """The name of the commit with that number; numbers begin at 1."""
+    return f"commits/{sequence:016d}"
+
+
+def sequence_of(name: str) -> int:
+    """The number in a commit's name; Corrupt if it is not one."""
+    prefix, _, digits = name.partition("/")
+    if prefix != "commits" or len(digits) != 16 or not digits.isdecimal():
+        raise Corrupt(f"{name}: not the name of a commit")
+    return int(digits)
+
+
+def genesis(fsid: bytes) -> bytes:
+    """What the first commit names as the hash before it."""
+    return digest(aead.encode_fields("genesis", fsid))
+
+
+def seal(keyring: Keyring, sequence: int, commit: Commit) -> bytes:
+    """Return the object that holds *commit* as number *sequence*."""
+    body = msgspec.msgpack.encode(commit)
+    return seal_padded(keyring, "log", FORMAT, body, sequence)
+
+
+def open_commit(keyring: Keyring, sequence: int, data: bytes) -> Commit:
+    """Return the commit that the object *data* holds; Corrupt if it is not commit *sequence*."""
+    name = object_name(sequence)
+    body = open_padded(keyring, "log", FORMAT, data, name, sequence)
+    try:
+        return msgspec.msgpack.decode(body, type=Commit)
+    except msgspec.MsgspecError as exc:
+        raise Corrupt(f"{name}: {exc}") from exc
+
+
+def pack_changeset(changeset: bytes) -> bytes:
+    return compression.compress(changeset)
+
+
+def unpack_changeset(commit: Commit) -> bytes:
+    return compression.decompress(commit.changeset, MAX_CHANGESET)
+
+
+def seal_padded(
+    keyring: Keyring, purpose: str, version: int, body: bytes, *place: bytes | int | str
+) -> bytes:
+    """Seal *body* for its place so that the object's size is a Padmé size."""
+    plain_size = 4 + len(body)
+    target = aead.padme(_HEAD + aead.sealed_size(plain_size))
+    # One step of padding can push the tags of a further 16 KiB segment over the target; sizes grow
+    # with the plaintext, so step until the next Padmé size is met exactly or passed by a tag.
+    while _HEAD + aead.sealed_size(plain_size) < target:
+        plain_size += min(
+            target - _HEAD - aead.sealed_size(plain_size), 1 << 20
+        )
+        if _HEAD + aead.sealed_size(plain_size) > target:
+            excess = _HEAD + aead.sealed_size(plain_size) - target
+            plain_size -= excess
+            break
+    epoch = keyring.epoch
+    plain = len(body).to_bytes(4, "big") + body + bytes(plain_size - 4 - len(body))
+    context = aead.context(purpose, keyring.fsid, epoch, *place)
+    sealed = aead.seal(keyring.subkey(purpose, epoch), context, plain)
+    return bytes((version,)) + epoch.to_bytes(4, "big") + sealed
+
+
+def open_padded(
+    keyring: Keyring, purpose: str, version: int, data: bytes, name: str, *place: bytes | int | str
+) -> bytes:
+    """Return the body that `seal_padded` sealed for that place."""
+    if len(data) < _HEAD:
+        raise Corrupt(f"{name}: only {len(data)} bytes")
+    if data[0] > version:
+        raise TooNew(
+            f"{name} has format {data[0]}, this megafs knows up to {version}: install a newer megafs"
+        )
+    if data[0] != version:
+        raise Corrupt(f"{name}: unknown format {data[0]}")
+    epoch = int.from_bytes(data[1:5], "big")
+    context = aead.context(purpose, keyring.fsid, epoch, *place)
+    plain = aead.open_sealed(
+        keyring.subkey(purpose, epoch), context, memoryview(data)[_HEAD:], name
+    )
+    size = int.from_bytes(plain[:4], "big")
+    if size > len(plain) - 4:
+        raise Corrupt(f"{name}: says it holds {size} bytes, has {len(plain) - 4}")
+    return plain[4 : 4 + size]

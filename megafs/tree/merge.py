@@ -1,0 +1,492 @@
+"""What happens when two mounts disagree.
+
+A mount that loses a commit race undoes its pending operations, applies the winner's rows, and does
+its own operations again, one by one, through `Merge.redo`.  Most fit as they are.  For the rest the
+rules are (docs/semantics.md gives an example of each):
+
+    same name made twice          the later file becomes `name (conflict from HOST DATE).ext`;
+                                  two directories become one
+    contents changed on both      the later contents become a conflict copy beside the file
+    removed here, changed there   the file stays
+    changed here, removed there   the file comes back, with its directory if need be
+    renamed on both               the first rename stands; nothing is copied
+    moved over something new      the later file goes to a conflict name beside it
+    a directory into itself       the later rename becomes a conflict name in the old place
+    directory removed there       it comes back if something was put into it here
+    directory filled there        it stays
+    attributes, xattrs            the later value stands; those of a removed file are dropped
+
+No rule loses a byte that was written: it is reachable afterwards in place, in a conflict copy, or in
+`lost+found`.  Every rule that changed anything adds a line to `notes`.
+
+Pure: numbers, the host's name and the date come from the caller.
+"""
+
+from __future__ import annotations
+
+import errno as e
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from megafs.errors import Refused
+from megafs.tree.inode import NAME_MAX, ROOT, Inode
+from megafs.tree.ops import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    AddPack,
+    Attributes,
+    ClaimRange,
+    Contents,
+    Create,
+    Link,
+    Operation,
+    Reap,
+    RemoveXattr,
+    Rename,
+    Rmdir,
+    SetXattr,
+    Snapshot,
+    Unlink,
+)
+from megafs.tree.tree import Extent, Tree
+
+LOST_FOUND = b"lost+found"
+
+
+@dataclass(slots=True)
+class Seen:
+    """One inode as this mount saw it before the others' commits were applied."""
+
+    inode: Inode
+    target: bytes | None
+    places: list[tuple[int, bytes]]
+    xattrs: list[tuple[bytes, bytes]]
+    extents: list[Extent]
+
+
+@dataclass(slots=True)
+class View:
+    """The inodes that others changed, as this mount saw them, with the directories above."""
+
+    seen: dict[int, Seen] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tree: Tree, inos: Iterable[int]) -> View:
+        """Look at these inodes now; those that do not exist are left out."""
+        view = cls()
+        for ino in inos:
+            view.add(tree, ino)
+        return view
+
+    def add(self, tree: Tree, ino: int) -> None:
+        while ino not in self.seen:
+            inode = tree.find(ino)
+            if inode is None:
+                return
+            places = tree.places(ino)
+            self.seen[ino] = Seen(
+                inode,
+                tree.target(ino) if inode.is_symlink else None,
+                places,
+                tree.xattrs(ino),
+                tree.all_extents(ino) if inode.is_file else [],
+            )
+            for parent, _ in places[1:]:
+                self.add(tree, parent)
+            if not places:
+                return
+            ino = places[0][0]
+
+
+class Merge:
+    """Does one mount's operations again on a tree that others have changed.
+
+    view: what the mount saw of the inodes that the others changed.
+    number: gives a number never used before.  host, date: for the names of conflict copies.
+
+    aliases: directories of ours that became one with somebody else's of the same name.
+    notes: one line for every rule that changed something.
+    """
+
+    def __init__(
+        self, tree: Tree, view: View, number: Callable[[], int], host: str, date: str
+    ) -> None:
+        self.tree = tree
+        self.view = view
+        self.number = number
+        self.label = f"conflict from {_plain(host)} {date}".encode()
+        self.aliases: dict[int, int] = {}
+        self.notes: list[str] = []
+        self._settled: set[int] = set()
+        self._done: list[Operation] = []
+
+    def redo(self, op: Operation) -> list[Operation]:
+        """Apply *op*, or what stands for it now; return the operations that were applied."""
+        self._done = []
+        op = self._translated(op)
+        match op:
+            case Create():
+                self._create(op)
+            case Link():
+                self._link(op)
+            case Unlink():
+                self._unlink(op)
+            case Rmdir():
+                self._rmdir(op)
+            case Rename():
+                self._rename(op)
+            case Contents():
+                self._contents(op)
+            case SetXattr():
+                self._try(msgspec.structs.replace(op, flags=0))
+            case Snapshot():
+                self._snapshot(op)
+            case Attributes() | RemoveXattr() | Reap():
+                self._try(op)
+            case AddPack() | ClaimRange():
+                self._do(op)
+            case _:
+                raise TypeError(f"no rule for {type(op).__name__}")
+        return self._done
+
+    # ---- the rules --------------------------------------------------------------------------
+
+    def _create(self, op: Create) -> None:
+        parent = self._directory(op.parent)
+        there = self.tree.child(parent, op.name)
+        if there == op.ino:
+            return  # brought back already, for an operation that needed it
+        if self.tree.find(op.ino) is not None:
+            return  # brought back under another name
+        name = op.name
+        if there is not None:
+            other = self.tree.inode(there)
+            if stat.S_ISDIR(op.mode) and other.is_dir:
+                self.aliases[op.ino] = there
+                return
+            name = self._conflict_name(parent, op.name)
+            self._note(f"{self._shown(parent, op.name)} was made twice: ours is now {_show(name)}")
+        self._do(msgspec.structs.replace(op, parent=parent, name=name))
+
+    def _link(self, op: Link) -> None:
+        parent = self._directory(op.parent)
+        there = self.tree.child(parent, op.name)
+        if there == op.ino:
+            return
+        name = op.name
+        if there is not None:
+            name = self._conflict_name(parent, op.name)
+            self._note(f"{self._shown(parent, op.name)} was made twice: ours is now {_show(name)}")
+        inode = self.tree.find(op.ino)
+        if inode is None or inode.nlink == 0:
+            if inode is None and op.ino in self.view.seen:
+                self._revive_file(op.ino, parent, name, op.time_ns)
+            return
+        self._try(msgspec.structs.replace(op, parent=parent, name=name))
+
+    def _unlink(self, op: Unlink) -> None:
+        if self.tree.find(op.parent) is None or self.tree.child(op.parent, op.name) != op.ino:
+            return
+        inode = self.tree.inode(op.ino)
+        if inode.version != op.version and inode.nlink == 1 and op.ino not in self._settled:
+            self._note(
+                f"{self._shown(op.parent, op.name)} was removed here and changed elsewhere: it stays"
+            )
+            return
+        self._try(op)
+
+    def _rmdir(self, op: Rmdir) -> None:
+        try:
+            self._do(op)
+        except Refused as no:
+            if no.errno == e.ENOTEMPTY:
+                self._note(
+                    f"{self._shown(op.parent, op.name)} was removed here and filled elsewhere:"
+                    " it stays"
+                )
+
+    def _rename(self, op: Rename) -> None:
+        tree = self.tree
+        if op.flags & RENAME_EXCHANGE:
+            try:
+                self._do(op)
+            except Refused:
+                self._note(
+                    f"{self._shown(op.parent, op.name)} and {_show(op.new_name)} did not change"
+                    " places: one of them was changed elsewhere"
+                )
+            return
+        new_parent = self._directory(op.new_parent)
+        if tree.child(new_parent, op.new_name) == op.ino:
+            return
+        if tree.find(op.parent) is None or tree.child(op.parent, op.name) != op.ino:
+            self._rename_moved(op, new_parent)
+            return
+        there = tree.child(new_parent, op.new_name) or 0
+        fits = there == 0 or there == op.replaced
+        if fits and there:
+            other = tree.inode(there)
+            fits = other.is_dir or other.version == op.replaced_version
+        moved = msgspec.structs.replace(op, new_parent=new_parent, replaced=there)
+        if fits:
+            try:
+                self._do(moved)
+                return
+            except Refused as no:
+                if no.errno == e.EINVAL:  # it would lie inside itself
+                    name = self._conflict_name(op.parent, op.new_name)
+                    self._note(
+                        f"{self._shown(op.parent, op.name)} could not move below itself after a"
+                        f" rename elsewhere: it is now {_show(name)}"
+                    )
+                    self._do(
+                        msgspec.structs.replace(
+                            op, new_parent=op.parent, new_name=name, replaced=0, flags=0
+                        )
+                    )
+                    return
+        name = self._conflict_name(new_parent, op.new_name)
+        self._note(
+            f"{self._shown(new_parent, op.new_name)} was made or changed elsewhere: ours, moved"
+            f" there, is now {_show(name)}"
+        )
+        self._do(msgspec.structs.replace(moved, new_name=name, replaced=0, flags=RENAME_NOREPLACE))
+
+    def _rename_moved(self, op: Rename, new_parent: int) -> None:
+        """What we renamed is no longer where it was."""
+        if self.tree.find(op.ino) is not None:
+            self._note(
+                f"{_show(op.name)} was renamed here to {_show(op.new_name)} and also elsewhere:"
+                " the other name stands"
+            )
+            return
+        seen = self.view.seen.get(op.ino)
+        if seen is None:
+            return
+        name = self._free_name(new_parent, op.new_name)
+        if seen.inode.is_dir:
+            self._revive_directory(op.ino, new_parent, name, op.time_ns)
+        else:
+            self._revive_file(op.ino, new_parent, name, op.time_ns)
+        self._note(f"{_show(op.name)} was renamed here and removed elsewhere: it is {_show(name)}")
+
+    def _contents(self, op: Contents) -> None:
+        if op.ino in self._settled:
+            return
+        inode = self.tree.find(op.ino)
+        if inode is not None and inode.version == op.base:
+            self._do(op)
+            return
+        if inode is None:
+            self._come_back(op)
+            return
+        if inode.nlink == 0:
+            return  # nobody can reach an unlinked file but those who have it open
+        places = self.tree.places(op.ino)
+        parent, name = places[0] if places else (self._lost_found(op.ctime_ns), b"file")
+        copy = self._conflict_name(parent, name)
+        seen = self.view.seen.get(op.ino)
+        source = seen.inode if seen is not None else inode
+        extents = seen.extents if seen is not None else self.tree.all_extents(op.ino)
+        new = self.number()
+        self._do(
+            Create(
+                parent, copy, new, self.number(), source.mode, source.uid, source.gid, 0,
+                op.ctime_ns, 0, None, tuple(seen.xattrs if seen is not None else ()),
+            )
+        )
+        if seen is None:
+            # Taken up from the log without the replica it was made on: lay our pieces over theirs.
+            self._do(
+                Contents(
+                    new, 0, self.number(), None, inode.size, op.mtime_ns, op.ctime_ns,
+                    tuple(extents),
+                )
+            )
+            base = self.tree.inode(new).version
+            self._do(msgspec.structs.replace(op, ino=new, base=base, version=self.number()))
+        else:
+            self._do(
+                Contents(
+                    new, 0, self.number(), None, source.size, source.mtime_ns, op.ctime_ns,
+                    tuple(extents),
+                )
+            )
+        self._settled.add(op.ino)
+        self._note(
+            f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
+        )
+
+    def _come_back(self, op: Contents) -> None:
+        """A file we wrote to was removed elsewhere."""
+        seen = self.view.seen.get(op.ino)
+        if seen is None:
+            name = self._free_name(self._lost_found(op.ctime_ns), b"file")
+            self._do(
+                Create(
+                    self._lost_found(op.ctime_ns), name, op.ino, self.number(),
+                    stat.S_IFREG | 0o600, 0, 0, 0, op.ctime_ns, op.base,
+                )
+            )
+            self._do(op)
+            self._note(f"a file written here was removed elsewhere: it is lost+found/{_show(name)}")
+            return
+        if not seen.places:
+            self._settled.add(op.ino)
+            return  # it had no name here either
+        parent, name = seen.places[0]
+        parent = self._directory(parent)
+        name = self._free_name(parent, name)
+        self._revive_file(op.ino, parent, name, op.ctime_ns)
+        self._note(f"{self._shown(parent, name)} was changed here and removed elsewhere: it stays")
+
+    def _snapshot(self, op: Snapshot) -> None:
+        try:
+            self._do(op)
+        except Refused as no:
+            if no.errno == e.EEXIST:
+                name = f"{op.name} ({self.label.decode()})"
+                self._try(msgspec.structs.replace(op, name=name))
+
+    # ---- bringing back ----------------------------------------------------------------------
+
+    def _directory(self, ino: int) -> int:
+        """The directory *ino*, brought back if it was removed, or lost+found."""
+        ino = self.aliases.get(ino, ino)
+        found = self.tree.find(ino)
+        if found is not None and found.is_dir:
+            return ino
+        seen = self.view.seen.get(ino)
+        if found is None and seen is not None and seen.inode.is_dir and seen.places:
+            parent, name = seen.places[0]
+            parent = self._directory(parent)
+            there = self.tree.child(parent, name)
+            if there is not None and self.tree.inode(there).is_dir:
+                self.aliases[ino] = there
+                return there
+            name = self._free_name(parent, name)
+            self._revive_directory(ino, parent, name, seen.inode.ctime_ns)
+            self._note(f"{self._shown(parent, name)} was removed elsewhere: it is back, for ours")
+            return ino
+        return self._lost_found(0)
+
+    def _revive_directory(self, ino: int, parent: int, name: bytes, time_ns: int) -> None:
+        seen = self.view.seen[ino]
+        self._do(
+            Create(
+                parent, name, ino, self.number(), seen.inode.mode, seen.inode.uid, seen.inode.gid,
+                0, time_ns, 0, None, tuple(seen.xattrs),
+            )
+        )
+
+    def _revive_file(self, ino: int, parent: int, name: bytes, time_ns: int) -> None:
+        """Make a file again as this mount saw it last; its later contents are then in already."""
+        seen = self.view.seen[ino]
+        old = seen.inode
+        self._do(
+            Create(
+                parent, name, ino, self.number(), old.mode, old.uid, old.gid, old.rdev,
+                time_ns, 0, seen.target, tuple(seen.xattrs),
+            )
+        )
+        if old.is_file:
+            self._do(
+                Contents(
+                    ino, 0, self.number(), None, old.size, old.mtime_ns, time_ns,
+                    tuple(seen.extents),
+                )
+            )
+            self._settled.add(ino)
+
+    def _lost_found(self, time_ns: int) -> int:
+        """The directory for what has no place of its own any more."""
+        there = self.tree.child(ROOT, LOST_FOUND)
+        if there is not None and self.tree.inode(there).is_dir:
+            return there
+        name = LOST_FOUND if there is None else self._conflict_name(ROOT, LOST_FOUND)
+        root = self.tree.inode(ROOT)
+        ino = self.number()
+        self._do(
+            Create(
+                ROOT, name, ino, self.number(), stat.S_IFDIR | 0o700, root.uid, root.gid, 0,
+                time_ns or root.ctime_ns,
+            )
+        )
+        return ino
+
+    # ---- small steps ------------------------------------------------------------------------
+
+    def _do(self, op: Operation) -> None:
+        op.apply(self.tree)
+        self._done.append(op)
+
+    def _try(self, op: Operation) -> None:
+        try:
+            self._do(op)
+        except Refused:
+            pass  # what it was about is gone: nothing to keep
+
+    def _translated(self, op: Operation) -> Operation:
+        if not self.aliases:
+            return op
+        changes = {
+            name: self.aliases[getattr(op, name)]
+            for name in ("ino", "parent", "new_parent")
+            if getattr(op, name, None) in self.aliases
+        }
+        if not changes or (isinstance(op, Create) and changes.keys() == {"ino"}):
+            return op
+        if isinstance(op, Create):
+            changes.pop("ino", None)
+        return msgspec.structs.replace(op, **changes)
+
+    def _free_name(self, parent: int, name: bytes) -> bytes:
+        if self.tree.child(parent, name) is None:
+            return name
+        return self._conflict_name(parent, name)
+
+    def _conflict_name(self, parent: int, name: bytes) -> bytes:
+        """`name (conflict from HOST DATE).ext`, with a number if that is taken as well."""
+        stem, dot, extension = name.rpartition(b".")
+        if not stem or len(extension) > 16:
+            stem, dot, extension = name, b"", b""
+        count = 1
+        while True:
+            label = b" (" + self.label + (b"" if count == 1 else b" %d" % count) + b")"
+            room = NAME_MAX - len(label) - len(dot) - len(extension)
+            made = _cut(stem, room) + label + dot + extension
+            if self.tree.child(parent, made) is None:
+                return made
+            count += 1
+
+    def _shown(self, parent: int, name: bytes) -> str:
+        above = self.tree.path(parent) or b"/?"
+        return _show(above.rstrip(b"/") + b"/" + name)
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def _plain(host: str) -> str:
+    """A host's name as it may stand in a file's name."""
+    kept = "".join(c if c.isalnum() or c in "-_." else "-" for c in host)
+    return kept[:40] or "unknown"
+
+
+def _cut(name: bytes, room: int) -> bytes:
+    """At most *room* bytes of *name*, not in the middle of a UTF-8 character."""
+    if len(name) <= room:
+        return name
+    name = name[:room]
+    while name and name[-1] & 0xC0 == 0x80:
+        name = name[:-1]
+    if name and name[-1] >= 0xC0:
+        name = name[:-1]
+    return name
+
+
+def _show(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
