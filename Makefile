@@ -1,0 +1,43 @@
+# make demo     mount a new volume and show it working (MOUNTPOINT=... to choose where)
+# make test     linters and every test; needs /dev/fuse, installs what is missing
+# make lint     the linters alone
+# make setup    only install what megafs needs to run; setup-test: and what its tests need
+# make clean    remove what the targets above made in the checkout
+#
+# For Debian and Ubuntu, as root or with sudo.  MEGAFS_VENV=... puts the environment elsewhere.
+
+MEGAFS_VENV ?= $(CURDIR)/.venv
+export MEGAFS_VENV
+BIN := $(MEGAFS_VENV)/bin
+PYTEST_ARGS ?=
+# ASYNC127 advises another package than httpx, which this project has chosen.  The others are off by
+# default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
+ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
+
+.PHONY: demo test lint setup setup-test clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	@contrib/demo.sh "$(MOUNTPOINT)"
+
+# The linters first, as they are quick; pytest's own summary is the last line.
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	find megafs tests -name '*.py' -exec $(BIN)/flake8-async $(ASYNC_RULES) {} +
+	$(BIN)/lint-imports
+
+setup:
+	@tools/setup.sh run
+
+setup-test:
+	@tools/setup.sh test
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	    .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

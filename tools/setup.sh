@@ -1,0 +1,126 @@
+#!/bin/sh
+# Make this machine ready: Debian packages that are missing, and a virtual environment.
+#
+#   tools/setup.sh run     what megafs needs to run
+#   tools/setup.sh test    and what its tests and linters need (a real Ceph among it)
+#
+# For Debian and Ubuntu, as root or with sudo.  Run again at will: it takes a fraction of a second
+# when everything is there.  The environment is .venv in the checkout, or $MEGAFS_VENV; the
+# interpreter is the first of python3, python3.11 and newer that fits, or $PYTHON.
+set -eu
+cd "$(dirname "$0")/.."
+
+kind=${1:-run}
+case $kind in
+run) extras='' ;;
+test) extras='[test,lint]' ;;
+*) echo "usage: tools/setup.sh run|test" >&2; exit 2 ;;
+esac
+
+venv=${MEGAFS_VENV:-$PWD/.venv}
+# pyfuse3 is compiled here by pip: hence a compiler, libfuse's headers and pkg-config.
+packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev ca-certificates'
+if [ "$kind" = test ]; then
+    packages="$packages ceph-mon ceph-osd radosgw ceph-common rsync git sqlite3 attr acl"
+    packages="$packages tar diffutils findutils util-linux procps"
+fi
+
+say() { echo "setup: $*" >&2; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        say "this needs root, and there is no sudo: $*"
+        exit 1
+    fi
+}
+
+# Install packages without letting them start a daemon: the tests start their own, elsewhere.
+apt_install() {
+    if ! command -v apt-get >/dev/null; then
+        say "this is not Debian or Ubuntu: please install what corresponds to: $*"
+        return 0
+    fi
+    say "installing $*"
+    # shellcheck disable=SC2016
+    as_root env DEBIAN_FRONTEND=noninteractive sh -eu -c '
+        policy=/usr/sbin/policy-rc.d
+        if [ ! -e $policy ]; then
+            printf "#!/bin/sh\nexit 101\n" >$policy
+            chmod 755 $policy
+            trap "rm -f $policy" EXIT
+            trap "exit 130" INT TERM
+        fi
+        log=$(mktemp)
+        install() {
+            apt-get install -y --no-install-recommends -qq \
+                -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 "$@" >"$log" 2>&1
+        }
+        # The lists of a fresh machine are empty or old.
+        if ! install "$@"; then
+            apt-get update -qq
+            if ! install "$@"; then
+                tail -n 20 "$log" >&2
+                exit 1
+            fi
+        fi
+        rm -f "$log"
+    ' sh "$@"
+}
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+fits() {
+    command -v "$1" >/dev/null && "$1" - 2>/dev/null <<'P'
+import ensurepip, os, sys, sysconfig, venv
+header = os.path.join(sysconfig.get_path("include"), "Python.h")
+sys.exit(not (sys.version_info >= (3, 11) and os.path.exists(header)))
+P
+}
+
+find_python() {
+    for candidate in ${PYTHON:-python3 /usr/bin/python3 python3.11 python3.12 python3.13 python3.14}; do
+        if fits "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+missing=
+for package in $packages; do
+    installed "$package" || missing="$missing $package"
+done
+# shellcheck disable=SC2086
+[ -z "$missing" ] || apt_install $missing
+
+stamp="$kind $(cat pyproject.toml tools/setup.sh | sha256sum | cut -c1-64)"
+# An environment made for the tests also serves to run.
+if [ -e "$venv/.megafs" ] && [ -x "$venv/bin/python" ]; then
+    known=$(cat "$venv/.megafs")
+    case $known in "$stamp" | "test ${stamp#* }") exit 0 ;; esac
+fi
+
+if [ ! -x "$venv/bin/python" ]; then
+    python=$(find_python)
+    if [ -z "$python" ]; then
+        apt_install python3 python3-venv python3-dev
+        python=$(find_python)
+    fi
+    if [ -z "$python" ]; then # Ubuntu 22.04 calls an older one python3
+        apt_install python3.11 python3.11-venv python3.11-dev
+        python=$(find_python)
+    fi
+    if [ -z "$python" ]; then
+        say "megafs needs Python 3.11 or newer with venv and its headers; none was found"
+        exit 1
+    fi
+    say "making $venv with $python"
+    "$python" -m venv "$venv"
+fi
+say "installing the Python packages"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".$extras"
+echo "$stamp" >"$venv/.megafs"
