@@ -103,9 +103,7 @@ def seal_padded(
     # One step of padding can push the tags of a further 16 KiB segment over the target; sizes grow
     # with the plaintext, so step until the next Padmé size is met exactly or passed by a tag.
     while _HEAD + aead.sealed_size(plain_size) < target:
-        plain_size += min(
-            target - _HEAD - aead.sealed_size(plain_size), 1 << 20
-        )
+        plain_size += min(target - _HEAD - aead.sealed_size(plain_size), 1 << 20)
         if _HEAD + aead.sealed_size(plain_size) > target:
             excess = _HEAD + aead.sealed_size(plain_size) - target
             plain_size -= excess

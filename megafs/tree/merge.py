@@ -294,15 +294,31 @@ class Merge:
         new = self.number()
         self._do(
             Create(
-                parent, copy, new, self.number(), source.mode, source.uid, source.gid, 0,
-                op.ctime_ns, 0, None, tuple(seen.xattrs if seen is not None else ()),
+                parent,
+                copy,
+                new,
+                self.number(),
+                source.mode,
+                source.uid,
+                source.gid,
+                0,
+                op.ctime_ns,
+                0,
+                None,
+                tuple(seen.xattrs if seen is not None else ()),
             )
         )
         if seen is None:
             # Taken up from the log without the replica it was made on: lay our pieces over theirs.
             self._do(
                 Contents(
-                    new, 0, self.number(), None, inode.size, op.mtime_ns, op.ctime_ns,
+                    new,
+                    0,
+                    self.number(),
+                    None,
+                    inode.size,
+                    op.mtime_ns,
+                    op.ctime_ns,
                     tuple(extents),
                 )
             )
@@ -311,7 +327,13 @@ class Merge:
         else:
             self._do(
                 Contents(
-                    new, 0, self.number(), None, source.size, source.mtime_ns, op.ctime_ns,
+                    new,
+                    0,
+                    self.number(),
+                    None,
+                    source.size,
+                    source.mtime_ns,
+                    op.ctime_ns,
                     tuple(extents),
                 )
             )
@@ -327,8 +349,16 @@ class Merge:
             name = self._free_name(self._lost_found(op.ctime_ns), b"file")
             self._do(
                 Create(
-                    self._lost_found(op.ctime_ns), name, op.ino, self.number(),
-                    stat.S_IFREG | 0o600, 0, 0, 0, op.ctime_ns, op.base,
+                    self._lost_found(op.ctime_ns),
+                    name,
+                    op.ino,
+                    self.number(),
+                    stat.S_IFREG | 0o600,
+                    0,
+                    0,
+                    0,
+                    op.ctime_ns,
+                    op.base,
                 )
             )
             self._do(op)
@@ -377,8 +407,18 @@ class Merge:
         seen = self.view.seen[ino]
         self._do(
             Create(
-                parent, name, ino, self.number(), seen.inode.mode, seen.inode.uid, seen.inode.gid,
-                0, time_ns, 0, None, tuple(seen.xattrs),
+                parent,
+                name,
+                ino,
+                self.number(),
+                seen.inode.mode,
+                seen.inode.uid,
+                seen.inode.gid,
+                0,
+                time_ns,
+                0,
+                None,
+                tuple(seen.xattrs),
             )
         )
 
@@ -388,14 +428,30 @@ class Merge:
         old = seen.inode
         self._do(
             Create(
-                parent, name, ino, self.number(), old.mode, old.uid, old.gid, old.rdev,
-                time_ns, 0, seen.target, tuple(seen.xattrs),
+                parent,
+                name,
+                ino,
+                self.number(),
+                old.mode,
+                old.uid,
+                old.gid,
+                old.rdev,
+                time_ns,
+                0,
+                seen.target,
+                tuple(seen.xattrs),
             )
         )
         if old.is_file:
             self._do(
                 Contents(
-                    ino, 0, self.number(), None, old.size, old.mtime_ns, time_ns,
+                    ino,
+                    0,
+                    self.number(),
+                    None,
+                    old.size,
+                    old.mtime_ns,
+                    time_ns,
                     tuple(seen.extents),
                 )
             )
@@ -411,7 +467,14 @@ class Merge:
         ino = self.number()
         self._do(
             Create(
-                ROOT, name, ino, self.number(), stat.S_IFDIR | 0o700, root.uid, root.gid, 0,
+                ROOT,
+                name,
+                ino,
+                self.number(),
+                stat.S_IFDIR | 0o700,
+                root.uid,
+                root.gid,
+                0,
                 time_ns or root.ctime_ns,
             )
         )

@@ -65,10 +65,20 @@ class Create(Operation, frozen=True, tag="create"):
             raise Refused(e.EMLINK)
         tree.add_inode(
             Inode(
-                self.ino, self.mode, 2 if is_dir else 1, self.uid, self.gid, self.rdev,
-                len(self.target) if self.target is not None else 0, 0,
-                self.time_ns, self.time_ns, self.time_ns, self.time_ns,
-                self.parent if is_dir else 0, self.version,
+                self.ino,
+                self.mode,
+                2 if is_dir else 1,
+                self.uid,
+                self.gid,
+                self.rdev,
+                len(self.target) if self.target is not None else 0,
+                0,
+                self.time_ns,
+                self.time_ns,
+                self.time_ns,
+                self.time_ns,
+                self.parent if is_dir else 0,
+                self.version,
             ),
             self.target,
         )
@@ -256,9 +266,7 @@ class Rename(Operation, frozen=True, tag="rename"):
 class Attributes(Operation, frozen=True, tag="attributes"):
     """chmod, chown, utimensat: columns of an inode, but never its contents."""
 
-    FIELDS: ClassVar[frozenset[str]] = frozenset(
-        ("mode", "uid", "gid", "atime", "mtime", "ctime")
-    )
+    FIELDS: ClassVar[frozenset[str]] = frozenset(("mode", "uid", "gid", "atime", "mtime", "ctime"))
 
     ino: int
     fields: dict[str, int]
@@ -390,8 +398,19 @@ class Snapshot(Operation, frozen=True, tag="snapshot"):
 
 
 AnyOperation = (
-    Create | Link | Unlink | Rmdir | Rename | Attributes | SetXattr | RemoveXattr | Contents | Reap
-    | AddPack | ClaimRange | Snapshot
+    Create
+    | Link
+    | Unlink
+    | Rmdir
+    | Rename
+    | Attributes
+    | SetXattr
+    | RemoveXattr
+    | Contents
+    | Reap
+    | AddPack
+    | ClaimRange
+    | Snapshot
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -442,8 +461,12 @@ def lay(tree: Tree, inode: Inode, op: Contents) -> None:
     tree.put_extents(inode.ino, op.pieces)
     change += sum(piece.length for piece in op.pieces)
     tree.set_contents(
-        inode.ino, size=op.size, blocks=inode.blocks + change, version=op.version,
-        mtime=op.mtime_ns, ctime=op.ctime_ns,
+        inode.ino,
+        size=op.size,
+        blocks=inode.blocks + change,
+        version=op.version,
+        mtime=op.mtime_ns,
+        ctime=op.ctime_ns,
     )
     tree.charge(change)
 
@@ -452,7 +475,19 @@ def empty_tree(tree: Tree, time_ns: int, uid: int, gid: int) -> None:
     """Make the root directory: the tree of a new volume."""
     tree.add_inode(
         Inode(
-            ROOT, stat.S_IFDIR | 0o755, 2, uid, gid, 0, 0, 0,
-            time_ns, time_ns, time_ns, time_ns, ROOT, 0,
+            ROOT,
+            stat.S_IFDIR | 0o755,
+            2,
+            uid,
+            gid,
+            0,
+            0,
+            0,
+            time_ns,
+            time_ns,
+            time_ns,
+            time_ns,
+            ROOT,
+            0,
         )
     )

@@ -31,8 +31,21 @@ REPLICATED = (
     Table(
         "inodes",
         (
-            "ino", "mode", "nlink", "uid", "gid", "rdev", "size", "blocks",
-            "atime", "mtime", "ctime", "btime", "parent", "version", "target",
+            "ino",
+            "mode",
+            "nlink",
+            "uid",
+            "gid",
+            "rdev",
+            "size",
+            "blocks",
+            "atime",
+            "mtime",
+            "ctime",
+            "btime",
+            "parent",
+            "version",
+            "target",
         ),
         1,
         """CREATE TABLE inodes(

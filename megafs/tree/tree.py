@@ -117,7 +117,7 @@ class Tree:
         ).fetchone()
         return None if row is None else Inode(*row)
 
-    def list(self, parent: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
+    def entries(self, parent: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries of a directory whose cookies follow *after*, by cookie."""
         rows = self.db.execute(
             "SELECT d.name, d.cookie, i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"
@@ -257,9 +257,21 @@ class Tree:
         self.db.execute(
             "INSERT INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
-                inode.ino, inode.mode, inode.nlink, inode.uid, inode.gid, inode.rdev, inode.size,
-                inode.blocks, inode.atime_ns, inode.mtime_ns, inode.ctime_ns, inode.btime_ns,
-                inode.parent, inode.version, target,
+                inode.ino,
+                inode.mode,
+                inode.nlink,
+                inode.uid,
+                inode.gid,
+                inode.rdev,
+                inode.size,
+                inode.blocks,
+                inode.atime_ns,
+                inode.mtime_ns,
+                inode.ctime_ns,
+                inode.btime_ns,
+                inode.parent,
+                inode.version,
+                target,
             ),
         )
         self.charge(inode.blocks, 1)
@@ -294,9 +306,7 @@ class Tree:
         )
 
     def change_links(self, ino: int, by: int, time_ns: int) -> None:
-        self.db.execute(
-            "UPDATE inodes SET nlink=nlink+?, ctime=? WHERE ino=?", (by, time_ns, ino)
-        )
+        self.db.execute("UPDATE inodes SET nlink=nlink+?, ctime=? WHERE ino=?", (by, time_ns, ino))
 
     def set_parent(self, ino: int, parent: int) -> None:
         self.db.execute("UPDATE inodes SET parent=? WHERE ino=?", (parent, ino))

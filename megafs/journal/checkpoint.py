@@ -1,0 +1,342 @@
+"""Checkpoints: the whole tree at one sequence number, where a new machine starts.
+
+    checkpoints/<sequence 16 digits>/manifest       what belongs to it, sealed
+    checkpoints/<sequence 16 digits>/<32 hex>       a part: rows of one table, sealed
+
+A part is zstd of MessagePack: an array of rows, each an array of the table's columns.  Its context is
+its own random id, so parts of older checkpoints can stand in a new one; what binds them together is
+the manifest, which names each with its digest.  The manifest's context is the sequence number.
+
+The hashes of the commits before it (`history`) are a table like the others: a machine that remembers
+an older head can tell whether it lies in this history.
+
+A checkpoint is written from a second connection to the replica that sees one moment of it, in a
+thread: the mount goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import apsw
+import msgspec
+import trio
+
+from megafs import clock, compression
+from megafs.concurrency import offload
+from megafs.crypto.keys import Keyring, digest
+from megafs.errors import Corrupt, Exists, Missing
+from megafs.journal.commit import open_padded, seal_padded
+from megafs.journal.parts import Key, Part
+from megafs.journal.replica import Replica
+from megafs.stores.base import ObjectStore, list_all
+from megafs.tree.schema import REPLICATED
+
+log = logging.getLogger(__name__)
+
+FORMAT: Final = 1
+#: Rows of one part, and the bytes of them that end it earlier.
+PART_ROWS: Final = 16384
+PART_SIZE: Final = 4 << 20
+MAX_PART: Final = 64 << 20
+MAX_MANIFEST: Final = 64 << 20
+#: How many of the newest commits' hashes a checkpoint keeps (docs/threats.md, row 20).
+HASH_TAIL: Final = 65536
+
+
+class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """One part in a manifest.  low: the first key that may lie in it."""
+
+    low: tuple[Any, ...]
+    object: str
+    digest: bytes
+    size: int
+    rows: int
+
+
+class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint is made of.
+
+    head: hash of the commit `sequence`.  last: of that commit, its time in ns, host and mount.
+    tables: of each replicated table, its parts in order.
+    history: the hashes of the last commits, oldest first, 32 bytes each; the last one is `head`.
+    """
+
+    sequence: int
+    head: bytes
+    last: tuple[int, str, int]
+    tables: dict[str, tuple[PartEntry, ...]]
+    history: bytes
+
+
+def manifest_name(sequence: int) -> str:
+    return f"checkpoints/{sequence:016d}/manifest"
+
+
+async def newest(store: ObjectStore) -> list[int]:
+    """The sequence numbers of the checkpoints in the store, newest first."""
+    found = []
+    async for page in list_all(store, "checkpoints/"):
+        for entry in page.entries:
+            _, number, last = entry.name.split("/", 2)
+            if last == "manifest" and number.isdecimal():
+                found.append(int(number))
+    return sorted(found, reverse=True)
+
+
+async def read_manifest(store: ObjectStore, keyring: Keyring, sequence: int) -> Manifest:
+    """Read and open one manifest; Corrupt or Missing if it is not whole."""
+    name = manifest_name(sequence)
+    data = await store.get(name, 0, MAX_MANIFEST + 1)
+    body = open_padded(keyring, "ckpt", FORMAT, data, name, "manifest", sequence)
+    try:
+        manifest = msgspec.msgpack.decode(
+            compression.decompress(body, 4 * MAX_MANIFEST), type=Manifest
+        )
+    except msgspec.MsgspecError as exc:
+        raise Corrupt(f"{name}: {exc}") from exc
+    if manifest.sequence != sequence:
+        raise Corrupt(f"{name} says it is checkpoint {manifest.sequence}")
+    return manifest
+
+
+async def read_part(store: ObjectStore, keyring: Keyring, entry: PartEntry) -> list[list[Any]]:
+    """The rows of one part."""
+    if entry.size > MAX_PART:
+        raise Corrupt(f"{entry.object}: {entry.size} bytes are too many for a part")
+    data = await store.get(entry.object, 0, entry.size + 1)
+    return await offload(_open_part, keyring, entry, data)
+
+
+def _open_part(keyring: Keyring, entry: PartEntry, data: bytes) -> list[list[Any]]:
+    if digest(data) != entry.digest:
+        raise Corrupt(f"{entry.object}: not the bytes that the checkpoint names")
+    part_id = bytes.fromhex(entry.object.rpartition("/")[2])
+    body = open_padded(keyring, "ckpt", FORMAT, data, entry.object, "part", part_id)
+    rows: list[list[Any]] = msgspec.msgpack.decode(compression.decompress(body, 16 * MAX_PART))
+    if len(rows) != entry.rows:
+        raise Corrupt(f"{entry.object}: {len(rows)} rows, not {entry.rows}")
+    return rows
+
+
+async def load(
+    store: ObjectStore,
+    replica: Replica,
+    manifest: Manifest,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Fill an empty replica from a checkpoint, a few parts in memory at a time.
+
+    progress: called with (parts done, parts in all).
+    """
+    names = {table.name for table in REPLICATED}
+    if not manifest.tables.keys() <= names:
+        raise Corrupt(f"checkpoint {manifest.sequence} has tables this megafs does not know")
+    jobs = [(table, entry) for table in REPLICATED for entry in manifest.tables.get(table.name, ())]
+    total = len(jobs)
+    done = 0
+    async for table, rows in _fetched(store, replica.keyring, jobs):
+        marks = ",".join("?" * len(table.columns))
+        replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)  # noqa: S608
+        done += 1
+        if progress is not None:
+            progress(done, total)
+    tables = {
+        name: [Part(tuple(p.low), p.object, p.digest, p.size, p.rows) for p in parts]
+        for name, parts in manifest.tables.items()
+    }
+    replica.finish_load(manifest.sequence, manifest.head, manifest.history, manifest.last, tables)
+
+
+async def _fetched(
+    store: ObjectStore, keyring: Keyring, jobs: list[tuple[Any, PartEntry]], ahead: int = 4
+) -> AsyncIterator[tuple[Any, list[list[Any]]]]:
+    """Fetch parts, up to *ahead* at a time, and give them in order, so that inserts append."""
+    for start in range(0, len(jobs), ahead):
+        group = jobs[start : start + ahead]
+        rows: list[list[list[Any]]] = [[] for _ in group]
+
+        async def fetch(number: int, entry: PartEntry, into: list[list[list[Any]]]) -> None:
+            into[number] = await read_part(store, keyring, entry)
+
+        async with trio.open_nursery() as nursery:
+            for number, (_, entry) in enumerate(group):
+                nursery.start_soon(fetch, number, entry, rows)
+        for (table, _), got in zip(group, rows, strict=True):
+            yield table, got
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
+
+    sequence: int
+    head: bytes
+    history: bytes
+    last: tuple[int, str, int]
+    keep: dict[str, list[Part]]
+    runs: dict[str, list[tuple[Key, Key | None]]]
+
+
+class Checkpointer:
+    """Writes checkpoints of one replica."""
+
+    def __init__(self, replica: Replica, store: ObjectStore, keyring: Keyring) -> None:
+        self._replica = replica
+        self._store = store
+        self._keyring = keyring
+        self._lock = trio.Lock()
+
+    async def write(self) -> int:
+        """Write a checkpoint of the committed tree; return its sequence number."""
+        async with self._lock:
+            try:
+                return await self._write()
+            except BaseException:
+                self._replica.parts.reload()  # what the plan took as done is still to be done
+                raise
+
+    async def _write(self) -> int:
+        reader = self._replica.committed_reader()
+        try:
+            plan = self._plan()
+            parts = await self._write_parts(reader, plan)
+        finally:
+            reader.close()
+        manifest = Manifest(
+            plan.sequence,
+            plan.head,
+            plan.last,
+            {
+                table: tuple(PartEntry(p.low, p.object, p.digest, p.size, p.rows) for p in kept)
+                for table, kept in parts.items()
+            },
+            plan.history,
+        )
+        await self._publish(manifest)
+        self._replica.adopt_parts(parts, plan.sequence)
+        return plan.sequence
+
+    def _plan(self) -> _Plan:
+        replica = self._replica
+        keep: dict[str, list[Part]] = {}
+        runs: dict[str, list[tuple[Key, Key | None]]] = {}
+        for table in REPLICATED:
+            parts = replica.parts.of(table.name)
+            if not parts:
+                keep[table.name], runs[table.name] = [], [((), None)]
+                continue
+            keep[table.name] = [part for part in parts if not part.dirty]
+            runs[table.name] = [
+                (part.low, parts[n + 1].low if n + 1 < len(parts) else None)
+                for n, part in enumerate(parts)
+                if part.dirty
+            ]
+            for part in parts:
+                part.dirty = False  # what changes from here on is for the next one
+        history = replica.hash_tail(HASH_TAIL)
+        return _Plan(replica.sequence, replica.head, history, replica.last_commit(), keep, runs)
+
+    async def _write_parts(self, reader: apsw.Connection, plan: _Plan) -> dict[str, list[Part]]:
+        result = {table: list(parts) for table, parts in plan.keep.items()}
+        for table in REPLICATED:
+            for low, high in plan.runs[table.name]:
+                after: Key | None = None
+                first = True
+                while True:
+                    rows, more = await offload(
+                        _rows,
+                        reader,
+                        table,
+                        low if after is None else after,
+                        high,
+                        after is not None,
+                    )
+                    if rows:
+                        # The first part of a run begins where the run does, so that no key falls
+                        # between two parts.
+                        begin = low if first else tuple(rows[0][: table.key])
+                        result[table.name].append(await self._put_part(plan.sequence, begin, rows))
+                        first = False
+                    if not more:
+                        break
+                    after = tuple(rows[-1][: table.key])
+            result[table.name].sort(key=lambda part: part.low)
+            if result[table.name]:
+                result[table.name][0].low = ()
+        return result
+
+    async def _put_part(self, sequence: int, low: Key, rows: list[tuple[Any, ...]]) -> Part:
+        part_id = clock.random_bytes(16)
+        sealed = await offload(_seal_part, self._keyring, part_id, rows)
+        name = f"checkpoints/{sequence:016d}/{part_id.hex()}"
+        await self._store.put_new(name, sealed)
+        return Part(low, name, digest(sealed), len(sealed), len(rows))
+
+    async def _publish(self, manifest: Manifest) -> None:
+        body = compression.compress(msgspec.msgpack.encode(manifest))
+        sealed = seal_padded(self._keyring, "ckpt", FORMAT, body, "manifest", manifest.sequence)
+        try:
+            await self._store.put_new(manifest_name(manifest.sequence), sealed)
+        except Exists:
+            # Another mount wrote one of the same moment: as good as ours, and ours named it too.
+            await read_manifest(self._store, self._keyring, manifest.sequence)
+            log.info("checkpoint %d was written by another mount", manifest.sequence)
+            raise
+
+
+def _seal_part(keyring: Keyring, part_id: bytes, rows: list[tuple[Any, ...]]) -> bytes:
+    body = compression.compress(msgspec.msgpack.encode(rows))
+    return seal_padded(keyring, "ckpt", FORMAT, body, "part", part_id)
+
+
+def _rows(
+    reader: apsw.Connection, table: Any, low: Key, high: Key | None, exclusive: bool
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Up to PART_ROWS rows with low <= key < high (or low < key), and whether more may follow."""
+    key = ", ".join(table.columns[: table.key])
+    marks = ", ".join("?" * table.key)
+    where: list[str] = []
+    args: list[Any] = []
+    if low:
+        where.append(f"({key}) {'>' if exclusive else '>='} ({marks})")
+        args.extend(low)
+    if high is not None:
+        where.append(f"({key}) < ({marks})")
+        args.extend(high)
+    sql = f"SELECT {', '.join(table.columns)} FROM {table.name}"  # noqa: S608
+    if where:
+        sql += " WHERE " + " AND ".join(where)
+    sql += f" ORDER BY {key}"
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    for row in reader.execute(sql, args):
+        rows.append(row)
+        size += 40 + sum(len(value) for value in row if isinstance(value, bytes))
+        if len(rows) >= PART_ROWS or size >= PART_SIZE:
+            return rows, True
+    return rows, False
+
+
+async def find_usable(
+    store: ObjectStore, keyring: Keyring, not_above: int | None = None
+) -> Manifest | None:
+    """The newest manifest that opens, or None if there is no checkpoint at all.
+
+    Raises Corrupt if there are checkpoints and none opens.
+    """
+    broken: Corrupt | Missing | None = None
+    for sequence in await newest(store):
+        if not_above is not None and sequence > not_above:
+            continue
+        try:
+            return await read_manifest(store, keyring, sequence)
+        except (Corrupt, Missing) as exc:
+            log.warning("checkpoint %d is damaged, trying the one before: %s", sequence, exc)
+            broken = broken or exc
+    if broken is not None:
+        raise Corrupt(f"no checkpoint in the store is whole: {broken}") from broken
+    return None

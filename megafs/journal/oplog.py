@@ -1,0 +1,144 @@
+"""The log of sealed operations in the state directory: what must survive until it is committed.
+
+The replica can be rebuilt from the store at any time; what only this machine knows cannot.  So every
+batch of operations is also written here, sealed, before a close(2) that needs it returns.  Files
+`ops-<8 digits>` hold frames:
+
+    length u32 big-endian | batch u64 | epoch u32 | sealed(state key, context("oplog", mount, batch))
+
+of MessagePacked operations (tree/ops.py).  A frame that is cut short or does not open ends the log:
+nothing behind it was ever promised to anyone.  A file goes when all its batches are in the journal.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from pathlib import Path
+
+from megafs.crypto import aead
+from megafs.crypto.keys import Keyring
+from megafs.errors import Corrupt
+
+log = logging.getLogger(__name__)
+
+_FRAME = struct.Struct(">IQI")
+_SEGMENT_SIZE = 8 << 20
+
+
+class OpLog:
+    """Appends batches, makes them durable, forgets those that are committed.
+
+    directory: exists, ours alone.  mount: the number of this mount in the volume.
+    """
+
+    def __init__(self, directory: Path, keyring: Keyring, mount: int) -> None:
+        self._directory = directory
+        self._keyring = keyring
+        self._mount = mount
+        # number of the file -> the last batch in it
+        self._segments: dict[int, int] = {}
+        self._fd = -1
+        self._current = 0
+        self._size = 0
+
+    def read(self) -> list[tuple[int, bytes]]:
+        """Every batch that is whole, in order: (number, operations).  Call before `append`."""
+        found: list[tuple[int, bytes]] = []
+        for path in sorted(self._directory.glob("ops-*")):
+            number = int(path.name[4:])
+            self._current = max(self._current, number)
+            last = 0
+            for batch, ops in self._frames(path):
+                found.append((batch, ops))
+                last = batch
+            self._segments[number] = last
+        found.sort(key=lambda item: item[0])
+        return found
+
+    def _frames(self, path: Path) -> list[tuple[int, bytes]]:
+        data = path.read_bytes()
+        at = 0
+        frames = []
+        while at + _FRAME.size <= len(data):
+            size, batch, epoch = _FRAME.unpack_from(data, at)
+            at += _FRAME.size
+            if size == 0 or at + size > len(data):
+                break
+            try:
+                ops = aead.open_sealed(
+                    self._keyring.subkey("state", epoch),
+                    self._context(epoch, batch),
+                    memoryview(data)[at : at + size],
+                    path.name,
+                )
+            except Corrupt:
+                log.warning(
+                    "%s: batch %d is not whole; what follows was never promised", path.name, batch
+                )
+                break
+            frames.append((batch, ops))
+            at += size
+        return frames
+
+    def append(self, batch: int, ops: bytes) -> None:
+        """Write one batch; durable only after `sync`."""
+        if self._fd < 0 or self._size > _SEGMENT_SIZE:
+            self._next_file()
+        epoch = self._keyring.epoch
+        sealed = aead.seal(self._keyring.subkey("state", epoch), self._context(epoch, batch), ops)
+        frame = _FRAME.pack(len(sealed), batch, epoch) + sealed
+        written = 0
+        while written < len(frame):
+            written += os.write(self._fd, frame[written:])
+        self._size += len(frame)
+        self._segments[self._current] = batch
+
+    def sync(self) -> None:
+        """Make everything appended so far durable.  May run in a thread beside `append`."""
+        fd = self._fd
+        if fd >= 0:
+            os.fdatasync(fd)
+
+    def forget(self, committed: int) -> None:
+        """Remove the files whose batches are all in the journal."""
+        for number, last in list(self._segments.items()):
+            if last <= committed and number != self._current:
+                del self._segments[number]
+                self._path(number).unlink(missing_ok=True)
+        if self._segments.get(self._current, 0) <= committed and self._size > 1 << 20:
+            self._next_file()
+
+    def close(self, committed: int) -> None:
+        """Give the file back; remove everything if all of it is committed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        for number, last in list(self._segments.items()):
+            if last <= committed:
+                self._path(number).unlink(missing_ok=True)
+
+    def _next_file(self) -> None:
+        if self._fd >= 0:
+            os.fdatasync(self._fd)
+            os.close(self._fd)
+        self._current += 1
+        self._fd = os.open(
+            self._path(self._current),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+            0o600,
+        )
+        self._size = 0
+        self._segments[self._current] = 0
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"ops-{number:08d}"
+
+    def _context(self, epoch: int, batch: int) -> bytes:
+        return aead.context("oplog", self._keyring.fsid, epoch, self._mount, batch)

@@ -1,0 +1,102 @@
+"""Which object of the newest checkpoint holds which rows, and what changed since.
+
+A checkpoint cuts every replicated table into runs of rows in order of key ("parts"), each a sealed
+object of its own.  A part whose rows did not change stands in the next checkpoint again by its name,
+so a checkpoint costs what changed since the last one, not the size of the tree.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import apsw
+import msgspec
+
+from megafs.tree.schema import REPLICATED
+
+Key = tuple[Any, ...]
+
+_NUMBER = {table.name: number for number, table in enumerate(REPLICATED)}
+
+
+@dataclass(slots=True)
+class Part:
+    """A run of rows: from `low` (a key, or () for the start) to the next part's `low`.
+
+    object: its name in the store.  digest, size: of that object's bytes.  rows: how many it holds.
+    """
+
+    low: Key
+    object: str
+    digest: bytes
+    size: int
+    rows: int
+    dirty: bool = False
+
+
+class Parts:
+    """The parts of each table, in memory and in the local table `parts`."""
+
+    def __init__(self, db: apsw.Connection) -> None:
+        self._db = db
+        self._parts: list[list[Part]] = []
+        self._lows: list[list[Key]] = []
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the local table again, after a rollback."""
+        self._parts = [[] for _ in REPLICATED]
+        for tbl, low, name, digest, size, rows, dirty in self._db.execute(
+            "SELECT tbl, low, object, digest, size, rows, dirty FROM parts"
+        ):
+            self._parts[tbl].append(
+                Part(tuple(msgspec.msgpack.decode(low)), name, digest, size, rows, bool(dirty))
+            )
+        for parts in self._parts:
+            parts.sort(key=lambda part: part.low)
+        self._lows = [[part.low for part in parts] for parts in self._parts]
+
+    def of(self, table: str) -> list[Part]:
+        """The parts of a table, in order; empty if no checkpoint is known."""
+        return self._parts[_NUMBER[table]]
+
+    def mark(self, rows: Iterable[tuple[str, Key]]) -> None:
+        """These rows changed: (table, key)."""
+        for table, key in rows:
+            number = _NUMBER[table]
+            lows = self._lows[number]
+            if not lows:
+                continue
+            part = self._parts[number][max(0, bisect_right(lows, key) - 1)]
+            if not part.dirty:
+                part.dirty = True
+                self._db.execute(
+                    "UPDATE parts SET dirty=1 WHERE tbl=? AND low=?",
+                    (number, msgspec.msgpack.encode(part.low)),
+                )
+
+    def replace(self, tables: dict[str, list[Part]]) -> None:
+        """A checkpoint is in the store: these are its parts.  Inside the caller's transaction."""
+        for table, parts in tables.items():
+            number = _NUMBER[table]
+            self._db.execute("DELETE FROM parts WHERE tbl=?", (number,))
+            self._db.executemany(
+                "INSERT INTO parts VALUES(?,?,?,?,?,?,?)",
+                (
+                    (
+                        number,
+                        msgspec.msgpack.encode(part.low),
+                        part.object,
+                        part.digest,
+                        part.size,
+                        part.rows,
+                        part.dirty,
+                    )
+                    for part in parts
+                ),
+            )
+            self._parts[number] = sorted(parts, key=lambda part: part.low)
+            self._lows[number] = [part.low for part in self._parts[number]]

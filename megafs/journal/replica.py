@@ -1,0 +1,739 @@
+"""The encrypted SQLite replica: committed rows, and this mount's operations on top of them.
+
+A replica is a cache of the journal up to `sequence`, plus what this mount has done since
+(`pending`).  Operations are collected into batches; a batch is one SQLite transaction, one changeset
+(what a commit carries, and, inverted, what undoes it) and one frame of the log of operations.
+
+    record(op)  apply it, remember it         seal()     close the batch
+    next_commit()  what to try to commit      won()      it is in the journal
+    follow()    others' commits: undo ours, apply theirs, do ours again
+
+Everything here is synchronous: nobody sees a replica half way.  A replica that is damaged or gone is
+rebuilt from the store; the log of operations (oplog.py) then gives back what was not committed.
+
+SQLite runs in WAL mode with synchronous=NORMAL: a power cut may lose the last transactions, never
+the consistency.  That is enough, for what they held is in the journal or in the log of operations.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from megafs import clock
+from megafs.crypto.keys import Keyring
+from megafs.errors import Corrupt
+from megafs.journal.commit import Commit, genesis, unpack_changeset
+from megafs.journal.oplog import OpLog
+from megafs.journal.parts import Part, Parts
+from megafs.tree import ops as tree_ops
+from megafs.tree.merge import Merge, View
+from megafs.tree.ops import ClaimRange, Contents, Operation
+from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION
+from megafs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
+
+# A number is a range's prefix (38 random bits) and a counter (25 bits): below 2**63, as inode
+# numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the same
+# moment take the same one once in 2**38 times; the second claim is then refused (follow()).
+_COUNTER_BITS = 25
+_PREFIX_BITS = 38
+
+#: The most bytes of changesets that go into one commit.
+COMMIT_SIZE = 4 << 20
+
+
+@dataclass(slots=True)
+class Pending:
+    """A sealed batch that is not in the journal yet.  size: bytes of its changeset."""
+
+    operations: int
+    size: int
+    packs: frozenset[int]
+
+
+@dataclass(slots=True)
+class Candidate:
+    """What the next commit would hold."""
+
+    first: int
+    last: int
+    operations: int
+    changeset: bytes
+    packs: frozenset[int]
+
+
+@dataclass(slots=True)
+class News:
+    """What others' commits changed: for the kernel's caches and for open files.
+
+    inodes: attributes or contents changed.  names: (directory, name) that stand for something else.
+    contents: inodes whose bytes changed.  notes: conflicts that were settled.
+    """
+
+    inodes: set[int] = field(default_factory=set)
+    names: set[tuple[int, bytes]] = field(default_factory=set)
+    contents: set[int] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+class Replica:
+    """One machine's copy of the tree of a volume.
+
+    tree: reads go there directly.  sequence, head: the last commit applied and its hash.
+    batch: the last sealed batch; committed: the last one that is in the journal.
+    """
+
+    def __init__(
+        self, directory: Path, keyring: Keyring, longest: int, mount: int, host: str
+    ) -> None:
+        self.directory = directory
+        self.keyring = keyring
+        self.mount = mount
+        self.host = host
+        self.path = directory / "replica.db"
+        self.db = self._connect()
+        self.tree = Tree(self.db, longest)
+        self.oplog = OpLog(directory, keyring, mount)
+        self.pending: dict[int, Pending] = {}
+        self.aliases: dict[int, int] = {}
+        self.sequence = 0
+        self.head = genesis(keyring.fsid)
+        self.batch = 0
+        self.committed = 0
+        self._prefix = 0
+        self._counter = 0
+        self._ops: list[Operation] = []
+        self._packs: set[int] = set()
+        self._session: apsw.Session | None = None
+        self.fresh = not self._has_tables()
+        if self.fresh:
+            self._make_tables()
+        self.parts = Parts(self.db)
+        self._load()
+        self._begin()
+
+    # ---- opening and closing ----------------------------------------------------------------
+
+    def _connect(self) -> apsw.Connection:
+        old = os.umask(0o077)
+        try:
+            db = apsw.Connection(str(self.path))
+            db.pragma("hexkey", self.keyring.subkey("replica", min(self.keyring.epochs)).hex())
+            db.pragma("temp_store", 2)  # no temporary files: they would hold plaintext
+            db.pragma("cache_size", -16384)
+            db.pragma("journal_mode", "wal")
+            db.pragma("synchronous", 1)
+            db.pragma("wal_autocheckpoint", 4000)
+            db.set_busy_timeout(5000)
+        except apsw.Error as exc:
+            raise Corrupt(f"{self.path}: {exc}") from exc
+        finally:
+            os.umask(old)
+        return db
+
+    def _has_tables(self) -> bool:
+        try:
+            row = self.db.execute("SELECT 1 FROM sqlite_master WHERE name='local'").fetchone()
+            if row is None:
+                return False
+            version = self._get("schema")
+        except apsw.Error as exc:
+            raise Corrupt(f"{self.path}: {exc}") from exc
+        if version != SCHEMA_VERSION:
+            raise Corrupt(f"{self.path}: tables of version {version}")
+        return True
+
+    def _make_tables(self) -> None:
+        with self.db:
+            for table in REPLICATED:
+                self.db.execute(table.sql)
+            for sql in INDEXES + LOCAL:
+                self.db.execute(sql)
+            self._put("schema", SCHEMA_VERSION)
+            self._put("mount", self.mount)
+
+    def _load(self) -> None:
+        try:
+            if not self.fresh and self._get("mount") != self.mount:
+                raise Corrupt(f"{self.path}: made by another mount")
+            self.sequence = self._get("sequence", 0)
+            self.head = self._get("head", self.head)
+            self.batch = self._get("batch", 0)
+            self.committed = self._get("committed", 0)
+            self._prefix = self._get("prefix", 0)
+            # Numbers given out since the last batch was sealed may still be in the kernel's hands.
+            self._counter = self._get("counter", 0) + 4096
+            self.tree.used = self._get("used", 0)
+            self.tree.files = self._get("files", 0)
+            for batch, ops, size, packs in self.db.execute(
+                "SELECT batch, ops, length(changeset), packs FROM pending ORDER BY batch"
+            ):
+                self.pending[batch] = Pending(
+                    len(tree_ops.decode(ops)), size, frozenset(msgspec.msgpack.decode(packs))
+                )
+        except apsw.Error as exc:
+            raise Corrupt(f"{self.path}: {exc}") from exc
+
+    def close(self) -> None:
+        """Seal what is open and close the files."""
+        if self._session is not None:
+            self.seal()
+            self._session.close()
+            self._session = None
+            self.db.execute("COMMIT")
+        self.oplog.close(self.committed)
+        self.db.close()
+
+    def _begin(self) -> None:
+        self.db.execute("BEGIN IMMEDIATE")
+        session = apsw.Session(self.db, "main")
+        for table in REPLICATED:
+            session.attach(table.name)
+        self._session = session
+
+    def _get(self, key: str, default: Any = None) -> Any:
+        row = self.db.execute("SELECT value FROM local WHERE key=?", (key,)).fetchone()
+        return default if row is None else row[0]
+
+    def _put(self, key: str, value: Any) -> None:
+        self.db.execute("INSERT OR REPLACE INTO local VALUES(?,?)", (key, value))
+
+    # ---- this mount's operations ------------------------------------------------------------
+
+    def number(self) -> int:
+        """A number that nothing in the volume has ever had."""
+        if not self._prefix or self._counter >> _COUNTER_BITS:
+            self._claim()
+        self._counter += 1
+        return self._prefix << _COUNTER_BITS | self._counter
+
+    def _claim(self) -> None:
+        while True:
+            prefix = int.from_bytes(clock.random_bytes(5), "big") >> (40 - _PREFIX_BITS)
+            taken = self.tree.one("SELECT 1 FROM ranges WHERE prefix=?", (prefix,))
+            if prefix and not taken:  # 0 holds the root directory
+                break
+        self._prefix, self._counter = prefix, 0
+        self.record(ClaimRange(prefix, self.mount))
+
+    def record(self, op: Operation) -> None:
+        """Apply an operation of this mount; Refused leaves everything as it was."""
+        op.apply(self.tree)
+        self._ops.append(op)
+        if isinstance(op, Contents):
+            self._packs.update(piece.pack for piece in op.pieces if piece.pack)
+
+    @property
+    def unsealed(self) -> int:
+        """How many operations are not in a batch yet."""
+        return len(self._ops)
+
+    def seal(self) -> int:
+        """Close the batch, if it holds anything; return the number of the last one.
+
+        After it the operations survive the end of this process; for a power cut, `oplog.sync`.
+        """
+        if not self._ops:
+            return self.batch
+        assert self._session is not None
+        batch = self.batch + 1
+        ops = tree_ops.encode(self._ops)
+        self._finish(batch, ops, len(self._ops), frozenset(self._packs))
+        self.batch = batch
+        self._put_state()
+        self.db.execute("COMMIT")
+        self.oplog.append(batch, ops)
+        self._ops = []
+        self._packs = set()
+        self._begin()
+        return batch
+
+    def _finish(self, batch: int, ops: bytes, count: int, packs: frozenset[int]) -> None:
+        """End the session: its changeset becomes the batch's row."""
+        assert self._session is not None
+        self.db.execute(
+            "INSERT OR REPLACE INTO writers VALUES(?,?,?)", (self.mount, batch, self.host)
+        )
+        changeset = self._session.changeset()
+        self._session.close()
+        self._session = None
+        self.db.execute(
+            "INSERT OR REPLACE INTO pending VALUES(?,?,?,?)",
+            (batch, ops, changeset, msgspec.msgpack.encode(sorted(packs))),
+        )
+        self.pending[batch] = Pending(count, len(changeset), packs)
+
+    def _put_state(self) -> None:
+        for key, value in (
+            ("sequence", self.sequence),
+            ("head", self.head),
+            ("batch", self.batch),
+            ("committed", self.committed),
+            ("prefix", self._prefix),
+            ("counter", self._counter),
+            ("used", self.tree.used),
+            ("files", self.tree.files),
+        ):
+            self._put(key, value)
+
+    # ---- the journal ------------------------------------------------------------------------
+
+    def next_commit(self, packs_done: Iterable[int] | None = None) -> Candidate | None:
+        """The pending batches, from the first on, that fit into one commit; None if there are none.
+
+        packs_done: stop before the first batch that names a pack not in here; None for no check.
+        """
+        done = None if packs_done is None else set(packs_done)
+        builder = apsw.ChangesetBuilder()  # type: ignore[no-untyped-call]
+        first = last = operations = size = 0
+        packs: set[int] = set()
+        for batch, info in self.pending.items():
+            if done is not None and not info.packs <= done:
+                break
+            if first and size + info.size > COMMIT_SIZE:
+                break
+            changeset = self._changeset(batch)
+            if changeset:
+                builder.add(changeset)
+            first = first or batch
+            last = batch
+            operations += info.operations
+            size += info.size
+            packs |= info.packs
+        if not first:
+            builder.close()
+            return None
+        changeset = builder.output()
+        builder.close()
+        return Candidate(first, last, operations, changeset, frozenset(packs))
+
+    def _changeset(self, batch: int) -> bytes:
+        changeset = self.tree.one("SELECT changeset FROM pending WHERE batch=?", (batch,))
+        if changeset is None:
+            raise Corrupt(f"{self.path}: batch {batch} is not there")
+        return bytes(changeset)
+
+    def won(self, sequence: int, digest: bytes, commit: Commit, changeset: bytes) -> None:
+        """Our commit is in the journal: its batches are no longer pending."""
+        assert sequence == self.sequence + 1
+        self.seal()
+        self._note_changes(changeset, None)
+        self._forget_batches(commit.last_batch)
+        self._add_history(sequence, digest, commit)
+        self._put_state()
+        self._turn()
+        self.oplog.forget(self.committed)
+
+    def _turn(self) -> None:
+        """Commit the SQLite transaction (local tables only changed) and begin another."""
+        self._pause()
+        self.db.execute("COMMIT")
+        self._begin()
+
+    def _forget_batches(self, last: int) -> None:
+        for batch in [number for number in self.pending if number <= last]:
+            del self.pending[batch]
+        self.db.execute("DELETE FROM pending WHERE batch<=?", (last,))
+        self.committed = max(self.committed, last)
+        self.batch = max(self.batch, last)
+
+    def _add_history(self, sequence: int, digest: bytes, commit: Commit) -> None:
+        self.sequence = sequence
+        self.head = digest
+        self.db.execute(
+            "INSERT OR REPLACE INTO history VALUES(?,?,?,?,?,?)",
+            (sequence, digest, commit.mount, commit.host, commit.time_ns, commit.operations),
+        )
+
+    def hash_at(self, sequence: int) -> bytes | None:
+        """The hash of a commit this replica knows of."""
+        if sequence == 0:
+            return genesis(self.keyring.fsid)
+        found = self.tree.one("SELECT hash FROM history WHERE seq=?", (sequence,))
+        return None if found is None else bytes(found)
+
+    def last_commit(self) -> tuple[int, str, int]:
+        """(time in ns, host, mount) of the last commit; zeros if there is none."""
+        row = self.db.execute(
+            "SELECT time, host, mount FROM history ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+        return row if row is not None else (0, "", 0)
+
+    def touched(self, commits: Iterable[Commit]) -> set[int]:
+        """The inodes that commits change, whatever they change of them."""
+        found: set[int] = set()
+        for commit in commits:
+            for change in apsw.Changeset.iter(unpack_changeset(commit)):
+                row = change.old if change.old is not None else change.new
+                assert row is not None
+                if isinstance(row[0], int) and change.name in (
+                    "inodes",
+                    "extents",
+                    "xattrs",
+                    "dirents",
+                ):
+                    found.add(row[0])
+                if change.name == "dirents":
+                    for values in (change.old, change.new):
+                        if values is not None and isinstance(values[2], int):
+                            found.add(values[2])
+        return found
+
+    def follow(self, commits: list[tuple[int, bytes, Commit]]) -> News:
+        """Apply commits that are in the journal: (sequence, hash, commit), without a gap.
+
+        This mount's pending operations are undone first and done again afterwards.  Raises Corrupt,
+        with nothing changed, if a commit does not fit the rows before it.
+        """
+        news = News()
+        if not commits:
+            return news
+        self.seal()
+        assert self._session is not None
+        ours = list(self.pending)
+        view = View()
+        if ours:
+            view = View.of(self.tree, self.touched(commit for _, _, commit in commits))
+        self._session.close()
+        self._session = None
+        self.db.execute("COMMIT")
+        saved = (
+            self.sequence,
+            self.head,
+            self.batch,
+            self.committed,
+            self.tree.used,
+            self.tree.files,
+            dict(self.pending),
+            self._counter,
+            self._prefix,
+        )
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            self._undo(ours, news)
+            for sequence, digest, commit in commits:
+                if sequence != self.sequence + 1 or commit.prev != self.head:
+                    raise Corrupt(f"commit {sequence} does not follow commit {self.sequence}")
+                changeset = unpack_changeset(commit)
+                self._apply(changeset, f"commit {sequence}")
+                self._note_changes(changeset, news, count=True)
+                if commit.mount == self.mount:
+                    self._forget_batches(commit.last_batch)
+                self._add_history(sequence, digest, commit)
+            self._redo(view, news)
+            self._put_state()
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            (
+                self.sequence,
+                self.head,
+                self.batch,
+                self.committed,
+                self.tree.used,
+                self.tree.files,
+                self.pending,
+                self._counter,
+                self._prefix,
+            ) = saved
+            self.parts.reload()
+            self._begin()
+            raise
+        self.db.execute("COMMIT")
+        self._begin()
+        self.oplog.forget(self.committed)
+        return news
+
+    def _undo(self, batches: list[int], news: News) -> None:
+        for batch in reversed(batches):
+            inverse = apsw.Changeset.invert(self._changeset(batch))
+            self._apply(inverse, f"undoing batch {batch}")
+            self._note_changes(inverse, news, count=True)
+
+    def _redo(self, view: View, news: News) -> None:
+        left = list(self.pending)
+        if not left:
+            return
+        date = _date(clock.now_ns())
+        merge = Merge(self.tree, view, self.number, self.host, date)
+        merge.aliases.update(self.aliases)
+        for batch in left:
+            encoded = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
+            self._redo_batch(batch, tree_ops.decode(bytes(encoded)), merge, news)
+        self.aliases.update(merge.aliases)
+        self._log_conflicts(merge.notes, news)
+
+    def _redo_batch(self, batch: int, ops: list[Operation], merge: Merge, news: News) -> None:
+        """Do one batch's operations again, inside the open transaction, as a batch of its own."""
+        session = apsw.Session(self.db, "main")
+        for table in REPLICATED:
+            session.attach(table.name)
+        self._session = session
+        done: list[Operation] = []
+        for op in ops:
+            done.extend(merge.redo(op))
+        done.extend(self._ops)  # a range claimed for conflict copies
+        self._ops = []
+        packs = frozenset(
+            piece.pack
+            for op in done
+            if isinstance(op, Contents)
+            for piece in op.pieces
+            if piece.pack
+        )
+        self._finish(batch, tree_ops.encode(done), len(done), packs)
+        changeset = self._changeset(batch)
+        if changeset:
+            self._note_changes(changeset, news)
+
+    def _log_conflicts(self, notes: list[str], news: News) -> None:
+        for note in notes:
+            log.warning("conflict settled: %s", note)
+            self.db.execute("INSERT INTO conflicts(time, text) VALUES(?,?)", (clock.now_ns(), note))
+        news.notes.extend(notes)
+
+    def conflicts(self, limit: int = 100) -> list[tuple[int, str]]:
+        """The newest conflicts that were settled here: (time in ns, what happened)."""
+        rows: list[Any] = self.db.execute(
+            "SELECT time, text FROM conflicts ORDER BY id DESC LIMIT ?", (limit,)
+        ).fetchall()
+        return rows
+
+    def recover(self) -> int:
+        """Take up what the log of operations holds and this replica does not; return how many."""
+        frames = self.oplog.read()
+        known = self.tree.one("SELECT batch FROM writers WHERE mount=?", (self.mount,)) or 0
+        last = max(self.batch, self.committed)
+        missing = [
+            (batch, ops)
+            for batch, ops in frames
+            if batch > known and batch > self.committed and batch not in self.pending
+        ]
+        self.batch = max([last, known] + [batch for batch, _ in frames])
+        if not missing:
+            return 0
+        self.seal()
+        assert self._session is not None
+        self._session.close()
+        self._session = None
+        # What was given out since may lie beyond the counter that this replica remembers.
+        self._prefix = 0
+        news = News()
+        merge = Merge(self.tree, View(), self.number, self.host, _date(clock.now_ns()))
+        count = 0
+        try:
+            for batch, encoded in missing:
+                ops = tree_ops.decode(encoded)
+                self._redo_batch(batch, ops, merge, news)
+                count += len(ops)
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.pending = dict(sorted(self.pending.items()))
+        self.aliases.update(merge.aliases)
+        self._log_conflicts(merge.notes, news)
+        self._put_state()
+        self.db.execute("COMMIT")
+        self._begin()
+        return count
+
+    def drop_pending_from(self, batch: int) -> int:
+        """Undo and forget the batches from *batch* on, whose data did not survive; return how many."""
+        gone = [number for number in self.pending if number >= batch]
+        if not gone:
+            return 0
+        self.seal()
+        assert self._session is not None
+        self._session.close()
+        self._session = None
+        self._undo(gone, News())
+        for number in gone:
+            del self.pending[number]
+            self.db.execute("DELETE FROM pending WHERE batch=?", (number,))
+        self._put_state()
+        self.db.execute("COMMIT")
+        self._begin()
+        return len(gone)
+
+    def _apply(self, changeset: bytes, what: str) -> None:
+        if not changeset:
+            return
+        try:
+            apsw.Changeset.apply(
+                changeset, self.db, filter=BY_NAME.__contains__, conflict=_no_conflict
+            )
+        except apsw.Error as exc:
+            raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
+
+    def _note_changes(self, changeset: bytes, news: News | None, count: bool = False) -> None:
+        """Go through a changeset once: parts to write anew, usage, what the kernel must forget."""
+        if not changeset:
+            return
+        marks: list[tuple[str, tuple[Any, ...]]] = []
+        for change in apsw.Changeset.iter(changeset):
+            name, old, new = change.name, change.old, change.new
+            row = old if old is not None else new
+            assert row is not None
+            table = BY_NAME.get(name)
+            if table is None:
+                raise Corrupt(f"a commit changes the table {name!r}, which is not of the tree")
+            marks.append((name, tuple(row[: table.key])))
+            if name == "inodes":
+                if count:
+                    if old is None and new is not None:
+                        self.tree.charge(int(new[7]), 1)  # type: ignore[arg-type]
+                    elif new is None and old is not None:
+                        self.tree.charge(-int(old[7]), -1)  # type: ignore[arg-type]
+                    elif isinstance(new[7], int) and isinstance(old[7], int):  # type: ignore[index]
+                        self.tree.charge(new[7] - old[7])  # type: ignore[index]
+                if news is not None:
+                    ino = int(row[0])  # type: ignore[arg-type]
+                    news.inodes.add(ino)
+                    version = None if new is None else new[13]
+                    size = None if new is None else new[6]
+                    if old is not None and (
+                        new is None or isinstance(version, int) or isinstance(size, int)
+                    ):
+                        news.contents.add(ino)
+            elif news is not None:
+                if name == "dirents":
+                    news.names.add((int(row[0]), bytes(row[1])))  # type: ignore[arg-type]
+                elif name == "xattrs":
+                    news.inodes.add(int(row[0]))  # type: ignore[arg-type]
+        self.parts.mark(marks)
+
+    # ---- checkpoints ------------------------------------------------------------------------
+
+    def insert_rows(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Rows of a checkpoint, while an empty replica is being filled."""
+        self._pause()
+        self.db.executemany(sql, rows)
+        self.db.execute("COMMIT")
+        self._begin()
+
+    def finish_load(
+        self,
+        sequence: int,
+        head: bytes,
+        history: bytes,
+        last: tuple[int, str, int],
+        parts: dict[str, list[Part]],
+    ) -> None:
+        """All rows of a checkpoint are in: go on from there."""
+        if history[-32:] != head or len(history) % 32:
+            raise Corrupt(f"checkpoint {sequence} ends in another commit than it says")
+        self._pause()
+        first = sequence + 1 - len(history) // 32
+        self.db.executemany(
+            "INSERT INTO history VALUES(?,?,0,'',0,0)",
+            ((first + n, history[32 * n : 32 * n + 32]) for n in range(len(history) // 32)),
+        )
+        self.db.execute("UPDATE history SET time=?, host=?, mount=? WHERE seq=?", (*last, sequence))
+        self.parts.replace(parts)
+        self.tree.recount()
+        self.sequence, self.head = sequence, head
+        self._put_state()
+        self._put("checkpoint", sequence)
+        self.db.execute("COMMIT")
+        self._begin()
+
+    def adopt_parts(self, parts: dict[str, list[Part]], sequence: int) -> None:
+        """A checkpoint of this replica is in the store; what changed since is still marked."""
+        self.seal()
+        for table, made in parts.items():
+            changed = {part.low for part in self.parts.of(table) if part.dirty}
+            old = [part.low for part in self.parts.of(table)]
+            if changed:
+                _carry_marks(old, changed, made)
+        self.parts.replace(parts)
+        self._put("checkpoint", sequence)
+        self._turn()
+
+    @property
+    def checkpoint(self) -> int:
+        """The newest checkpoint that this replica knows the parts of; 0 for none."""
+        return int(self._get("checkpoint", 0))
+
+    def hash_tail(self, count: int) -> bytes:
+        """The hashes of the last *count* commits, oldest first."""
+        rows = self.db.execute(
+            "SELECT hash FROM history WHERE seq>? AND seq<=? ORDER BY seq",
+            (self.sequence - count, self.sequence),
+        )
+        return b"".join(row[0] for row in rows)
+
+    def committed_reader(self) -> apsw.Connection:
+        """A second connection that sees the tree as of `sequence`, without pending operations.
+
+        What is pending is undone for the moment in which the reader takes its snapshot; the log of
+        operations holds it should this process end right then.
+        """
+        self.seal()
+        reader = self._connect()
+        batches = list(self.pending)
+        self._pause()
+        news = News()
+        kept = dict(self.pending)
+        if batches:
+            # As if they had never been: a crash before they are back finds them in the log.
+            self._undo(batches, news)
+            saved: list[Any] = self.db.execute("SELECT * FROM pending ORDER BY batch").fetchall()
+            self.db.execute("DELETE FROM pending")
+            self._put("batch", self.committed)
+        self.db.execute("COMMIT")
+        try:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM local").fetchone()
+        finally:
+            self.db.execute("BEGIN IMMEDIATE")
+            if batches:
+                for batch in batches:
+                    changeset = next(bytes(row[2]) for row in saved if row[0] == batch)
+                    self._apply(changeset, f"batch {batch} again")
+                    self._note_changes(changeset, news, count=True)
+                self.db.executemany("INSERT INTO pending VALUES(?,?,?,?)", saved)
+                self.pending = kept
+            self._put_state()
+            self.db.execute("COMMIT")
+            self._begin()
+        return reader
+
+    def _pause(self) -> None:
+        """Close the session of an empty batch, leaving its transaction open."""
+        assert self._session is not None
+        assert not self._ops
+        self._session.close()
+        self._session = None
+
+
+def _carry_marks(old: list[Any], changed: set[Any], made: list[Part]) -> None:
+    """Mark in *made* every part that overlaps a changed part of the division before."""
+    for n, part in enumerate(made):
+        end = made[n + 1].low if n + 1 < len(made) else None
+        for m, low in enumerate(old):
+            if low not in changed:
+                continue
+            old_end = old[m + 1] if m + 1 < len(old) else None
+            if (end is None or low < end) and (old_end is None or part.low < old_end):
+                part.dirty = True
+                break
+
+
+def _no_conflict(_reason: int, _change: apsw.TableChange) -> int:
+    return apsw.SQLITE_CHANGESET_ABORT
+
+
+def _date(now_ns: int) -> str:
+    """The date in the name of a conflict copy: UTC, without characters that names do not like."""
+    when = datetime.datetime.fromtimestamp(now_ns // 10**9, datetime.UTC)
+    return when.strftime("%Y-%m-%d %H.%M.%S")
