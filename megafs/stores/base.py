@@ -77,7 +77,8 @@ class ObjectStore(ABC):
 
         length: at most this many bytes are ever read from the network or kept, whatever the store
             sends.  A start at or beyond the end gives b"".
-        Raises Missing if there is no such object.  A body cut short is Unavailable, not short bytes.
+        Raises Missing if there is no such object.  A body cut short is Unavailable, never short
+            bytes.
         """
 
     @abstractmethod
@@ -103,10 +104,10 @@ class ObjectStore(ABC):
         In ascending order of name (by ASCII).  prefix: any string, "" for all.
         """
 
-    async def create(self) -> None:
+    async def create(self) -> None:  # noqa: B027  (nothing to do for most)
         """Make the bucket or directory itself if it is not there and we may.  Idempotent."""
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027
         """Give back connections, files and threads; the store is not usable afterwards."""
 
     def health(self) -> Health:

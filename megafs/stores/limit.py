@@ -1,0 +1,260 @@
+"""How much may be asked of a store at once, and who goes first.
+
+httpcore loses connections for good when requests are cancelled while they queue in its pool, and
+races when tasks outnumber connections (encode/httpcore#1110).  So nobody queues there: they queue
+here, and the slots here are never more than the pool has connections.
+
+Order of service.  Uploads: everything small that others wait for (commits, keys, mounts) before
+packs.  Downloads: reads a program waits for before read-ahead (`background()`).  One slot of each
+direction is kept for the urgent ones, so that a commit need not wait for a 16 MiB pack, nor a read
+for eight read-aheads.  A background fetch that a reader has come to wait for is raised
+(`Priority.raise_to_urgent`).
+
+Bandwidth, if limited, is paid before a transfer starts: an object goes out at full speed once the
+ones before it are paid for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+
+import trio
+
+from megafs.stores.base import Buffer, Health, ObjectStore, Page
+
+URGENT, NORMAL, BACKGROUND = 0, 1, 2
+
+
+class Priority:
+    """How urgent a piece of work is; may be raised while it waits."""
+
+    __slots__ = ("level", "told")
+
+    def __init__(self, level: int = URGENT) -> None:
+        self.level = level
+        self.told: list[Callable[[], None]] = []  # called when the level changes
+
+    def raise_to_urgent(self) -> None:
+        """Somebody waits for this now."""
+        if self.level != URGENT:
+            self.level = URGENT
+            for tell in list(self.told):
+                tell()
+
+
+_FOREGROUND = Priority()
+_priority: ContextVar[Priority] = ContextVar("store_priority", default=_FOREGROUND)
+
+
+@contextmanager
+def background() -> Iterator[None]:
+    """What the block asks of a store gives way to what programs wait for."""
+    with at_priority(Priority(BACKGROUND)):
+        yield
+
+
+@contextmanager
+def at_priority(priority: Priority) -> Iterator[None]:
+    """Do the block's requests at *priority*."""
+    token = _priority.set(priority)
+    try:
+        yield
+    finally:
+        _priority.reset(token)
+
+
+def current_level() -> int:
+    """The urgency of the calling task."""
+    return _priority.get().level
+
+
+class Attempt:
+    """The time limit of one attempt at a request, which stands still while the request queues.
+
+    Set by `retry`, told by `Limited`: a transfer is hung when it makes no headway, not when it
+    waits its turn.
+    """
+
+    __slots__ = ("_patience", "_scope", "_seconds", "queued")
+
+    def __init__(self, scope: trio.CancelScope, seconds: float, patience: float) -> None:
+        self._scope = scope
+        self._seconds = seconds
+        self._patience = patience  # the deadline of the whole operation
+        self.start()
+
+    def pause(self) -> None:
+        self.queued = True
+        self._scope.deadline = self._patience
+
+    def start(self) -> None:
+        self.queued = False
+        self._scope.deadline = min(trio.current_time() + self._seconds, self._patience)
+
+
+attempt: ContextVar[Attempt | None] = ContextVar("store_attempt", default=None)
+
+
+class Gate:
+    """A number of slots, given to the most urgent first, in order of arrival among equals.
+
+    spare: slots that only urgent work may take.
+    """
+
+    def __init__(self, slots: int, spare: int) -> None:
+        self.slots = slots
+        self.active = 0
+        self._spare = spare
+        self._waiting: list[tuple[Priority, trio.Event]] = []
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @asynccontextmanager
+    async def slot(self, priority: Priority) -> AsyncIterator[None]:
+        """Hold a slot for the block."""
+        await self._enter(priority)
+        try:
+            yield
+        finally:
+            self.active -= 1
+            self._admit()
+
+    async def _enter(self, priority: Priority) -> None:
+        event = trio.Event()
+        place = (priority, event)
+        self._waiting.append(place)
+        self._admit()
+        priority.told.append(self._admit)
+        try:
+            await event.wait()  # a checkpoint even if we are in already
+        except trio.Cancelled:
+            if event.is_set():  # admitted and cancelled in the same moment
+                self.active -= 1
+                self._admit()
+            else:
+                self._waiting.remove(place)
+            raise
+        finally:
+            priority.told.remove(self._admit)
+
+    def _admit(self) -> None:
+        while self._waiting and self.active < self.slots:
+            # min() keeps the first among equals.
+            place = min(self._waiting, key=lambda waiter: waiter[0].level)
+            if place[0].level != URGENT and self.active >= self.slots - self._spare:
+                return
+            self._waiting.remove(place)
+            self.active += 1
+            place[1].set()
+
+
+class Pace:
+    """A limit in bytes per second; None for no limit."""
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        self._gate = Gate(1, 0)
+        self._paid_until = 0.0
+
+    async def pay(self, size: int, priority: Priority) -> None:
+        """Wait until *size* bytes may start, the most urgent first."""
+        if self.rate is None:
+            return
+        async with self._gate.slot(priority):
+            await trio.sleep_until(self._paid_until)
+            self._paid_until = max(trio.current_time(), self._paid_until) + size / self.rate
+
+    def refund(self, size: int) -> None:
+        """Give back what was paid for and not sent."""
+        if self.rate is not None:
+            self._paid_until -= size / self.rate
+
+
+class Limited(ObjectStore):
+    """*store* with at most so many requests at once.
+
+    uploads, downloads: requests that carry objects up, and all others; their sum must not exceed
+        the driver's connections.
+    up_rate, down_rate: bytes per second, or None.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        uploads: int,
+        downloads: int,
+        *,
+        up_rate: float | None = None,
+        down_rate: float | None = None,
+    ) -> None:
+        self.url = store.url
+        self._store = store
+        self._up = Gate(max(1, uploads), 1 if uploads > 1 else 0)
+        self._down = Gate(max(1, downloads), 1 if downloads > 1 else 0)
+        self._up_pace = Pace(up_rate)
+        self._down_pace = Pace(down_rate)
+
+    async def get(self, name: str, start: int, length: int) -> bytes:
+        async with self._turn(self._down, self._down_pace, length):
+            data = await self._store.get(name, start, length)
+        self._down_pace.refund(length - len(data))
+        return data
+
+    async def put_new(self, name: str, data: Buffer) -> None:
+        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)):
+            await self._store.put_new(name, data)
+
+    async def put(self, name: str, data: Buffer) -> None:
+        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)):
+            await self._store.put(name, data)
+
+    async def delete(self, name: str) -> None:
+        async with self._turn(self._down):
+            await self._store.delete(name)
+
+    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
+        async with self._turn(self._down):
+            return await self._store.list(prefix, after, limit)
+
+    async def create(self) -> None:
+        async with self._turn(self._down):
+            await self._store.create()
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    def health(self) -> Health:
+        below = self._store.health()
+        details = {
+            **below.details,
+            "uploading": self._up.active,
+            "downloading": self._down.active,
+            "queued": self._up.waiting + self._down.waiting,
+        }
+        return Health(below.state, below.last_error, details)
+
+    @staticmethod
+    def _urgency(name: str) -> int:
+        """Packs are large and many, and whoever waits for one waits for a commit next."""
+        return NORMAL if name.startswith("packs/") else URGENT
+
+    @asynccontextmanager
+    async def _turn(
+        self, gate: Gate, pace: Pace | None = None, size: int = 0, least: int = URGENT
+    ) -> AsyncIterator[None]:
+        priority = _priority.get()
+        if priority.level < least:
+            priority = Priority(least)
+        clock = attempt.get()
+        if clock is not None:
+            clock.pause()
+        async with gate.slot(priority):
+            if pace is not None:
+                await pace.pay(size, priority)
+            if clock is not None:
+                clock.start()
+            yield

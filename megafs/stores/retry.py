@@ -1,0 +1,409 @@
+"""When to ask a store again, and what a lost reply means.
+
+Only `Unavailable` is retried: every other error is an answer.  Between attempts the wait doubles
+from `BASE` to `CAP`, with full jitter (a uniform draw from zero up: "Exponential Backoff And
+Jitter", AWS Architecture Blog, 2015), and is at least what the store asked for by Retry-After.
+
+Four limits keep an outage from becoming worse or longer through us:
+
+- *patience*: no operation takes longer than this, plus the time its bytes take at `MIN_SPEED`.
+- an attempt that makes no headway is given up after `ATTEMPT` seconds, plus the same allowance.
+  (Ceph stalls requests for up to 21 s when it loses a disk and then answers: do not give up early.)
+- a budget, as in the AWS SDKs: each retry takes tokens, each success gives some back.  When it is
+  empty, failures are final at once: a store that is down gets one request per operation, not ten.
+- a breaker: after `DOWN_AFTER` seconds of nothing but failures the store counts as down.  From then
+  on one request a second goes through as a probe and all new ones fail at once, so that a program
+  that reads offline gets its error now and not in a minute.  The first success ends it.
+
+Lost replies.  A put_new() whose answer is lost may have been carried out; asked again, the store
+says Exists.  So after any failure Exists means: read it back.  Our bytes (which hold a random salt)
+mean that we won; others mean somebody else did.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from megafs import clock
+from megafs.errors import Exists, Missing, StoreError, Unavailable
+from megafs.metrics import Counter, Registry
+from megafs.stores import limit
+from megafs.stores.base import Buffer, Health, ObjectStore, Page
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+#: Seconds before the first retry, at most; doubled for each further one.
+BASE = 0.25
+#: The longest wait between two attempts, before Retry-After.
+CAP = 20.0
+#: The longest wait a store can ask for; a longer one ends the operation.
+RETRY_AFTER_CAP = 60.0
+#: Seconds without an answer after which an attempt is hung, for a request without a body.
+ATTEMPT = 30.0
+#: Bytes per second below which a transfer counts as hung.
+MIN_SPEED = 16 << 10
+#: Seconds of nothing but failures, and how many, after which the store is down; then a request
+#: goes through as a probe every so many seconds.
+DOWN_AFTER = 10.0
+DOWN_FAILURES = 3
+PROBE_EVERY = 1.0
+#: Failures in the last so many seconds make the state "degraded".
+DEGRADED_FOR = 30.0
+#: A failing store is reported once, and not again within so many seconds.
+REPORT_EVERY = 60.0
+
+
+class Budget:
+    """Tokens for retries: what the AWS SDKs use (500 tokens, 5 a retry, 10 after a timeout).
+
+    A success gives back what its retries took, or one token.  While the store works the bucket also
+    fills by itself, a tenth a second, so that it is full ten seconds after an outage's end.
+    """
+
+    CAPACITY = 500.0
+    RETRY = 5.0
+    TIMEOUT = 10.0
+
+    def __init__(self, capacity: float = CAPACITY) -> None:
+        self._capacity = capacity
+        self._tokens = capacity
+        self._filling_since: float | None = None
+
+    @property
+    def tokens(self) -> float:
+        self._fill()
+        return self._tokens
+
+    def take(self, cost: float) -> bool:
+        """Pay for a retry; False if there is not enough."""
+        self._fill()
+        if self._tokens < cost:
+            return False
+        self._tokens -= cost
+        return True
+
+    def succeeded(self, paid: float) -> None:
+        """A request that paid *paid* for its retries was answered."""
+        self._fill()
+        self._tokens = min(self._capacity, self._tokens + max(paid, 1.0))
+        if self._filling_since is None:
+            self._filling_since = trio.current_time()
+
+    def failed(self) -> None:
+        """A request failed: no filling until one is answered."""
+        self._fill()
+        self._filling_since = None
+
+    def _fill(self) -> None:
+        if self._filling_since is not None:
+            now = trio.current_time()
+            gain = (now - self._filling_since) * self._capacity / 10
+            self._tokens = min(self._capacity, self._tokens + gain)
+            self._filling_since = now
+
+
+class Retrying(ObjectStore):
+    """*store*, asked again when it may help.
+
+    patience: seconds an operation may take in all (more for large bodies, see above).
+    attempt: seconds after which an attempt without an answer is hung.
+    min_speed: bytes per second.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        patience: float = 60.0,
+        *,
+        attempt: float = ATTEMPT,
+        min_speed: float = MIN_SPEED,
+        budget: float = Budget.CAPACITY,
+        metrics: Registry | None = None,
+    ) -> None:
+        self.url = store.url
+        self._store = store
+        self._patience = patience
+        self._attempt_seconds = attempt
+        self._min_speed = min_speed
+        self._budget = Budget(budget)
+        # The outage that may be going on.
+        self._failing_since: float | None = None
+        self._last_answer = float("-inf")
+        self._in_a_row = 0
+        self._last_failure: float | None = None
+        self._next_probe = 0.0
+        self._reported = False
+        self._reported_at: float | None = None
+        # What status shows.
+        self._last_error = ""
+        self._last_error_time: float | None = None
+        self._last_success_time: float | None = None
+        self._numbers = Numbers(metrics or Registry())
+
+    async def get(self, name: str, start: int, length: int) -> bytes:
+        async def once(again: bool) -> bytes:
+            return await self._store.get(name, start, length)
+
+        data = await self._run("get", name, once, length)
+        self._numbers.received.add(len(data))
+        return data
+
+    async def put_new(self, name: str, data: Buffer) -> None:
+        async def once(again: bool) -> None:
+            try:
+                await self._store.put_new(name, data)
+            except Exists:
+                # `again` rather than `maybe_done`: reading back once too often costs one request,
+                # taking our own object for another's costs a conflict copy.
+                if not (again and await self._holds(name, data)):
+                    raise
+
+        # Twice the length: the reading back.
+        await self._run("put_new", name, once, 2 * len(data))
+        self._numbers.sent.add(len(data))
+
+    async def put(self, name: str, data: Buffer) -> None:
+        async def once(again: bool) -> None:
+            await self._store.put(name, data)
+
+        await self._run("put", name, once, len(data))
+        self._numbers.sent.add(len(data))
+
+    async def delete(self, name: str) -> None:
+        async def once(again: bool) -> None:
+            await self._store.delete(name)
+
+        await self._run("delete", name, once)
+
+    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
+        async def once(again: bool) -> Page:
+            return await self._store.list(prefix, after, limit)
+
+        # About what an entry takes in S3's XML.
+        return await self._run("list", prefix, once, limit * 300)
+
+    async def create(self) -> None:
+        async def once(again: bool) -> None:
+            await self._store.create()
+
+        await self._run("create", "", once)
+
+    async def aclose(self) -> None:
+        await self._store.aclose()
+
+    @property
+    def state(self) -> str:
+        """ "ok", "degraded" (some requests fail) or "down" (none has worked lately)."""
+        now = trio.current_time()
+        if self._last_failure is None:
+            return "ok"
+        if (
+            self._failing_since is not None
+            and self._in_a_row >= DOWN_FAILURES
+            and self._last_failure - self._failing_since >= DOWN_AFTER
+        ):
+            return "down"
+        return "degraded" if now - self._last_failure < DEGRADED_FOR else "ok"
+
+    def health(self) -> Health:
+        below = self._store.health()
+        numbers = self._numbers
+        details = {
+            **below.details,
+            "requests": int(sum(series.value for series in numbers.requests.values())),
+            "failures": int(numbers.failures.value),
+            "retries": int(numbers.retries.value),
+            "gave_up": int(numbers.gave_up.value),
+            "bytes_up": int(numbers.sent.value),
+            "bytes_down": int(numbers.received.value),
+            "last_success": self._last_success_time,
+            "last_error": self._last_error,
+            "last_error_time": self._last_error_time,
+        }
+        return Health(self.state, self._last_error or below.last_error, details)
+
+    async def _run(
+        self, op: str, name: str, once: Callable[[bool], Awaitable[T]], length: int = 0
+    ) -> T:
+        """Ask until there is an answer that stands, or patience or the budget ends."""
+        begun = trio.current_time()
+        allowance = length / self._min_speed
+        deadline = begun + self._patience + allowance
+        self._refuse_while_down()
+        tries = 0
+        paid = 0.0
+        maybe_done = False
+        while True:
+            hung = False
+            sent = trio.current_time()
+            try:
+                self._numbers.requests[op].add()
+                try:
+                    result = await self._attempt(once, tries > 0, allowance, deadline)
+                finally:
+                    self._numbers.seconds[op].add(trio.current_time() - sent)
+            except Crowded as exc:  # not the store's doing; and patience has ended
+                raise Unavailable(f"{exc} ({op} {name})", maybe_done=maybe_done) from exc
+            except TooSlow as exc:
+                hung = True
+                error: Unavailable = exc
+            except Unavailable as exc:
+                error = exc
+            except StoreError:
+                self._answered(paid)
+                raise
+            else:
+                self._answered(paid)
+                return result
+            tries += 1
+            maybe_done |= error.maybe_done
+            self._failed(error, sent)
+
+            wait = clock.uniform(0, min(CAP, BASE * 2 ** min(tries - 1, 32)))
+            if error.retry_after is not None:
+                wait = max(wait, error.retry_after)
+            cost = Budget.TIMEOUT if hung else Budget.RETRY
+            now = trio.current_time()
+            if now + wait >= deadline or wait > max(CAP, RETRY_AFTER_CAP):
+                why = f"gave up after {tries} tries in {now - begun:.0f} s"
+            elif not self._budget.take(cost):
+                why = "too many requests are failing to try again now"
+            else:
+                paid += cost
+                self._numbers.retries.add()
+                await trio.sleep(wait)
+                await self._wait_for_probe(deadline)
+                continue
+            self._numbers.gave_up.add()
+            self._report(error)
+            raise Unavailable(
+                f"{error} ({why}; {op} {name})",
+                retry_after=error.retry_after,
+                maybe_done=maybe_done,
+            ) from error
+
+    async def _attempt(
+        self, once: Callable[[bool], Awaitable[T]], again: bool, allowance: float, deadline: float
+    ) -> T:
+        with trio.CancelScope() as scope:
+            timing = limit.Attempt(scope, self._attempt_seconds + allowance, deadline)
+            token = limit.attempt.set(timing)
+            try:
+                return await once(again)
+            finally:
+                limit.attempt.reset(token)
+        if timing.queued:
+            raise Crowded(f"{self.url}: too much is waiting to be transferred")
+        raise TooSlow(f"{self.url}: no answer in time", maybe_done=True)
+
+    async def _holds(self, name: str, data: Buffer) -> bool:
+        """Whether the store's object *name* is exactly *data*."""
+        try:
+            # One byte more tells a longer object.
+            found = await self._store.get(name, 0, len(data) + 1)
+        except Missing:
+            # There a moment ago: a listing or cache that lags, or somebody deleted it.  Ask again.
+            raise Unavailable(f"{self.url}: {name} exists and is missing") from None
+        return found == data
+
+    def _refuse_while_down(self) -> None:
+        """Let one request a second through to a store that is down, and fail the others at once."""
+        if self.state != "down":
+            return
+        now = trio.current_time()
+        if now < self._next_probe:
+            self._numbers.gave_up.add()
+            raise Unavailable(f"{self.url} is not reachable: {self._last_error}")
+        self._next_probe = now + PROBE_EVERY
+
+    async def _wait_for_probe(self, deadline: float) -> None:
+        """Hold an operation that began before the store went down until it may be the probe."""
+        while self.state == "down":
+            now = trio.current_time()
+            if now >= self._next_probe or now >= deadline:
+                self._next_probe = now + PROBE_EVERY
+                return
+            await trio.sleep_until(min(self._next_probe, deadline))
+
+    def _answered(self, paid: float) -> None:
+        """The store is alive, whatever it said."""
+        self._last_success_time = clock.now()
+        self._last_answer = trio.current_time()
+        self._budget.succeeded(paid)
+        self._in_a_row = 0
+        if self._failing_since is not None:
+            if self._reported:
+                log.info(
+                    "%s works again after %.0f s",
+                    self.url,
+                    trio.current_time() - self._failing_since,
+                )
+            self._failing_since = None
+            self._reported = False
+
+    def _failed(self, error: Unavailable, sent: float) -> None:
+        """Note a request that was sent at *sent* and not answered."""
+        now = trio.current_time()
+        self._last_error = str(error)
+        self._last_error_time = clock.now()
+        self._last_failure = now
+        self._numbers.failures.add()
+        self._budget.failed()
+        self._in_a_row += 1
+        if self._failing_since is None:
+            # A request that hung for a minute tells of the whole minute, unless another worked.
+            self._failing_since = max(sent, self._last_answer)
+        if self.state == "down":
+            self._report(error)
+
+    def _report(self, error: Unavailable) -> None:
+        """Say that the store fails: one line for an outage, however many requests it hits."""
+        now = trio.current_time()
+        if self._reported or (
+            self._reported_at is not None and now - self._reported_at < REPORT_EVERY
+        ):
+            return
+        self._reported = True
+        self._reported_at = now
+        log.warning("%s does not answer, trying on: %s", self.url, error)
+
+
+class TooSlow(Unavailable):
+    """An attempt was given up because it made no headway."""
+
+
+class Crowded(Unavailable):
+    """Patience ended before it was our turn."""
+
+
+class Numbers:
+    """The series that requests to a store feed."""
+
+    OPS = ("get", "put_new", "put", "delete", "list", "create")
+
+    def __init__(self, metrics: Registry) -> None:
+        def counter(what: str, text: str, unit: str = "") -> Counter:
+            return metrics.counter(f"megafs_store_{what}", text, unit)
+
+        self.requests = {
+            op: metrics.counter(
+                "megafs_store_requests", "Requests sent to the store, retries included.", op=op
+            )
+            for op in self.OPS
+        }
+        self.seconds = {
+            op: metrics.counter(
+                "megafs_store_request", "Time in requests, waiting included.", "seconds", op=op
+            )
+            for op in self.OPS
+        }
+        self.failures = counter("failures", "Requests the store did not answer.")
+        self.retries = counter("retries", "Requests sent again.")
+        self.gave_up = counter("gave_up", "Operations that failed for want of an answer.")
+        self.sent = counter("sent", "Object bytes stored.", "bytes")
+        self.received = counter("received", "Object bytes read.", "bytes")

@@ -1,0 +1,67 @@
+"""Every driver and wrapper that needs no server keeps the contract."""
+
+from __future__ import annotations
+
+import pytest
+
+from megafs.stores import local
+from megafs.stores.limit import Limited
+from megafs.stores.local import LocalStore
+from megafs.stores.memory import MemoryStore
+from megafs.stores.retry import Retrying
+from tests.fakes.faulty import Faulty
+from tests.stores.contract import StoreContract
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    async def store(self):
+        return MemoryStore()
+
+
+class TestLocal(StoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path):
+        store = LocalStore(tmp_path / "deep" / "store")
+        await store.create()
+        return store
+
+
+class TestLocalWithoutHardLinks(StoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path):
+        store = LocalStore(tmp_path)
+        store._ways = store._ways[1:]
+        assert store._ways[0][0] is local._by_rename
+        return store
+
+
+class TestLocalWithClaims(StoreContract):
+    """A file system with neither hard links nor renames that refuse to replace."""
+
+    @pytest.fixture
+    async def store(self, tmp_path):
+        store = LocalStore(tmp_path)
+        store._ways = store._ways[2:]
+        # A loser may meet a claim that is just being made good: that is worth another try.
+        return Retrying(store)
+
+
+class TestLimited(StoreContract):
+    @pytest.fixture
+    async def store(self):
+        return Limited(MemoryStore(), 2, 3)
+
+
+class TestRetrying(StoreContract):
+    @pytest.fixture
+    async def store(self):
+        return Retrying(MemoryStore())
+
+
+class TestFaultyWithoutFaults(StoreContract):
+    @pytest.fixture
+    async def store(self):
+        return Faulty(MemoryStore())
+
+
