@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 
+from megafs.stores.credentials import Fixed
+from megafs.stores.s3 import S3Store
+from megafs.stores.sigv4 import Credentials
 from tests.engines.ceph import Ceph
+from tests.fakes.proxy import Proxy, proxying
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +19,29 @@ def ceph() -> Iterator[Ceph]:
     """A real Ceph cluster with an S3 gateway, one for the whole run; in memory."""
     with Ceph() as cluster:
         yield cluster
+
+
+@pytest.fixture
+async def proxy(ceph: Ceph) -> AsyncIterator[Proxy]:
+    """A proxy in front of Ceph that breaks requests as it is told."""
+    async with proxying(ceph.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+async def connect(ceph: Ceph) -> AsyncIterator[Callable[..., S3Store]]:
+    """connect(bucket, prefix="", **options of S3Store): a store on Ceph, closed after the test."""
+    opened: list[S3Store] = []
+
+    def make(bucket: str, prefix: str = "", **options: Any) -> S3Store:
+        settings = {
+            "credentials": Fixed(Credentials(ceph.access, ceph.secret)),
+            "endpoint": ceph.endpoint,
+            "region": ceph.region,
+        }
+        opened.append(S3Store(bucket, prefix, **(settings | options)))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        await store.aclose()

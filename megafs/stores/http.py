@@ -16,6 +16,7 @@ in.  Proxies come from the environment (https_proxy, http_proxy, all_proxy, no_p
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import urllib.request
@@ -38,6 +39,9 @@ E = TypeVar("E", bound=BaseException)
 
 #: Of an answer that is not a success, no more than this is read.
 ERROR_LIMIT = 64 << 10
+
+# A name or an address of either kind; httpx would quote anything else.
+_HOST = re.compile(r"([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)\Z")
 
 # The body goes out in pieces, because the write timeout is per piece: 256 KiB in 30 s allows an
 # uplink of 9 KB/s, a whole pack at once would need half a megabyte per second.
@@ -111,7 +115,7 @@ class Session:
             self._base = httpx.URL(base)
         except (httpx.InvalidURL, ValueError) as exc:
             raise BadStore(f"not a URL: {base!r}") from exc
-        if self._base.scheme not in ("http", "https") or not self._base.host:
+        if self._base.scheme not in ("http", "https") or not _HOST.match(self._base.host):
             raise BadStore(f"not an http:// or https:// URL: {base!r}")
         if self._base.userinfo or self._base.query or self._base.fragment:
             raise BadStore("a store's address has no user, query or fragment in it")
@@ -286,8 +290,7 @@ class Session:
             return f"nothing accepted for {self._timeout['write']:g} s"
         if isinstance(exc, httpx.ProxyError):
             return f"the proxy answers {str(exc)[:200]}"
-        inner = _find(exc, OSError)
-        said = (inner.strerror if inner else None) or str(exc) or type(exc).__name__
+        said = _system_error(exc) or str(exc) or type(exc).__name__
         if isinstance(exc, httpx.ConnectError):
             return f"cannot connect: {said[:200]}"
         return said[:200]
@@ -356,6 +359,16 @@ def _tls(ca: Path | None) -> ssl.SSLContext:
     )
     # The system's certificates are what its administrator trusts; a bare container has none.
     return ssl.create_default_context(cafile=None if system else certifi.where())
+
+
+def _system_error(exc: BaseException | None) -> str:
+    """What the operating system said, the innermost cause first; "" if it said nothing."""
+    if exc is None:
+        return ""
+    if isinstance(exc, BaseExceptionGroup):  # of the addresses of one name, any failure will do
+        return next(filter(None, map(_system_error, exc.exceptions)), "")
+    inner = _system_error(exc.__cause__ or exc.__context__)
+    return inner or (isinstance(exc, OSError) and exc.strerror) or ""
 
 
 def _find(exc: BaseException | None, kind: type[E]) -> E | None:

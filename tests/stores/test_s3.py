@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,21 +18,14 @@ from tests.engines.ceph import Ceph
 pytestmark = pytest.mark.ceph
 
 
-def connect(ceph: Ceph, bucket: str, prefix: str = "", **options: object) -> S3Store:
-    settings: dict[str, object] = {
-        "credentials": Fixed(Credentials(ceph.access, ceph.secret)),
-        "endpoint": ceph.endpoint,
-        "region": ceph.region,
-    } | options
-    return S3Store(bucket, prefix, **settings)  # type: ignore[arg-type]
+Connect = Callable[..., S3Store]
 
 
 @pytest.fixture(params=["", "some/where"])
-async def store(ceph: Ceph, request: pytest.FixtureRequest) -> AsyncIterator[S3Store]:
-    made = connect(ceph, ceph.fresh_name(), request.param)
+async def store(ceph: Ceph, connect: Connect, request: pytest.FixtureRequest) -> S3Store:
+    made = connect(ceph.fresh_name(), request.param)
     await made.create()
-    yield made
-    await made.aclose()
+    return made
 
 
 async def test_what_was_put_is_got(store: S3Store) -> None:
@@ -109,13 +102,13 @@ async def test_a_listing_is_in_order_and_in_pages(store: S3Store) -> None:
     assert abs(got[0].modified - os.stat(f"/proc/{os.getpid()}").st_mtime) < 86_400
 
 
-async def test_other_peoples_objects_are_not_listed(ceph: Ceph) -> None:
+async def test_other_peoples_objects_are_not_listed(ceph: Ceph, connect: Connect) -> None:
     bucket = ceph.fresh_name()
-    whole, part = connect(ceph, bucket), connect(ceph, bucket, "p")
+    whole, part = connect(bucket), connect(bucket, "p")
     await whole.create()
     # Objects that no driver of ours would make, through a prefix that ends where names begin.
     for i in range(5):
-        await connect(ceph, bucket, f"p/a.{i}").put_new("x", b"")
+        await connect(bucket, f"p/a.{i}").put_new("x", b"")
     await part.put_new("b", b"")
     await whole.put_new("pq", b"")
 
@@ -125,8 +118,10 @@ async def test_other_peoples_objects_are_not_listed(ceph: Ceph) -> None:
     assert not page.more
 
 
-async def test_without_a_bucket_there_is_no_store_until_it_is_created(ceph: Ceph) -> None:
-    store = connect(ceph, ceph.fresh_name())
+async def test_without_a_bucket_there_is_no_store_until_it_is_created(
+    ceph: Ceph, connect: Connect
+) -> None:
+    store = connect(ceph.fresh_name())
     for attempt in (
         lambda: store.get("a", 0, 1),
         lambda: store.put_new("a", b""),
@@ -163,17 +158,17 @@ async def test_one_of_sixteen_racing_writers_wins(store: S3Store) -> None:
         assert await store.get(f"race/{turn}", 0, 2000) == bytes(won) * 1000
 
 
-async def test_a_hash_of_the_body_is_signed_or_not_as_told(ceph: Ceph) -> None:
+async def test_a_hash_of_the_body_is_signed_or_not_as_told(ceph: Ceph, connect: Connect) -> None:
     bucket = ceph.fresh_name()
     for sign, name in ((True, "a"), (False, "b"), (None, "c")):
-        store = connect(ceph, bucket, sign_payload=sign)
+        store = connect(bucket, sign_payload=sign)
         await store.create()
         await store.put_new(name, b"x" * 100_000)
         assert await store.get(name, 0, 200_000) == b"x" * 100_000
 
 
-async def test_without_the_condition_put_new_looks_first(ceph: Ceph) -> None:
-    store = connect(ceph, ceph.fresh_name(), conditional_put=False)
+async def test_without_the_condition_put_new_looks_first(ceph: Ceph, connect: Connect) -> None:
+    store = connect(ceph.fresh_name(), conditional_put=False)
     await store.create()
     await store.put_new("a", b"first")
 
@@ -183,13 +178,13 @@ async def test_without_the_condition_put_new_looks_first(ceph: Ceph) -> None:
     assert await store.get("a", 0, 100) == b"first"
 
 
-async def test_wrong_credentials_say_what_to_check(ceph: Ceph) -> None:
+async def test_wrong_credentials_say_what_to_check(ceph: Ceph, connect: Connect) -> None:
     bucket = ceph.fresh_name()
     for keys, code in (
         (Credentials(ceph.access, "wrong-secret"), "SignatureDoesNotMatch"),
         (Credentials("nobody", "wrong-secret"), "InvalidAccessKeyId"),
     ):
-        store = connect(ceph, bucket, credentials=Fixed(keys))
+        store = connect(bucket, credentials=Fixed(keys))
         with pytest.raises(Denied, match=f"{code}.*check the access key") as caught:
             await store.get("a", 0, 1)
         assert "wrong-secret" not in str(caught.value)
@@ -205,6 +200,7 @@ async def test_credentials_come_from_the_environment(
     await store.put_new("a", b"1")
     assert await store.get("a", 0, 10) == b"1"
     assert ceph.secret not in repr(vars(store)) + store.url
+    await store.aclose()
 
 
 async def test_credentials_come_from_a_profile(
@@ -219,10 +215,13 @@ async def test_credentials_come_from_a_profile(
     await store.put_new("a", b"1")
 
     monkeypatch.setenv("AWS_PROFILE", "other")
-    assert (await open_s3(ceph.fresh_name(), "", {"endpoint": ceph.endpoint}).create()) is None
+    named = open_s3(ceph.fresh_name(), "", {"endpoint": ceph.endpoint})
+    await named.create()
 
     with pytest.raises(BadStore, match="absent"):
         await open_s3("bucket", "", {"profile": "absent", "endpoint": ceph.endpoint}).create()
+    await store.aclose()
+    await named.aclose()
 
 
 async def test_without_credentials_the_ways_to_give_them_are_named(
