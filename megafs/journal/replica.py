@@ -20,7 +20,7 @@ from __future__ import annotations
 import datetime
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -288,17 +288,16 @@ class Replica:
 
     # ---- the journal ------------------------------------------------------------------------
 
-    def next_commit(self, packs_done: Iterable[int] | None = None) -> Candidate | None:
+    def next_commit(self, blocked: Collection[int] = ()) -> Candidate | None:
         """The pending batches, from the first on, that fit into one commit; None if there are none.
 
-        packs_done: stop before the first batch that names a pack not in here; None for no check.
+        blocked: packs that are not in the store yet; stop before the first batch that names one.
         """
-        done = None if packs_done is None else set(packs_done)
         builder = apsw.ChangesetBuilder()  # type: ignore[no-untyped-call]
         first = last = operations = size = 0
         packs: set[int] = set()
         for batch, info in self.pending.items():
-            if done is not None and not info.packs <= done:
+            if not info.packs.isdisjoint(blocked):
                 break
             if first and size + info.size > COMMIT_SIZE:
                 break

@@ -110,6 +110,9 @@ class ObjectStore(ABC):
     async def aclose(self) -> None:  # noqa: B027
         """Give back connections, files and threads; the store is not usable afterwards."""
 
+    async def forget(self, name: str) -> None:  # noqa: B027
+        """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""
+
     def health(self) -> Health:
         """What is known of the store from recent requests; never asks it."""
         return Health()

@@ -143,7 +143,10 @@ class Tree:
 
     def places(self, ino: int) -> list[tuple[int, bytes]]:
         """Every (directory, name) that stands for *ino*."""
-        return self.db.execute("SELECT parent, name FROM dirents WHERE ino=?", (ino,)).fetchall()
+        rows: list[Any] = self.db.execute(
+            "SELECT parent, name FROM dirents WHERE ino=?", (ino,)
+        ).fetchall()
+        return rows
 
     def path(self, ino: int) -> bytes | None:
         """A path from the root, for messages, or None if there is none."""
@@ -211,9 +214,10 @@ class Tree:
         return None if row is None else row[0]
 
     def xattrs(self, ino: int) -> list[tuple[bytes, bytes]]:
-        return self.db.execute(
+        rows: list[Any] = self.db.execute(
             "SELECT name, value FROM xattrs WHERE ino=? ORDER BY name", (ino,)
         ).fetchall()
+        return rows
 
     def extents(self, ino: int, start: int, end: int) -> list[Extent]:
         """The extents that hold bytes of [start, end), in order, not cut to it."""

@@ -1,0 +1,284 @@
+"""Opened chunks: fetched once, verified, kept in memory up to a limit.
+
+A chunk that is wanted is looked for among the opened ones, then in the staged packs, then asked of
+the store below (disk cache, retries, driver).  However many readers wait for a chunk, it is fetched
+once; neighbours in one pack that are wanted together come in one ranged get and are opened in one
+thread hop.  Bytes that do not verify are asked for once more past the cache, then it is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import trio
+
+from megafs.chunks import format as chunk_format
+from megafs.chunks.stage import Stage
+from megafs.concurrency import offload
+from megafs.crypto.keys import Keyring, digest
+from megafs.errors import Corrupt, Fault, leaf
+from megafs.stores.base import ObjectStore
+from megafs.stores.limit import background
+from megafs.tree.tree import Extent, Pack, Tree
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+Data = bytes | memoryview
+
+#: Chunks closer together than this in a pack are fetched in one get: a request costs more.
+_GAP = 64 << 10
+#: The most that one get asks for.
+_RANGE = 4 << 20
+_OFFLOAD_FROM = 64 << 10
+
+
+class _Loading:
+    """A fetch under way; those who wait for it find data or an error here."""
+
+    __slots__ = ("data", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.data: Data | None = None
+        self.error: Fault | None = None
+
+
+class ChunkStore:
+    """Reads chunks of packs.
+
+    limit: bytes of opened chunks that are kept.
+    """
+
+    def __init__(
+        self, store: ObjectStore, stage: Stage, tree: Tree, keyring: Keyring, limit: int
+    ) -> None:
+        self._store = store
+        self._stage = stage
+        self._tree = tree
+        self._keyring = keyring
+        self._limit = limit
+        self._opened: OrderedDict[Key, Data] = OrderedDict()
+        self._size = 0
+        self._loading: dict[Key, _Loading] = {}
+        self._keys: OrderedDict[int, tuple[Pack, bytes]] = OrderedDict()
+        self._ahead = trio.CapacityLimiter(4)
+        self.hits = 0
+        self.misses = 0
+
+    def remember(self, extent: Extent, data: Data) -> None:
+        """Keep an opened chunk that somebody just wrote."""
+        self._keep((extent.pack, extent.offset), data)
+
+    def has(self, extent: Extent) -> bool:
+        key = (extent.pack, extent.offset)
+        return key in self._opened or key in self._loading
+
+    async def read(self, extents: Iterable[Extent]) -> list[Data]:
+        """The whole chunk of each extent (its `data` for an inline one), in order.
+
+        Raises Corrupt, Missing or another StoreError if one cannot be had.
+        """
+        wanted = list(extents)
+        found: list[Data | None] = [None] * len(wanted)
+        absent: list[int] = []
+        for n, extent in enumerate(wanted):
+            found[n] = self._at_hand(extent)
+            if found[n] is None:
+                absent.append(n)
+        while absent:
+            for n, data in zip(absent, await self._load([wanted[n] for n in absent]), strict=True):
+                found[n] = data
+            # None: whoever was fetching it was cancelled; it is our turn now.
+            absent = [n for n in absent if found[n] is None]
+        return [data for data in found if data is not None]
+
+    def _at_hand(self, extent: Extent) -> Data | None:
+        if extent.pack == 0:
+            if extent.data is None:
+                raise Corrupt("an inline extent has no data")
+            return extent.data
+        key = (extent.pack, extent.offset)
+        data = self._opened.get(key)
+        if data is not None:
+            self._opened.move_to_end(key)
+            self.hits += 1
+        return data
+
+    async def _load(self, extents: list[Extent]) -> list[Data | None]:
+        """Fetch, or wait for others who fetch."""
+        mine: dict[Key, Extent] = {}
+        waits: list[_Loading] = []
+        for extent in extents:
+            key = (extent.pack, extent.offset)
+            loading = self._loading.get(key)
+            if loading is None:
+                loading = self._loading[key] = _Loading()
+                mine[key] = extent
+            waits.append(loading)
+        if mine:
+            self.misses += len(mine)
+            await self._fetch_all(mine)
+        results: list[Data | None] = []
+        for loading in waits:
+            await loading.done.wait()
+            if loading.error is not None:
+                raise loading.error
+            results.append(loading.data)
+        return results
+
+    async def _fetch_all(self, mine: dict[Key, Extent]) -> None:
+        groups = _grouped(list(mine.values()))
+        try:
+            if len(groups) == 1:
+                await self._fetch(groups[0])
+            else:
+                async with trio.open_nursery() as nursery:
+                    for group in groups:
+                        nursery.start_soon(self._fetch, group)
+        finally:
+            for key in mine:  # what a cancellation or an unexpected error left undone
+                loading = self._loading.pop(key, None)
+                if loading is not None:
+                    loading.done.set()
+
+    async def _fetch(self, group: list[Extent]) -> None:
+        """Fetch neighbours; every one of them ends with data or an error."""
+        try:
+            opened = await self._open_group(group)
+        except Fault as exc:
+            if len(group) > 1:
+                # One bad chunk must not take its neighbours with it.
+                for extent in group:
+                    await self._fetch([extent])
+                return
+            self._finish(group[0], None, exc)
+            return
+        except BaseExceptionGroup as exc:
+            cause = leaf(exc)
+            if isinstance(cause, Fault):
+                self._finish(group[0], None, cause)
+                return
+            raise
+        for extent, data in zip(group, opened, strict=True):
+            self._finish(extent, data, None)
+
+    def _finish(self, extent: Extent, data: Data | None, error: Fault | None) -> None:
+        key = (extent.pack, extent.offset)
+        loading = self._loading.pop(key, None)
+        if data is not None:
+            self._keep(key, data)
+        if loading is not None:
+            loading.data, loading.error = data, error
+            loading.done.set()
+
+    async def _open_group(self, group: list[Extent]) -> list[Data]:
+        pack, key = self._pack(group[0].pack)
+        staged = [self._stage.read(extent) for extent in group]
+        sealed = [part for part in staged if part is not None]
+        if len(sealed) == len(group):
+            return await self._open(pack, key, group, sealed)
+        name = chunk_format.pack_name(pack.name)
+        start = group[0].offset
+        length = max(e.offset + e.sealed for e in group) - start
+        for attempt in (1, 2):
+            body = memoryview(await self._store.get(name, start, length))
+            parts: list[bytes | memoryview] = [
+                body[e.offset - start : e.offset - start + e.sealed] for e in group
+            ]
+            try:
+                return await self._open(pack, key, group, parts)
+            except Corrupt as exc:
+                # The disk cache may have gone bad: drop what it holds and ask the store itself.
+                await self._store.forget(name)
+                if attempt == 2:
+                    log.error("%s", exc)
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _open(
+        self, pack: Pack, key: bytes, group: list[Extent], sealed: list[bytes | memoryview]
+    ) -> list[Data]:
+        if sum(extent.sealed for extent in group) < _OFFLOAD_FROM:
+            return self._open_now(pack, key, group, sealed)
+        return await offload(self._open_now, pack, key, group, sealed)
+
+    def _open_now(
+        self, pack: Pack, key: bytes, group: list[Extent], sealed: list[bytes | memoryview]
+    ) -> list[Data]:
+        opened: list[Data] = []
+        for extent, part in zip(group, sealed, strict=True):
+            # The digest is what keeps somebody with a share link and the store from forging one.
+            if extent.digest is not None and digest(part) != extent.digest:
+                raise Corrupt(
+                    f"{chunk_format.pack_name(pack.name)} at {extent.offset}: not the bytes that"
+                    " were stored"
+                )
+            opened.append(
+                chunk_format.open_chunk(
+                    key, self._keyring.fsid, pack.epoch, pack.name, extent, part
+                )
+            )
+        return opened
+
+    def _pack(self, number: int) -> tuple[Pack, bytes]:
+        known = self._keys.get(number)
+        if known is None:
+            pack = self._tree.pack(number)
+            known = self._keys[number] = (pack, self._keyring.pack_key(pack.name, pack.epoch))
+            if len(self._keys) > 4096:
+                self._keys.popitem(last=False)
+        return known
+
+    def _keep(self, key: Key, data: Data) -> None:
+        if key in self._opened:
+            return
+        self._opened[key] = data
+        self._size += len(data)
+        while self._size > self._limit and self._opened:
+            _, old = self._opened.popitem(last=False)
+            self._size -= len(old)
+
+    async def fetch_ahead(self, extents: list[Extent]) -> None:
+        """Have these chunks opened by the time somebody reads them; errors are left to the reader."""
+        missing = [e for e in extents if e.pack and not self.has(e)]
+        if not missing:
+            return
+        async with self._ahead:
+            missing = [e for e in missing if not self.has(e)]
+            if missing:
+                try:
+                    with background():
+                        await self._load(missing)
+                except Fault as exc:
+                    log.debug("read-ahead: %s", exc)
+
+    def clear(self) -> None:
+        """Forget every opened chunk."""
+        self._opened.clear()
+        self._size = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of opened chunks in memory."""
+        return self._size
+
+
+def _grouped(extents: list[Extent]) -> list[list[Extent]]:
+    """Extents, each chunk once, in runs that one ranged get can bring."""
+    unique = {(e.pack, e.offset): e for e in extents}
+    groups: list[list[Extent]] = []
+    for extent in sorted(unique.values(), key=lambda e: (e.pack, e.offset)):
+        last = groups[-1] if groups else None
+        if (
+            last is not None
+            and last[-1].pack == extent.pack
+            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
+            and extent.offset + extent.sealed - last[0].offset <= _RANGE
+        ):
+            last.append(extent)
+        else:
+            groups.append([extent])
+    return groups
