@@ -1,0 +1,368 @@
+"""The one task that commits, and the one that follows: the order of everything.
+
+The writer closes the batch, has the packs it names uploaded, seals a commit and creates
+`commits/<sequence + 1>`, if that name is free.  Won: the batch is in the journal.  Lost: the winner's
+commit is applied first, ours are done again on top, and the next number is tried.
+
+The follower reads `commits/<sequence + 1>` now and then, which is how other mounts' work arrives.
+Both change the replica only while they hold `_turn`, so a commit that is under way is not overtaken
+by news of itself.
+
+A commit that does not verify, or does not follow the one before it, freezes the mount: nothing is
+written any more, reads go on, one line says why (docs/threats.md, rows 2, 9 to 14).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from megafs import clock
+from megafs.concurrency import offload
+from megafs.crypto.keys import Keyring, digest
+from megafs.errors import Corrupt, Exists, Fault, Missing, Rollback, StoreError, TooNew, Unavailable
+from megafs.journal import commit as commit_format
+from megafs.journal import head
+from megafs.journal.commit import Commit
+from megafs.journal.replica import Candidate, News, Replica
+from megafs.stores.base import ObjectStore, list_all
+
+log = logging.getLogger(__name__)
+
+#: Commits that are fetched side by side and applied together when far behind.
+_WINDOW = 16
+#: An idle mount looks for others' commits this many times less often.
+_IDLE_FACTOR = 5
+_IDLE_AFTER = 30.0
+
+
+class Packs(Protocol):
+    """What the writer needs of the stage."""
+
+    @property
+    def blocked(self) -> set[int]: ...
+    @property
+    def last_error(self) -> Fault | None: ...
+    def cut(self) -> None: ...
+    async def wait_change(self) -> None: ...
+
+
+class Writer:
+    """Commits this mount's operations and follows the others'.
+
+    state: the directory that remembers the head.  interval: seconds that operations are collected
+        before they are committed, and between two looks for others' commits.
+    before_follow: called with the inodes that commits will change, before they are applied.
+    on_news: called with what others changed, after it is applied.
+    """
+
+    def __init__(
+        self,
+        replica: Replica,
+        store: ObjectStore,
+        keyring: Keyring,
+        packs: Packs,
+        state: Path,
+        *,
+        interval: float,
+        generation: int,
+        slot: str = "",
+        before_follow: Callable[[set[int]], Awaitable[None]] | None = None,
+        on_news: Callable[[News], None] | None = None,
+    ) -> None:
+        self._replica = replica
+        self._store = store
+        self._keyring = keyring
+        self._packs = packs
+        self._state = state
+        self._interval = interval
+        self.generation = generation
+        self.slot = slot
+        self.before_follow = before_follow
+        self.on_news = on_news
+        self._turn = trio.Lock()
+        self._poked = trio.Event()
+        self._urgent = False
+        self._advanced = trio.Event()
+        self._active = -_IDLE_AFTER
+        self.frozen: Fault | None = None
+        self.last_error: Fault | None = None
+        self.last_contact: float = 0.0
+        self.commits = 0
+        self.races_lost = 0
+
+    # ---- what the filesystem asks -----------------------------------------------------------
+
+    def poke(self, urgent: bool = False) -> None:
+        """There is something to commit; urgent: somebody waits for it."""
+        self._active = trio.current_time()
+        if urgent:
+            self._urgent = True
+        self._poked.set()
+
+    async def committed(self, batch: int, deadline: float) -> None:
+        """Return when *batch* is in the journal.
+
+        Raises the fault that keeps it from getting there when *deadline* seconds have passed, or at
+        once if the mount is frozen.  The batch stays staged: later calls may succeed.
+        """
+        with trio.move_on_after(deadline):
+            while self._replica.committed < batch:
+                if self.frozen is not None:
+                    raise Corrupt(f"not written, for the mount is read-only: {self.frozen}")
+                self.poke(urgent=True)
+                await self._advanced.wait()
+            return
+        if self._replica.committed >= batch:
+            return
+        cause = self.last_error or self._packs.last_error
+        raise Unavailable(
+            f"not in the store after {deadline:g} s, still staged: {cause or 'the store is slow'}"
+        )
+
+    # ---- committing -------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Commit what there is to commit, for ever."""
+        pause = 0.0
+        while True:
+            await self._wanted(pause)
+            try:
+                await self.commit_all()
+                pause = 0.0
+                if self.last_error is not None:
+                    log.info("the store takes commits again")
+                    self.last_error = None
+            except (Corrupt, TooNew) as exc:
+                self._freeze(exc if isinstance(exc, Fault) else Corrupt(str(exc)))
+                self._tell()
+                await trio.sleep_forever()
+            except StoreError as exc:
+                if self.last_error is None:
+                    log.warning("cannot commit, will go on trying: %s", exc)
+                self.last_error = exc
+                pause = min(15.0, max(0.5, pause * 2))
+
+    async def _wanted(self, pause: float) -> None:
+        """Wait until there is work, and a little longer to collect more of it."""
+        if pause:
+            await trio.sleep(clock.uniform(pause / 2, pause))
+        while not self._replica.unsealed and not self._replica.pending:
+            self._urgent = False
+            await self._poked.wait()
+            self._poked = trio.Event()
+        with trio.move_on_after(0 if pause else self._interval):
+            while not self._urgent:
+                await self._poked.wait()
+                self._poked = trio.Event()
+        self._urgent = False
+
+    async def commit_all(self) -> None:
+        """Bring everything that was done until now into the journal."""
+        target = self._replica.seal()
+        self._packs.cut()
+        while self._replica.committed < target and self._replica.pending:
+            candidate = self._replica.next_commit(self._packs.blocked)
+            if candidate is None:
+                error = self._packs.last_error
+                if error is not None:
+                    raise error
+                await self._packs.wait_change()
+                continue
+            await self._publish(candidate)
+
+    async def _publish(self, candidate: Candidate) -> None:
+        async with self._turn:
+            replica = self._replica
+            if replica.committed >= candidate.first or candidate.first not in replica.pending:
+                return  # the follower changed what is pending while we waited for our turn
+            sequence = replica.sequence + 1
+            fresh = replica.next_commit(self._packs.blocked)
+            if fresh is None:
+                return
+            commit = Commit(
+                prev=replica.head,
+                mount=replica.mount,
+                host=replica.host,
+                commit_id=clock.random_bytes(16),
+                first_batch=fresh.first,
+                last_batch=fresh.last,
+                time_ns=clock.now_ns(),
+                generation=self.generation,
+                operations=fresh.operations,
+                changeset=await offload(commit_format.pack_changeset, fresh.changeset),
+            )
+            data = commit_format.seal(self._keyring, sequence, commit)
+            try:
+                await self._store.put_new(commit_format.object_name(sequence), data)
+            except Exists:
+                self.races_lost += 1
+                found = await self._catch_up()
+                if not found:
+                    # The name is taken, yet nothing is there to read: a store that lies, or a
+                    # listing that lags; ask again, but not at once.
+                    raise Unavailable(
+                        f"{commit_format.object_name(sequence)} exists and cannot be read"
+                    ) from None
+                return
+            self.commits += 1
+            self.last_contact = clock.now()
+            replica.won(sequence, digest(data), commit, fresh.changeset)
+            await self._remember()
+        self._tell()
+
+    async def _remember(self) -> None:
+        replica = self._replica
+        seen = head.Seen(
+            self._keyring.fsid.hex(),
+            replica.sequence,
+            replica.head.hex(),
+            self.generation,
+            self.slot,
+        )
+        await offload(head.write, self._state, seen, kind="disk")
+
+    def _tell(self) -> None:
+        self._advanced.set()
+        self._advanced = trio.Event()
+
+    def _freeze(self, cause: Fault) -> None:
+        if self.frozen is None:
+            self.frozen = cause
+            log.error("the mount is read-only from here on: %s", cause)
+
+    # ---- following --------------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Look for others' commits, for ever; slower when nothing happens here."""
+        while True:
+            idle = trio.current_time() - self._active > _IDLE_AFTER
+            pause = self._interval * (_IDLE_FACTOR if idle else 1)
+            await trio.sleep(clock.uniform(pause * 0.8, pause * 1.2))
+            if self.frozen is not None:
+                continue
+            try:
+                if await self.catch_up():
+                    self._active = trio.current_time()
+            except (Corrupt, TooNew) as exc:
+                self._freeze(exc if isinstance(exc, Fault) else Corrupt(str(exc)))
+                self._tell()
+            except StoreError as exc:
+                log.debug("cannot look for others' commits: %s", exc)
+
+    async def catch_up(self) -> int:
+        """Apply every commit that is in the store and not here; return how many."""
+        async with self._turn:
+            return await self._catch_up()
+
+    async def _catch_up(self) -> int:
+        total = 0
+        window = 1
+        while True:
+            got = await self._read_commits(self._replica.sequence + 1, window)
+            self.last_contact = clock.now()
+            if not got:
+                return total
+            touched = self._replica.touched(commit for _, _, commit in got)
+            if self.before_follow is not None:
+                await self.before_follow(touched)
+            news = self._replica.follow(got)
+            await self._remember()
+            self._tell()
+            if self.on_news is not None:
+                self.on_news(news)
+            total += len(got)
+            if len(got) < window:
+                if window > 1:
+                    return total
+            window = _WINDOW
+
+    async def _read_commits(self, first: int, count: int) -> list[tuple[int, bytes, Commit]]:
+        """Up to *count* commits from *first* on, verified one by one and against the chain."""
+        found: dict[int, bytes] = {}
+
+        async def fetch(sequence: int) -> None:
+            try:
+                found[sequence] = await self._store.get(
+                    commit_format.object_name(sequence), 0, commit_format.MAX_OBJECT
+                )
+            except Missing:
+                pass
+
+        if count == 1:
+            await fetch(first)
+        else:
+            async with trio.open_nursery() as nursery:
+                for sequence in range(first, first + count):
+                    nursery.start_soon(fetch, sequence)
+        commits: list[tuple[int, bytes, Commit]] = []
+        prev = self._replica.head
+        for sequence in range(first, first + count):
+            data = found.get(sequence)
+            if data is None:
+                if any(later > sequence for later in found):
+                    # Another mount may have written both since our first get: look again.
+                    await fetch(sequence)
+                    data = found.get(sequence)
+                    if data is None:
+                        raise Corrupt(
+                            f"{commit_format.object_name(sequence)} is missing although later"
+                            " commits exist"
+                        )
+                else:
+                    break
+            commit = commit_format.open_commit(self._keyring, sequence, data)
+            if commit.prev != prev:
+                raise Corrupt(
+                    f"{commit_format.object_name(sequence)} does not follow the commit before it:"
+                    " the store shows different histories"
+                )
+            prev = digest(data)
+            commits.append((sequence, prev, commit))
+        return commits
+
+    # ---- at mount ---------------------------------------------------------------------------
+
+    async def check_gap(self) -> None:
+        """Raise Corrupt if the store lists a commit later than the first missing one."""
+        async for page in list_all(
+            self._store, "commits/", commit_format.object_name(self._replica.sequence)
+        ):
+            for entry in page.entries:
+                later = commit_format.sequence_of(entry.name)
+                if later > self._replica.sequence + 1:
+                    # It may have appeared between our last look and the listing.
+                    await self.catch_up()
+                    if later > self._replica.sequence:
+                        raise Corrupt(
+                            f"commit {self._replica.sequence + 1} is missing although commit"
+                            f" {later} exists"
+                        )
+
+    def check_seen(self, seen: head.Seen | None) -> None:
+        """Raise Rollback if the store's history is not the one this machine has seen."""
+        if seen is None:
+            return
+        replica = self._replica
+        if seen.sequence > replica.sequence:
+            raise Rollback(
+                f"the store ends at commit {replica.sequence}, but this machine has seen commit"
+                f" {seen.sequence}: the store was rolled back. Mount with -o accept_state to go on"
+                " from what it has now"
+            )
+        known = replica.hash_at(seen.sequence)
+        if known is None:
+            raise Rollback(
+                f"the store's history does not reach back to commit {seen.sequence}, which this"
+                " machine has seen, so it cannot be told whether it is the same one. Mount with"
+                " -o accept_state to trust it"
+            )
+        if known.hex() != seen.hash:
+            raise Rollback(
+                f"commit {seen.sequence} is not the one that this machine has seen: the store shows"
+                " another history. Mount with -o accept_state to go on with it"
+            )
