@@ -22,7 +22,7 @@ _limiters: dict[str, trio.CapacityLimiter] = {}
 
 # The threads of each kind of work: ciphers gain nothing beyond the cores; disk waits more than it
 # works, and a stuck disk must not take the threads that ciphers need.
-_LIMITS = {"cpu": max(2, os.cpu_count() or 2), "disk": 8, "net": 40}
+_LIMITS = {"cpu": max(2, os.cpu_count() or 2), "disk": 8, "net": 40, "kernel": 4}
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def in_place() -> Iterator[None]:
 async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: bool = False) -> T:
     """Run ``fn(*args)`` in a worker thread and return what it returns.
 
-    kind: "cpu", "disk" or "net": each has its own bound on threads.
+    kind: "cpu", "disk", "net" or "kernel": each has its own bound on threads.
     abandon: a cancelled caller leaves the thread behind instead of waiting for it.  Only for work
         without side effects that matter.
     """
