@@ -132,6 +132,7 @@ class Session:
         self._agent = f"megafs/{__version__}"
         self._trusted = False
         self._date = ""
+        self._server_time = 0.0
         #: Server's clock minus ours in seconds, from its last Date; None before the first.
         self.skew: float | None = None
         #: Counters for `status`.
@@ -250,13 +251,13 @@ class Session:
         return Reply(status, headers, b"".join(parts), more)
 
     def _note_date(self, date: str) -> None:
-        if not date or date == self._date:  # it changes once a second, and parsing takes 20 us
-            return
-        self._date = date
-        try:
-            self.skew = parsedate_to_datetime(date).timestamp() - clock.now()
-        except (ValueError, OverflowError):
-            return
+        if date != self._date:  # it changes once a second, and reading it takes 20 microseconds
+            try:
+                self._server_time = parsedate_to_datetime(date).timestamp()
+            except (ValueError, OverflowError):
+                return
+            self._date = date
+        self.skew = self._server_time - clock.now()
 
     @contextmanager
     def _edge(self, method: str, target: str) -> Iterator[None]:

@@ -206,7 +206,8 @@ class S3Store(ObjectStore):
         if reply.status == 501:
             raise BadStore(
                 f"{self._session.host} cannot create an object only if its name is free"
-                " (it answers NotImplemented to If-None-Match)"
+                " (it answers NotImplemented to If-None-Match); with conditional_put=no megafs can"
+                " use it from one machine at a time"
             )
         self._settle(reply, f"put {name}")
 
@@ -215,7 +216,7 @@ class S3Store(ObjectStore):
 
     async def delete(self, name: str) -> None:
         reply = await self._ask("DELETE", self._prefix + check_name(name))
-        if reply.status == 404 and _error(reply)[0] in ("", "NoSuchKey"):
+        if reply.status == 404 and (not reply.body or _error(reply)[0] == "NoSuchKey"):
             return
         if not 200 <= reply.status < 300:
             self._refuse(reply, f"delete {name}", write=True)
@@ -366,7 +367,7 @@ class S3Store(ObjectStore):
             if not key.startswith(self._prefix):
                 raise StoreError(f"{self._session.host}: a listing holds what was not asked for")
             name = key[len(self._prefix) :]
-            if name <= last and after:
+            if last and name <= last:
                 raise StoreError(f"{self._session.host}: a listing is not in order")
             last = name
             try:
@@ -386,10 +387,10 @@ class S3Store(ObjectStore):
             r"bytes (\d+)-(\d+)/(\d+|\*)", reply.headers.get("content-range", "").strip()
         )
         if match:
-            first, last, total = match.groups()
-            whole = int(last) + 1 == end or (total != "*" and int(last) + 1 == int(total))
-            size = int(last) + 1 - start
-            if int(first) == start and whole and len(reply.body) == size and not reply.more:
+            first, beyond = int(match[1]), int(match[2]) + 1
+            total = beyond if match[3] == "*" else int(match[3])
+            whole = beyond == end <= total or beyond == total < end
+            if first == start and whole and len(reply.body) == beyond - start and not reply.more:
                 return
         raise Unavailable(f"get {name}: {self._session.host} sent another range than asked for")
 

@@ -46,7 +46,7 @@ class Response:
 
     cut: after so many bytes of the body the connection breaks.
     drip: seconds between pieces of 1 KiB, 0 for all at once.
-    endless: the body is followed by zeros for ever.
+    endless: the body (not an empty one) is followed by zeros for ever.
     """
 
     status: int
@@ -384,7 +384,8 @@ async def _send(client: trio.SocketStream, request: Request, response: Response)
             await trio.sleep(response.drip)
     elif response.endless:
         while True:
-            await client.send_all(b"%x\r\n%s\r\n" % (1 << 16, bytes(1 << 16)))
+            await client.send_all(b"%x\r\n%s\r\n" % (len(body), body))
+            body = bytes(1 << 16)
     else:
         await client.send_all(body)
     if response.cut is not None:
