@@ -149,14 +149,14 @@ class S3Store(ObjectStore):
         if not _BUCKET.match(bucket):
             raise BadStore(f"not the name of a bucket: {bucket!r}")
         prefix = prefix.strip("/")
-        if prefix and not _PREFIX.match(prefix):
+        if prefix and not (_PREFIX.match(prefix) and {".", ".."}.isdisjoint(prefix.split("/"))):
             raise BadStore(
                 f"the prefix {prefix!r} may hold letters, digits, '-', '_', '.' and single '/' only"
             )
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
         self._region = region
-        self._at_aws = not endpoint
+        self._at_aws = not endpoint or _is_aws(endpoint)
         address = endpoint or _aws_endpoint(region)
         host = urlsplit(address).hostname or ""
         if path_style is None:
@@ -492,7 +492,6 @@ def open_s3(
     )
     if endpoint and "://" not in endpoint:
         endpoint = f"https://{endpoint}"
-    at_aws = not endpoint or _is_aws(endpoint)
     region = (
         options.get("region")
         or environment("AWS_REGION")
@@ -504,7 +503,7 @@ def open_s3(
     return S3Store(
         bucket,
         prefix,
-        credentials=Chain(options.get("profile", ""), at_aws=at_aws),
+        credentials=Chain(options.get("profile", ""), at_aws=not endpoint or _is_aws(endpoint)),
         endpoint=endpoint,
         region=region,
         path_style=_choice(options, "path_style"),
