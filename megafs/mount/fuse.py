@@ -9,8 +9,8 @@ Facts of pyfuse3 3.5 over libfuse 3.14 that the FileSystem below relies on:
 
 - The kernel checks permissions (``default_permissions`` is always on) and has applied the umask to
   the mode of what is created.
-- O_TRUNC comes with open(), not as a truncation before it; set-id bits after a write are the
-  filesystem's to clear (libfuse asks for both by default).
+- O_TRUNC comes with open(), not as a truncation before it.  Set-id bits that must go with a new
+  owner or a stranger's write are taken away by the kernel, through setattr.
 - Reads and writes come in pieces of at most 1 MiB (libfuse's FUSE_MAX_MAX_PAGES, 256 pages).
 - There is no handler for fallocate, copy_file_range, lseek (SEEK_HOLE), ioctl, O_TMPFILE or locks:
   the kernel answers EOPNOTSUPP for the first few, and keeps locks to this machine.
@@ -307,9 +307,7 @@ class Adapter(pyfuse3.Operations):  # type: ignore[misc]
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         with self._answering("link"):
-            return self._new(
-                await self._fs.link(inode, new_parent_inode, new_name, _caller(ctx))
-            )
+            return self._new(await self._fs.link(inode, new_parent_inode, new_name, _caller(ctx)))
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         with self._answering("unlink"):
@@ -451,7 +449,7 @@ class Adapter(pyfuse3.Operations):  # type: ignore[misc]
             await self._fs.removexattr(inode, name, _caller(ctx))
 
 
-class News:
+class KernelNews:
     """What the kernel must forget, told to it from a thread.
 
     Telling can block: the kernel wants the directory's lock, which a request that waits for us may
@@ -531,7 +529,7 @@ class KernelMount:
         self._mountpoint = mountpoint
         self._options = set(pyfuse3.default_options) | set(options)
         self._adapter = Adapter(fs, view)
-        self._news = News()
+        self._news = KernelNews()
         self._scope = trio.CancelScope()
         self._open = False
 
