@@ -361,25 +361,39 @@ async def _put_next(store: ObjectStore, after: Header) -> bool:
         await store.put_new(after.name, after.encode())
     except Exists:
         return False
-    # A store that loses what it has acknowledged must not lose the only way to the master key.
-    await _read_back(store, after)
     # Its name may have been free because that generation came and went since we read ours.  But an
     # older one is removed only when a newer one is there, so then the list shows that.
-    return all(generation <= after.generation for generation in await _generations(store))
+    if not await _is_newest(store, after):
+        await _remove(store, [after.name])
+        return False
+    # A store that loses what it has acknowledged must not lose the only way to the master key.
+    try:
+        await _read_back(store, after)
+        return True
+    except Missing as exc:
+        lost = exc
+    if not await _is_newest(store, after):
+        return False  # another machine built on it and removed it just now
+    raise lost
+
+
+async def _is_newest(store: ObjectStore, header: Header) -> bool:
+    return all(generation <= header.generation for generation in await _generations(store))
 
 
 async def _remove_older(store: ObjectStore, newest: Header) -> str:
-    names = [
-        headers.name_of(generation)
-        for generation in await _generations(store)
-        if generation < newest.generation
-    ]
-    try:
-        for name in names:
+    older = [g for g in await _generations(store) if g < newest.generation]
+    return await _remove(store, [headers.name_of(generation) for generation in older])
+
+
+async def _remove(store: ObjectStore, names: list[str]) -> str:
+    """Remove generations that no longer count; return what to say if the store does not let us."""
+    for name in names:
+        try:
             await store.delete(name)
-    except StoreError as exc:
-        log.warning("%s could not be removed: %s", name, exc)
-        return f" The older key header {name} could not be removed from the store ({exc})."
+        except StoreError as exc:
+            log.warning("%s could not be removed: %s", name, exc)
+            return f" The older key header {name} could not be removed from the store ({exc})."
     return ""
 
 
