@@ -1,0 +1,410 @@
+"""The bytes of one file: what was written lately, over what the tree's extents say.
+
+Written bytes collect in cells, one for each chunk-sized place of the file, and leave together in a
+flush: sealed into packs (or, if few, into the operation itself), then recorded as one operation that
+lays the new extents over the old.  So after a crash a file is as it was at some flush, never half of
+one.  While a flush is under way its cells are still read from memory; new writes go to new cells.
+
+Between two awaits nothing changes: `write` and the steps around an operation are synchronous, and a
+read that had to wait looks again at whether the extents it planned with still hold (`generation`).
+"""
+
+from __future__ import annotations
+
+import errno as e
+from bisect import bisect_left
+from collections.abc import Callable
+
+import trio
+
+from megafs import clock
+from megafs.chunks.stage import Stage
+from megafs.chunks.store import ChunkStore
+from megafs.errors import Fault, Refused
+from megafs.journal.replica import Replica
+from megafs.tree.inode import Inode
+from megafs.tree.ops import Contents as ContentsOperation
+from megafs.tree.tree import Extent
+
+#: A place of the file with more extents than this is written anew as a whole, if it can be read:
+#: every extent costs a reader a request or at least a seal to open.
+_FRAGMENTS = 8
+#: Flushes up to this size leave their plaintext in the memory cache: small files are often read
+#: right after they were written; a big one would only push others out.
+_KEEP_OPEN = 1 << 20
+
+
+class Cell:
+    """The bytes written to one chunk-sized place, and which they are.
+
+    ranges: where bytes were written, as [start, end) within the cell; sorted, apart.
+    """
+
+    __slots__ = ("data", "ranges")
+
+    def __init__(self) -> None:
+        self.data: bytearray | memoryview = bytearray()
+        self.ranges: list[tuple[int, int]] = []
+
+    def write(self, start: int, part: memoryview) -> int:
+        """Put *part* at *start*; return by how many bytes the cell's ranges grew."""
+        end = start + len(part)
+        data = self.data
+        if isinstance(data, memoryview):
+            data = self.data = bytearray(data)
+        if len(data) < start:
+            data.extend(bytes(start - len(data)))
+        data[start:end] = part
+        return self._cover(start, end)
+
+    def adopt(self, part: memoryview) -> int:
+        """Take the bytes of a whole cell as they are, without copying them."""
+        self.data = part
+        return self._cover(0, len(part))
+
+    def _cover(self, start: int, end: int) -> int:
+        ranges = self.ranges
+        if ranges and ranges[-1][1] == start:  # appending is the common case
+            ranges[-1] = (ranges[-1][0], end)
+            return end - start
+        first = bisect_left(ranges, start, key=lambda r: r[1])
+        last = first
+        covered = 0
+        low, high = start, end
+        while last < len(ranges) and ranges[last][0] <= end:
+            covered += ranges[last][1] - ranges[last][0]
+            low, high = min(low, ranges[last][0]), max(high, ranges[last][1])
+            last += 1
+        ranges[first:last] = [(low, high)]
+        return high - low - covered
+
+    def cut(self, end: int) -> int:
+        """Forget what lies at *end* or beyond; return how many written bytes went."""
+        before = self.size
+        if isinstance(self.data, memoryview):
+            self.data = bytearray(self.data)
+        del self.data[end:]
+        self.ranges = [(a, min(b, end)) for a, b in self.ranges if a < end]
+        return before - self.size
+
+    @property
+    def size(self) -> int:
+        """How many bytes were written."""
+        return sum(b - a for a, b in self.ranges)
+
+
+class Contents:
+    """One file's bytes.  Shared by everybody who has the file open.
+
+    account: told of every change in the number of bytes that wait in memory.
+    """
+
+    def __init__(
+        self,
+        ino: int,
+        replica: Replica,
+        chunks: ChunkStore,
+        stage: Stage,
+        *,
+        chunk_size: int,
+        inline_limit: int,
+        account: Callable[[int], None],
+        deduplicate: Callable[[memoryview | bytearray | bytes], Extent | None] | None = None,
+        stored: Callable[[memoryview | bytearray | bytes, Extent], None] | None = None,
+    ) -> None:
+        self.ino = ino
+        self._replica = replica
+        self._tree = replica.tree
+        self._chunks = chunks
+        self._stage = stage
+        self._chunk = chunk_size
+        self._inline = inline_limit
+        self._account = account
+        self._deduplicate = deduplicate
+        self._stored = stored
+        self._cells: dict[int, Cell] = {}
+        self._flushing: dict[int, Cell] = {}
+        self._lock = trio.Lock()
+        self._size = 0
+        self._mtime = 0
+        self.generation = 0
+        self.opens = 0
+        self.dirty = 0
+        self.dirty_since = 0.0
+        self.error: Fault | None = None
+
+    # ---- attributes -------------------------------------------------------------------------
+
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self._cells) or bool(self._flushing)
+
+    def show(self, inode: Inode) -> Inode:
+        """*inode* with the size and times of what was written since."""
+        if self.is_dirty:
+            inode.size = self._size
+            inode.mtime_ns = max(inode.mtime_ns, self._mtime)
+            inode.ctime_ns = max(inode.ctime_ns, self._mtime)
+            inode.blocks += self.dirty
+        return inode
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file, counting what was written since the last flush."""
+        return self._size if self.is_dirty else self._tree.inode(self.ino).size
+
+    # ---- writing ----------------------------------------------------------------------------
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        """Write *data*; synchronous, into memory only."""
+        if not self.is_dirty:
+            self._size = self._tree.inode(self.ino).size
+            self.dirty_since = trio.current_time()
+        view = memoryview(data).cast("B")
+        grown = 0
+        position = offset
+        while view:
+            number, start = divmod(position, self._chunk)
+            count = min(len(view), self._chunk - start)
+            cell = self._cells.get(number)
+            if cell is None:
+                cell = self._cells[number] = Cell()
+                if count == self._chunk and isinstance(data, bytes):
+                    grown += cell.adopt(view[:count])
+                else:
+                    grown += cell.write(start, view[:count])
+            else:
+                grown += cell.write(start, view[:count])
+            view = view[count:]
+            position += count
+        self._size = max(self._size, position)
+        self._mtime = clock.now_ns()
+        self._count(grown)
+        return len(data)
+
+    def _count(self, by: int) -> None:
+        self.dirty += by
+        self._account(by)
+
+    def touch(self, mtime_ns: int) -> None:
+        """utimensat(2) set the modification time: later than, or over, that of the writes so far."""
+        self._mtime = mtime_ns
+
+    # ---- reading ----------------------------------------------------------------------------
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        """The bytes [offset, offset+length), fewer only at the end of the file."""
+        while True:
+            size = self.size
+            if offset >= size or length <= 0:
+                return b""
+            end = min(size, offset + length)
+            generation = self.generation
+            extents = self._tree.extents(self.ino, offset, end)
+            if self.is_dirty:
+                extents = [x for x in extents if not self._hidden(x, offset, end)]
+            chunks = await self._chunks.read(extents) if extents else []
+            if generation == self.generation:
+                return self._assemble(offset, end, extents, chunks)
+
+    def _hidden(self, extent: Extent, start: int, end: int) -> bool:
+        """Whether newer bytes in memory cover all that is wanted of *extent*."""
+        begin, stop = max(start, extent.start), min(end, extent.end)
+        number = begin // self._chunk
+        if (stop - 1) // self._chunk != number:
+            return False
+        base = number * self._chunk
+        for layer in (self._cells, self._flushing):
+            cell = layer.get(number)
+            if cell is not None and any(
+                a <= begin - base and stop - base <= b for a, b in cell.ranges
+            ):
+                return True
+        return False
+
+    def _assemble(
+        self, offset: int, end: int, extents: list[Extent], chunks: list[bytes | memoryview]
+    ) -> bytes | memoryview:
+        if len(extents) == 1 and not self.is_dirty:
+            only = extents[0]
+            if only.start <= offset and only.end >= end:  # no copy
+                skip = only.skip + offset - only.start
+                return memoryview(chunks[0])[skip : skip + end - offset]
+        out = bytearray(end - offset)  # zeros: holes
+        for extent, chunk in zip(extents, chunks, strict=True):
+            begin, stop = max(offset, extent.start), min(end, extent.end)
+            skip = extent.skip + begin - extent.start
+            out[begin - offset : stop - offset] = memoryview(chunk)[skip : skip + stop - begin]
+        for layer in (self._flushing, self._cells):
+            if layer:
+                self._overlay(layer, offset, end, out)
+        return memoryview(out)
+
+    def _overlay(self, layer: dict[int, Cell], offset: int, end: int, out: bytearray) -> None:
+        for number in range(offset // self._chunk, (end - 1) // self._chunk + 1):
+            cell = layer.get(number)
+            if cell is None:
+                continue
+            base = number * self._chunk
+            for a, b in cell.ranges:
+                begin, stop = max(offset, base + a), min(end, base + b)
+                if begin < stop:
+                    part = memoryview(cell.data)[begin - base : stop - base]
+                    out[begin - offset : stop - offset] = part
+                    part.release()
+
+    # ---- leaving memory ---------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Bring what was written into the stage and the tree.
+
+        On an error nothing is lost: the bytes stay in memory, and the next flush tries again.
+        """
+        if not self.is_dirty:
+            return
+        async with self._lock:
+            await self._flush(None)
+
+    async def truncate(self, size: int, time_ns: int) -> None:
+        """Make the file *size* bytes long."""
+        async with self._lock:
+            self._drop_beyond(size)
+            await self._flush(size, time_ns)
+
+    def _drop_beyond(self, size: int) -> None:
+        for number in [n for n in self._cells if (n + 1) * self._chunk > size]:
+            cell = self._cells[number]
+            gone = cell.cut(max(0, size - number * self._chunk))
+            self._count(-gone)
+            if not cell.ranges:
+                del self._cells[number]
+        self._size = min(self._size, size)
+
+    async def _flush(self, cut_to: int | None, time_ns: int = 0) -> None:
+        if not self._cells and cut_to is None:
+            return
+        inode = self._tree.find(self.ino)
+        if inode is None:  # removed by another mount while open: there is nothing to write to
+            self._discard()
+            raise Refused(e.ESTALE)
+        taken, self._cells = self._cells, {}
+        self._flushing = taken
+        was_dirty = bool(taken)
+        size = self._size if was_dirty else inode.size
+        mtime = self._mtime if was_dirty else inode.mtime_ns
+        dirty = self.dirty
+        try:
+            pieces = await self._seal(taken, size)
+            inode = self._tree.find(self.ino)
+            if inode is None:
+                raise Refused(e.ESTALE)
+            cut: int | None = None
+            if cut_to is not None:
+                cut = cut_to if cut_to < inode.size else None
+                size = cut_to
+                mtime = time_ns
+            self._replica.record(
+                ContentsOperation(
+                    self.ino,
+                    inode.version,
+                    self._replica.number(),
+                    cut,
+                    size,
+                    mtime,
+                    max(mtime, inode.ctime_ns),
+                    tuple(pieces),
+                )
+            )
+        except BaseException:
+            self._put_back(taken)
+            raise
+        self._flushing = {}
+        self.generation += 1
+        self._count(-dirty)
+        if cut_to is not None and self._cells:
+            self._size = max(
+                cut_to, max(n * self._chunk + c.ranges[-1][1] for n, c in self._cells.items())
+            )
+        self.error = None
+
+    def _discard(self) -> None:
+        self._cells = {}
+        self._count(-self.dirty)
+        self.generation += 1
+
+    def _put_back(self, taken: dict[int, Cell]) -> None:
+        """A flush failed: its cells go below what was written since."""
+        for number, newer in self._cells.items():
+            older = taken.get(number)
+            if older is None:
+                taken[number] = newer
+                continue
+            for a, b in newer.ranges:
+                grown = older.write(a, memoryview(newer.data)[a:b])
+                self._count(grown - (b - a))
+        self._cells = taken
+        self._flushing = {}
+        self.generation += 1
+
+    async def _seal(self, cells: dict[int, Cell], size: int) -> list[Extent]:
+        """Seal what cells hold; return the extents, in order."""
+        pieces: list[tuple[int, bytes | bytearray | memoryview]] = []
+        for number in sorted(cells):
+            cell = cells[number]
+            base = number * self._chunk
+            whole = await self._whole(cell, base, size)
+            if whole is not None:
+                pieces.append((base, whole))
+                continue
+            for a, b in cell.ranges:
+                if a == 0 and b == len(cell.data):
+                    pieces.append((base, cell.data))
+                else:
+                    pieces.append((base + a, memoryview(cell.data)[a:b]))
+        extents: list[Extent | None] = []
+        large: list[tuple[int, bytes | bytearray | memoryview]] = []
+        for start, data in pieces:
+            if len(data) <= self._inline:
+                extents.append(Extent(start, len(data), 0, 0, 0, len(data), 0, None, bytes(data)))
+                continue
+            same = self._deduplicate(data) if self._deduplicate is not None else None
+            if same is not None:
+                extents.append(same._replace(start=start, length=len(data), skip=0))
+                continue
+            extents.append(None)
+            large.append((start, data))
+        total = sum(len(data) for _, data in large)
+        sealed = iter(await self._stage.put([data for _, data in large]) if large else [])
+        sources = iter(large)
+        result: list[Extent] = []
+        for extent in extents:
+            if extent is None:
+                start, data = next(sources)
+                extent = next(sealed)._replace(start=start)
+                if self._stored is not None:
+                    self._stored(data, extent)
+                if total <= _KEEP_OPEN:
+                    self._chunks.remember(extent, bytes(data))
+            result.append(extent)
+        return result
+
+    async def _whole(self, cell: Cell, base: int, size: int) -> bytearray | None:
+        """All bytes of a place that has too many extents, or None to write just the new ones."""
+        end = min(base + self._chunk, max(size, base + cell.ranges[-1][1]))
+        if cell.ranges == [(0, end - base)]:
+            return None  # all new anyway
+        there = self._tree.extents(self.ino, base, end)
+        if len(there) + len(cell.ranges) <= _FRAGMENTS:
+            return None
+        try:
+            chunks = await self._chunks.read(there)
+        except Fault:
+            return None  # cannot be read now: one more extent is better than an error
+        out = bytearray(end - base)
+        for extent, chunk in zip(there, chunks, strict=True):
+            begin, stop = max(base, extent.start), min(end, extent.end)
+            skip = extent.skip + begin - extent.start
+            out[begin - base : stop - base] = memoryview(chunk)[skip : skip + stop - begin]
+        for a, b in cell.ranges:
+            out[a:b] = memoryview(cell.data)[a:b]
+        return out

@@ -1,0 +1,175 @@
+"""When bytes leave memory, how many may wait, and when they are durable.
+
+The order of one close(2) after writing, which is the promise of docs/ordering.md:
+
+    1  seal what was written into staged packs        (Contents.flush)
+    2  record the operation that names them           (Replica.record)
+    3  close the batch: replica and log of operations (Replica.seal)
+    4  sync the packs, then the log                   (Durability)
+
+An fsync(2) with `fsync=store` goes on: packs to the store, then the commit, then the remembered head.
+Many closers share one sync.
+"""
+
+from __future__ import annotations
+
+import errno as e
+import logging
+
+import trio
+
+from megafs.chunks.stage import Stage
+from megafs.concurrency import offload
+from megafs.errors import Fault, Full, Refused
+from megafs.fs.contents import Contents
+from megafs.journal.replica import Replica
+from megafs.journal.writer import Writer
+
+log = logging.getLogger(__name__)
+
+#: A file with this much waiting is flushed while it is still being written.
+_FLUSH_AT = 4 << 20
+#: Nothing waits in memory longer than this many seconds.
+_FLUSH_AGE = 5.0
+#: How long a writer waits for room in the stage while the store takes packs.
+_ROOM_PATIENCE = 60.0
+
+
+class Durability:
+    """Makes what was recorded survive a power cut; one sync serves all who wait for it."""
+
+    def __init__(self, replica: Replica, stage: Stage) -> None:
+        self._replica = replica
+        self._stage = stage
+        self._lock = trio.Lock()
+        self._synced = 0
+        self.last_error: Fault | None = None
+
+    async def local(self) -> int:
+        """Return, with the number of the last batch, when all that was recorded is durable here."""
+        batch = self._replica.seal()
+        if self._synced >= batch:
+            return batch
+        async with self._lock:
+            if self._synced >= batch:
+                return batch
+            newest = self._replica.seal()
+            try:
+                await offload(self._sync, kind="disk")
+            except OSError as exc:
+                self.last_error = Fault(f"the state directory cannot be synced: {exc.strerror}")
+                raise self.last_error from exc
+            self._synced = newest
+        return batch
+
+    def _sync(self) -> None:
+        # Packs first: a batch in the log must never name bytes that a power cut took.
+        self._stage.sync()
+        self._replica.oplog.sync()
+
+
+class Writeback:
+    """Flushes files in the background and holds writers back when too much waits.
+
+    limit: bytes of written contents that may wait in memory.
+    """
+
+    def __init__(self, replica: Replica, stage: Stage, writer: Writer, limit: int) -> None:
+        self._replica = replica
+        self._stage = stage
+        self._writer = writer
+        self._limit = limit
+        self._files: dict[int, Contents] = {}
+        self._wake = trio.Event()
+        self._drained = trio.Event()
+        self.durability = Durability(replica, stage)
+        self.dirty = 0
+
+    def account(self, by: int) -> None:
+        """*by* more (or, negative, fewer) bytes wait in memory."""
+        self.dirty += by
+        if by < 0:
+            self._drained.set()
+            self._drained = trio.Event()
+
+    def wrote(self, contents: Contents) -> None:
+        """A file has bytes waiting."""
+        self._files[contents.ino] = contents
+        if contents.dirty >= _FLUSH_AT or self.dirty > self._limit // 2:
+            self._wake.set()
+
+    async def room(self, size: int) -> None:
+        """Return when *size* more bytes may be written.
+
+        Raises Refused(ENOSPC) if they could not be staged: the disk of the state directory is full,
+        or the store is away and as much waits for it as may.
+        """
+        while self.dirty and self.dirty + size > self._limit:
+            self._wake.set()
+            await self._drained.wait()
+        patience = trio.current_time() + _ROOM_PATIENCE
+        while True:
+            try:
+                self._stage.check_room(self.dirty + size)
+                return
+            except Full as exc:
+                away = self._stage.last_error is not None or not self._stage.staged_bytes
+                if away or trio.current_time() >= patience:
+                    log.warning("a write was refused: %s", exc)
+                    raise Refused(e.ENOSPC) from exc
+                self._stage.cut()
+                self._writer.poke(urgent=True)
+                with trio.move_on_at(patience):
+                    await self._stage.wait_change()
+
+    async def run(self) -> None:
+        """Flush files that have much, or old bytes, waiting; never returns."""
+        while True:
+            with trio.move_on_after(1.0):
+                await self._wake.wait()
+            self._wake = trio.Event()
+            now = trio.current_time()
+            pressed = self.dirty > self._limit // 2
+            for ino, contents in list(self._files.items()):
+                if not contents.is_dirty:
+                    self._files.pop(ino, None)
+                elif (
+                    pressed
+                    or contents.dirty >= _FLUSH_AT
+                    or now - contents.dirty_since > _FLUSH_AGE
+                ):
+                    await self._flush(contents)
+            if self._replica.unsealed:
+                # Operations without a close: durable within about a second all the same.
+                self._writer.poke()
+
+    async def _flush(self, contents: Contents) -> None:
+        try:
+            await contents.flush()
+        except Refused:
+            pass  # the file is gone
+        except Fault as exc:
+            # Reaches the next fsync or close of this file; the bytes stay in memory.
+            contents.error = exc
+            log.error("inode %d cannot be staged: %s", contents.ino, exc)
+            await trio.sleep(1)
+        self._writer.poke()
+
+    async def flush_all(self) -> None:
+        """Stage everything that waits in memory."""
+        for contents in list(self._files.values()):
+            if contents.is_dirty:
+                await contents.flush()
+        self._writer.poke()
+
+    async def flush_some(self, inos: set[int]) -> None:
+        """Stage what waits of these inodes, until nothing of them does."""
+        while True:
+            waiting = [c for ino, c in self._files.items() if ino in inos and c.is_dirty]
+            if not waiting:
+                return
+            for contents in waiting:
+                try:
+                    await contents.flush()
+                except Refused:
+                    pass
