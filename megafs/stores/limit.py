@@ -227,6 +227,9 @@ class Limited(ObjectStore):
     async def aclose(self) -> None:
         await self._store.aclose()
 
+    async def forget(self, name: str) -> None:
+        await self._store.forget(name)
+
     def health(self) -> Health:
         below = self._store.health()
         details = {

@@ -196,6 +196,9 @@ class Retrying(ObjectStore):
     async def aclose(self) -> None:
         await self._store.aclose()
 
+    async def forget(self, name: str) -> None:
+        await self._store.forget(name)
+
     @property
     def state(self) -> str:
         """ "ok", "degraded" (some requests fail) or "down" (none has worked lately)."""

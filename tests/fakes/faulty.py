@@ -115,6 +115,9 @@ class Faulty(ObjectStore):
     async def aclose(self) -> None:
         await self.store.aclose()
 
+    async def forget(self, name: str) -> None:
+        await self.store.forget(name)
+
     def health(self) -> Health:
         return self.store.health()
 

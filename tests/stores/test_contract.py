@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from megafs.stores import local
+from megafs.stores.cache import DiskCached
 from megafs.stores.limit import Limited
 from megafs.stores.local import LocalStore
 from megafs.stores.memory import MemoryStore
+from megafs.stores.open import open_store
 from megafs.stores.retry import Retrying
 from tests.fakes.faulty import Faulty
 from tests.stores.contract import StoreContract
@@ -65,3 +67,37 @@ class TestFaultyWithoutFaults(StoreContract):
         return Faulty(MemoryStore())
 
 
+class TestCached(StoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path):
+        store = DiskCached(MemoryStore(), tmp_path / "cache", 16 << 20)
+        yield store
+        await store.aclose()
+
+
+class TestCachedWithoutRoom(StoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path):
+        store = DiskCached(MemoryStore(), tmp_path / "cache", 0)
+        yield store
+        await store.aclose()
+
+
+class TestCachedOnNothing(StoreContract):
+    """A directory that cannot be made."""
+
+    @pytest.fixture
+    async def store(self, tmp_path):
+        (tmp_path / "file").write_bytes(b"in the way")
+        store = DiskCached(MemoryStore(), tmp_path / "file" / "cache", 16 << 20)
+        yield store
+        await store.aclose()
+
+
+class TestFullStack(StoreContract):
+    @pytest.fixture
+    async def store(self, tmp_path):
+        store = open_store(f"file://{tmp_path}/store", cache_dir=tmp_path / "cache")
+        await store.create()
+        yield store
+        await store.aclose()

@@ -1,0 +1,135 @@
+"""Which ranges of which objects a cache holds, and which it used least recently.
+
+Pure bookkeeping: no I/O, no clock.  No segment of an object lies within another of the same
+object, so sorted by start they are sorted by end, too, and one binary search finds the segment that
+contains a range, if there is one.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+# The reach of a segment that ends where its object does: it answers for everything beyond.
+_FOR_EVER = 1 << 62
+
+
+class Segment:
+    """The bytes [start, start+size) of the object *name*.
+
+    asked: how many bytes were asked for.  More than *size*: the object ends here.
+    data: the bytes while they wait to be written; None once they are on disk.
+    handle: an open file with the bytes, or None.
+    cost: bytes of disk it takes.  access: when it was last used, seconds since 1970.
+    """
+
+    __slots__ = ("access", "asked", "cost", "data", "handle", "name", "on_disk", "size", "start")
+
+    def __init__(self, name: str, start: int, asked: int, size: int, access: float = 0.0) -> None:
+        self.name = name
+        self.start = start
+        self.asked = asked
+        self.size = size
+        self.access = access
+        self.data: bytes | None = None
+        self.handle: Any = None
+        self.on_disk = False
+        self.cost = 0
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}:{self.start}:{self.asked}"
+
+    @property
+    def reach(self) -> int:
+        return self.start + self.size if self.asked <= self.size else _FOR_EVER
+
+    def contains(self, start: int, end: int) -> bool:
+        return self.start <= start and end <= self.reach
+
+    def __repr__(self) -> str:
+        return f"<{self.key}, {self.size}>"
+
+
+def parse_key(key: object) -> tuple[str, int, int] | None:
+    """Return (name, start, asked) of a segment's key, or None if it is none."""
+    if not isinstance(key, str):
+        return None
+    name, _, numbers = key.partition(":")
+    start, _, asked = numbers.partition(":")
+    if not (start.isascii() and start.isdigit() and asked.isascii() and asked.isdigit()):
+        return None
+    return name, int(start), int(asked)
+
+
+class Segments:
+    """The segments of all objects."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, list[Segment]] = {}
+        self._by_use: OrderedDict[Segment, None] = OrderedDict()  # least recently used first
+
+    def __len__(self) -> int:
+        return len(self._by_use)
+
+    def __contains__(self, segment: Segment) -> bool:
+        return segment in self._by_use
+
+    def find(self, name: str, start: int, length: int) -> Segment | None:
+        """Return the segment that holds all of [start, start+length), or None."""
+        row = self._by_name.get(name)
+        if row is None:
+            return None
+        at = bisect_right(row, start, key=_start)
+        if at and row[at - 1].contains(start, start + length):
+            return row[at - 1]
+        return None
+
+    def add(self, segment: Segment) -> list[Segment] | None:
+        """Add a segment as the most recently used.
+
+        Returns the segments that it makes needless, which are no longer in; or None if it is itself
+        needless, and then it is not added.
+        """
+        row = self._by_name.setdefault(segment.name, [])
+        at = bisect_right(row, segment.start, key=_start)
+        if at and row[at - 1].contains(segment.start, segment.reach):
+            return None
+        first = bisect_left(row, segment.start, key=_start)
+        last = first
+        while last < len(row) and row[last].reach <= segment.reach:
+            last += 1
+        needless = row[first:last]
+        row[first:last] = [segment]
+        for old in needless:
+            del self._by_use[old]
+        self._by_use[segment] = None
+        return needless
+
+    def remove(self, segment: Segment) -> None:
+        """Forget a segment; no error if it is not in."""
+        if segment not in self._by_use:
+            return
+        del self._by_use[segment]
+        row = self._by_name[segment.name]
+        del row[bisect_left(row, segment.start, key=_start)]
+        if not row:
+            del self._by_name[segment.name]
+
+    def of(self, name: str) -> list[Segment]:
+        """Return the segments of one object, in order."""
+        return list(self._by_name.get(name, ()))
+
+    def touch(self, segment: Segment) -> None:
+        """Note that a segment was used."""
+        self._by_use.move_to_end(segment)
+
+    def oldest(self) -> Iterator[Segment]:
+        """Yield the segments, least recently used first; do not change them meanwhile."""
+        return iter(self._by_use)
+
+
+def _start(segment: Segment) -> int:
+    return segment.start
