@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: From here on sealing leaves the event loop (a hop costs 90 to 170 us, sealing 64 KiB some 150).
 _OFFLOAD_FROM = 64 << 10
+#: Plaintext that is sealed before the size of the open pack is looked at again.
+_GROUP = 2 << 20
 
 
 class Adopter(Protocol):
@@ -169,11 +171,25 @@ class Stage:
         Returns where each lies, as an extent with start 0.  In the state directory when it returns,
         but not yet synced.
         """
+        results: list[Extent] = []
+        first = 0
+        while first < len(pieces):
+            last, size = first, 0
+            while last < len(pieces) and (last == first or size < _GROUP):
+                size += len(pieces[last])
+                last += 1
+            results.extend(await self._put_group(pieces[first:last], size))
+            first = last
+        return results
+
+    async def _put_group(
+        self, pieces: list[bytes | bytearray | memoryview], size: int
+    ) -> list[Extent]:
+        """Seal pieces, *size* bytes in all, into the open pack."""
         pack = self._ready()
         pack.busy += 1  # from here on an upload of this pack waits for us
         try:
-            total = sum(len(piece) for piece in pieces)
-            if total < _OFFLOAD_FROM:
+            if size < _OFFLOAD_FROM:
                 return [self._put(pack, piece) for piece in pieces]
             # Two threads take a share each; more gain nothing on the memory bus.
             results: list[Extent | None] = [None] * len(pieces)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import trio
 
@@ -185,9 +185,7 @@ class ChunkStore:
         length = max(e.offset + e.sealed for e in group) - start
         for attempt in (1, 2):
             body = memoryview(await self._store.get(name, start, length))
-            parts: list[bytes | memoryview] = [
-                body[e.offset - start : e.offset - start + e.sealed] for e in group
-            ]
+            parts = [body[e.offset - start : e.offset - start + e.sealed] for e in group]
             try:
                 return await self._open(pack, key, group, parts)
             except Corrupt as exc:
@@ -199,14 +197,14 @@ class ChunkStore:
         raise AssertionError("unreachable")
 
     async def _open(
-        self, pack: Pack, key: bytes, group: list[Extent], sealed: list[bytes | memoryview]
+        self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
         if sum(extent.sealed for extent in group) < _OFFLOAD_FROM:
             return self._open_now(pack, key, group, sealed)
         return await offload(self._open_now, pack, key, group, sealed)
 
     def _open_now(
-        self, pack: Pack, key: bytes, group: list[Extent], sealed: list[bytes | memoryview]
+        self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
         opened: list[Data] = []
         for extent, part in zip(group, sealed, strict=True):

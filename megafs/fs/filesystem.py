@@ -226,10 +226,15 @@ class FileSystem:
             self._ghosts.pop(ino, None)
             self._stale.discard(ino)
 
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of file contents in the volume, counting what is not flushed yet."""
+        return self._tree.used + self.writeback.dirty
+
     def statfs(self) -> StatFs:
         """Room in the volume: what the quota leaves."""
         size = self._params.quota
-        used = self._tree.used + self.writeback.dirty
+        used = self.used_bytes
         block = 4096
         total = (size if size is not None else _NO_QUOTA) // block
         free = max(0, total - -(-used // block))

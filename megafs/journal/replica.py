@@ -36,9 +36,9 @@ from megafs.journal.oplog import OpLog
 from megafs.journal.parts import Part, Parts
 from megafs.tree import ops as tree_ops
 from megafs.tree.merge import Merge, View
-from megafs.tree.ops import ClaimRange, Contents, Operation
+from megafs.tree.ops import AddPack, ClaimRange, Contents, Operation
 from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION
-from megafs.tree.tree import Tree
+from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +232,23 @@ class Replica:
         self._ops.append(op)
         if isinstance(op, Contents):
             self._packs.update(piece.pack for piece in op.pieces if piece.pack)
+
+    def announce_pack(self, number: int, name: bytes, epoch: int) -> None:
+        """A pack is about to get its first chunk: record it before anything names it."""
+        self.record(AddPack(number, name, epoch))
+
+    def extents_of(self, batch: int) -> list[Extent]:
+        """The sealed extents that a pending batch laid."""
+        ops = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
+        if ops is None:
+            return []
+        return [
+            piece
+            for op in tree_ops.decode(bytes(ops))
+            if isinstance(op, Contents)
+            for piece in op.pieces
+            if piece.pack
+        ]
 
     @property
     def unsealed(self) -> int:

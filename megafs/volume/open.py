@@ -1,0 +1,596 @@
+"""Open a volume on this machine: store, keys, replica, journal, and the tasks that keep it going.
+
+The order of opening (docs/ordering.md):
+
+    key header      from the store, or the copy kept here if the store is away
+    replica         as it was left; rebuilt from a checkpoint and the journal if damaged or gone
+    catch up        commits since; the remembered head must be among them
+    take up         what an earlier process of this machine had not committed
+    tasks           uploads, the writer, the follower, write-back, checkpoints
+
+Mounting needs no network once the volume has been open here.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from megafs import clock
+from megafs.chunks.stage import Stage
+from megafs.chunks.store import ChunkStore
+from megafs.concurrency import offload
+from megafs.config import Parameters, Settings
+from megafs.crypto.keys import Keyring
+from megafs.errors import (
+    BadUsage,
+    Corrupt,
+    Exists,
+    Fault,
+    Rollback,
+    Unavailable,
+)
+from megafs.fs.filesystem import FileSystem
+from megafs.journal import checkpoint, head
+from megafs.journal.checkpoint import Checkpointer
+from megafs.journal.replica import Replica
+from megafs.journal.writer import Writer
+from megafs.metrics import Registry
+from megafs.stores.base import ObjectStore
+from megafs.stores.open import open_store
+from megafs.volume import header as headers
+from megafs.volume import keys
+from megafs.volume.format import write_first_commit
+from megafs.volume.header import Credential, Header, Remembered, Unlocked
+from megafs.volume.places import Places, remember_fsid, remembered_fsid, write_durably
+
+log = logging.getLogger(__name__)
+
+#: A new checkpoint is due after so many commits, so that a new machine replays few.
+CHECKPOINT_EVERY = 256
+#: Leaving writes one if at least so many commits were made since the last.
+CHECKPOINT_AT_END = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What is still on its way to the store.  error: why it does not get on, or ""."""
+
+    staged_bytes: int
+    pending_operations: int
+    error: str = ""
+
+    @property
+    def done(self) -> bool:
+        return not self.staged_bytes and not self.pending_operations
+
+
+@dataclass(slots=True)
+class Volume:
+    """An open volume."""
+
+    fs: FileSystem
+    url: str
+    fsid: bytes
+    header: Header
+    settings: Settings
+    store: ObjectStore
+    keyring: Keyring
+    replica: Replica
+    stage: Stage
+    chunks: ChunkStore
+    writer: Writer
+    checkpointer: Checkpointer
+    metrics: Registry
+    offline: bool = False
+    started: float = field(default_factory=clock.now)
+
+    @property
+    def params(self) -> Parameters:
+        return self.header.parameters
+
+    def progress(self) -> Progress:
+        """What is not in the store yet."""
+        error = self.writer.frozen or self.writer.last_error or self.stage.last_error
+        waiting = self.stage.staged_bytes + self.fs.writeback.dirty
+        operations = sum(info.operations for info in self.replica.pending.values())
+        return Progress(waiting, operations + self.replica.unsealed, str(error) if error else "")
+
+    async def drain(self, progress: Callable[[Progress], None] | None = None) -> None:
+        """Return when everything is in the store.
+
+        progress: called about twice a second.  Raises Corrupt if the mount is frozen: what is
+        staged then stays here.  A store that is away is waited for; cancel to give up.
+        """
+        if self.settings.read_only:
+            return
+        async with trio.open_nursery() as nursery:
+
+            async def report() -> None:
+                while True:
+                    if progress is not None:
+                        progress(self.progress())
+                    await trio.sleep(0.5)
+
+            nursery.start_soon(report)
+            while True:
+                if self.writer.frozen is not None:
+                    break
+                await self.fs.writeback.flush_all()
+                batch = await self.fs.writeback.durability.local()
+                try:
+                    await self.writer.committed(batch, 5.0)
+                except (Unavailable, Corrupt):
+                    continue
+                if not self.fs.writeback.dirty and not self.replica.unsealed:
+                    break
+            nursery.cancel_scope.cancel()
+        if progress is not None:
+            progress(self.progress())
+        if self.writer.frozen is not None:
+            raise Corrupt(f"not everything could be written: {self.writer.frozen}")
+
+    def status(self) -> dict[str, Any]:
+        """What `megafs status` shows; JSON-able."""
+        replica = self.replica
+        time_ns, host, mount = replica.last_commit()
+        now = self.progress()
+        health = self.store.health()
+        cache = self._cache()
+        errors = [{"time": t / 1e9, "text": text} for t, text in self.fs.errors.last]
+        for error in (self.writer.frozen, self.writer.last_error, self.stage.last_error):
+            if error is not None:
+                errors.append({"time": clock.now(), "text": str(error)})
+        return {
+            "url": self.url,
+            "volume": self.fsid.hex(),
+            "sequence": replica.sequence,
+            "head": replica.head.hex(),
+            "head_words": head.words(replica.head),
+            "head_time": time_ns / 1e9,
+            "head_host": host,
+            "head_is_ours": mount == replica.mount,
+            "mount_id": replica.mount,
+            "host": replica.host,
+            "read_only": self.settings.read_only or self.writer.frozen is not None,
+            "frozen": str(self.writer.frozen) if self.writer.frozen else None,
+            "offline": self.offline and not self.writer.last_contact,
+            "last_contact": self.writer.last_contact,
+            "staged_bytes": now.staged_bytes,
+            "pending_operations": now.pending_operations,
+            "dirty_bytes": self.fs.writeback.dirty,
+            "memory_cache_bytes": self.chunks.size,
+            "cache_bytes": cache.get("bytes", 0),
+            "cache_limit": self.settings.cache_size,
+            "cache": cache,
+            "used_bytes": self.fs.used_bytes,
+            "quota": self.params.quota,
+            "files": self.replica.tree.files,
+            "checkpoint": replica.checkpoint,
+            "generation": self.header.generation,
+            "parameters": {
+                "chunk_size": self.params.chunk_size,
+                "pack_size": self.params.pack_size,
+                "inline_limit": self.params.inline_limit,
+                "compression": self.params.compression,
+                "deduplication": self.params.deduplication,
+                "create_if_absent": self.header.create_if_absent,
+            },
+            "store": {"state": health.state, "last_error": health.last_error, **health.details},
+            "commits": self.writer.commits,
+            "races_lost": self.writer.races_lost,
+            "mounts": self.mounts(),
+            "conflicts": [{"time": t / 1e9, "text": text} for t, text in replica.conflicts()],
+            "errors": errors,
+            "pid": os.getpid(),
+        }
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """The mounts that have written to this volume: host, and whether it is this one."""
+        return [
+            {"mount_id": mount, "host": host, "batch": batch, "this": mount == self.replica.mount}
+            for mount, batch, host in self.replica.tree.db.execute(
+                "SELECT mount, batch, host FROM writers ORDER BY mount"
+            )
+        ]
+
+    def _cache(self) -> dict[str, Any]:
+        stats = getattr(self.store, "stats", None)
+        return dict(stats()) if stats is not None else {}
+
+    async def clear_cache(self) -> None:
+        """Forget everything that is only cached, on disk and in memory."""
+        self.chunks.clear()
+        clear = getattr(self.store, "clear", None)
+        if clear is not None:
+            await clear()
+
+    async def flush(self) -> None:
+        """Bring everything done so far into the store."""
+        await self.drain()
+
+
+async def unlock(
+    store: ObjectStore, url: str, credential: Credential, settings: Settings
+) -> tuple[Unlocked, Places, head.Seen | None, bool]:
+    """Open the key header, with what this machine remembers of the volume.
+
+    Returns also whether the store was away and the copy kept here was used.
+    """
+    known = remembered_fsid(settings.state_dir, url)
+    offline = False
+    try:
+        header = await keys.load(store)
+    except Unavailable as exc:
+        if known is None:
+            raise
+        path = settings.state_dir / "volumes" / known.hex() / "header"
+        try:
+            header = headers.parse(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise exc from None
+        log.warning("the store is away (%s): going on with what this machine has", exc)
+        offline = True
+    if known is not None and known != header.fsid and not settings.accept_state:
+        raise Rollback(
+            f"{url} held volume {known.hex()} when it was last opened here and now holds"
+            f" {header.fsid.hex()}: another volume was put in its place. Mount with"
+            " -o accept_state if that was you"
+        )
+    places = Places.of(settings.state_dir, settings.cache_dir, header.fsid)
+    seen = head.read(places.volume)
+    remembered: Remembered | None = None
+    if seen is not None and not settings.accept_state:
+        remembered = Remembered(
+            header.fsid, seen.generation, bytes.fromhex(seen.slot) if seen.slot else None
+        )
+    unlocked = await offload(headers.unlock, header, credential, remembered, abandon=True)
+    return unlocked, places, seen, offline
+
+
+@asynccontextmanager
+async def open_volume(
+    url: str,
+    credential: Credential,
+    settings: Settings,
+    *,
+    host: str | None = None,
+    store: ObjectStore | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> AsyncIterator[Volume]:
+    """Open the volume at *url* for the block; its tasks end, and its files close, with it.
+
+    host: what other machines see as this one's name.  store: instead of the one that *url* names,
+    for tests; not closed here.  say: told what happens, for people.
+
+    Leaving does not wait for the store: call `drain()` first.  What is not in it stays in the state
+    directory for the next time.
+    """
+    metrics = Registry()
+    own = store is None
+    if store is None:
+        # Without a cache first: where it lies depends on the volume that is found.
+        store = open_store(
+            url,
+            settings.store_options,
+            patience=settings.deadline,
+            uploads=settings.uploads,
+            downloads=settings.downloads,
+        )
+    try:
+        unlocked, places, seen, offline = await unlock(store, url, credential, settings)
+        if own:
+            await store.aclose()
+            store = open_store(
+                url,
+                settings.store_options,
+                patience=settings.deadline,
+                uploads=settings.uploads,
+                downloads=settings.downloads,
+                cache_dir=places.cache,
+                cache_size=settings.cache_size,
+                cache_min_free=settings.cache_min_free,
+                metrics=metrics,
+            )
+        lock = places.lock()
+        try:
+            async with _opened(
+                url,
+                store,
+                unlocked,
+                places,
+                seen,
+                offline,
+                settings,
+                host or socket.gethostname(),
+                metrics,
+                say,
+            ) as volume:
+                yield volume
+        finally:
+            os.close(lock)
+    finally:
+        if own:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await store.aclose()
+
+
+@asynccontextmanager
+async def _opened(
+    url: str,
+    store: ObjectStore,
+    unlocked: Unlocked,
+    places: Places,
+    seen: head.Seen | None,
+    offline: bool,
+    settings: Settings,
+    host: str,
+    metrics: Registry,
+    say: Callable[[str], None],
+) -> AsyncIterator[Volume]:
+    header, keyring = unlocked.header, unlocked.keyring
+    params = header.parameters
+    replica = _open_replica(places, keyring, params, host)
+    try:
+        stage = Stage(
+            places.packs,
+            store,
+            keyring,
+            number=replica.number,
+            announce=replica.announce_pack,
+            pack_size=params.pack_size,
+            compress=params.compression == "zstd",
+            limit=settings.stage_limit,
+            min_free=settings.stage_min_free,
+            uploads=settings.uploads,
+            adopt=_adopter(store),
+        )
+        writer = Writer(
+            replica,
+            store,
+            keyring,
+            stage,
+            places.volume,
+            interval=settings.sync_interval,
+            generation=header.generation,
+            slot=unlocked.slot_id.hex(),
+        )
+        if not offline:
+            try:
+                await _catch_up(replica, store, keyring, writer, header, seen, settings, say)
+            except Unavailable as exc:
+                if replica.sequence == 0:
+                    raise
+                log.warning("the store is away (%s): going on with what this machine has", exc)
+                offline = True
+        if offline and replica.sequence == 0:
+            raise Unavailable(
+                "the store is away, and this machine does not hold the volume's tree yet"
+            )
+        taken = replica.recover()
+        if taken:
+            say(f"taking up {taken} operations that were not committed")
+        stage.take_up(
+            lambda pack: bool(replica.tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)))
+        )
+        if places.rebooted():
+            _drop_unsynced(replica, stage)
+        chunks = ChunkStore(store, stage, replica.tree, keyring, settings.memory_cache)
+        fs = FileSystem(
+            replica, chunks, stage, writer, params, settings, dedup_key=keyring.subkey("name")
+        )
+        if not settings.read_only:
+            await fs.reap_orphans()
+        volume = Volume(
+            fs,
+            url,
+            header.fsid,
+            header,
+            settings,
+            store,
+            keyring,
+            replica,
+            stage,
+            chunks,
+            writer,
+            Checkpointer(replica, store, keyring),
+            metrics,
+            offline,
+        )
+        remember_fsid(settings.state_dir, url, header.fsid)
+        write_durably(places.volume / "header", header.encode())
+        _check_head(replica, settings)
+        await offload(
+            head.write,
+            places.volume,
+            head.Seen(
+                header.fsid.hex(),
+                replica.sequence,
+                replica.head.hex(),
+                header.generation,
+                unlocked.slot_id.hex(),
+            ),
+            kind="disk",
+        )
+        _metrics(volume)
+        async with trio.open_nursery() as nursery:
+            fs.spawner.start = nursery.start_soon
+            nursery.start_soon(writer.follow)
+            if not settings.read_only:
+                nursery.start_soon(stage.run)
+                nursery.start_soon(writer.run)
+                nursery.start_soon(fs.writeback.run)
+                nursery.start_soon(_checkpoints, volume)
+            try:
+                yield volume
+            finally:
+                fs.spawner.start = None
+                nursery.cancel_scope.cancel()
+        stage.close()
+    finally:
+        replica.close()
+
+
+def _open_replica(places: Places, keyring: Keyring, params: Parameters, host: str) -> Replica:
+    """The replica as it was left, or an empty one if it is damaged."""
+    mount = places.mount_number()
+    try:
+        return Replica(places.volume, keyring, params.chunk_size, mount, host)
+    except Corrupt as exc:
+        log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
+    _remove_replica(places.volume)
+    return Replica(places.volume, keyring, params.chunk_size, mount, host)
+
+
+def _remove_replica(directory: Path) -> None:
+    for name in ("replica.db", "replica.db-wal", "replica.db-shm"):
+        (directory / name).unlink(missing_ok=True)
+
+
+async def _catch_up(
+    replica: Replica,
+    store: ObjectStore,
+    keyring: Keyring,
+    writer: Writer,
+    header: Header,
+    seen: head.Seen | None,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> None:
+    """Bring the replica to the end of the journal, and check it against what was seen before."""
+    if replica.sequence == 0:
+        manifest = await checkpoint.find_usable(store, keyring)
+        if manifest is not None:
+            say(f"reading the tree as of commit {manifest.sequence}")
+
+            def progress(done: int, total: int) -> None:
+                say(f"reading the tree as of commit {manifest.sequence}: {done} of {total} parts")
+
+            await checkpoint.load(store, replica, manifest, progress)
+    await writer.catch_up()
+    if replica.sequence == 0:
+        if seen is not None and not settings.accept_state:
+            writer.check_seen(seen)
+        say("the volume has no root directory yet: making it")
+        await write_first_commit(store, keyring, header.generation)
+        await writer.catch_up()
+    await writer.check_gap()
+    if not settings.accept_state:
+        writer.check_seen(seen)
+
+
+def _check_head(replica: Replica, settings: Settings) -> None:
+    """Refuse a head other than the one the user expects."""
+    wanted = settings.expect_head
+    if wanted is None:
+        return
+    number, _, digest = wanted.rpartition(":")
+    if number:
+        if not number.isdecimal():
+            raise BadUsage(f"expect_head={wanted}: give HASH or SEQUENCE:HASH")
+        known = replica.hash_at(int(number))
+    else:
+        known = replica.head
+    digest = digest.lower()
+    words = digest.replace("-", " ")
+    if known is None or not (
+        (len(digest) >= 16 and known.hex().startswith(digest)) or head.words(known) == words
+    ):
+        raise Rollback(
+            f"the store's head is commit {replica.sequence}, {replica.head.hex()[:16]}"
+            f" ({head.words(replica.head)}), not the expected {wanted}"
+        )
+
+
+def _drop_unsynced(replica: Replica, stage: Stage) -> None:
+    """Cut off what a power cut left half: batches whose staged bytes are not whole.
+
+    Nothing from the first such batch on was ever promised to anybody.
+    """
+    for batch in sorted(replica.pending):
+        for extent in replica.extents_of(batch):
+            if not stage.holds(extent):
+                dropped = replica.drop_pending_from(batch)
+                log.error(
+                    "a power cut took bytes that were not synced yet: the last %d batches are"
+                    " dropped",
+                    dropped,
+                )
+                return
+
+
+def _adopter(store: ObjectStore) -> Any:
+    remember = getattr(store, "remember", None)
+    if remember is None:
+        return None
+
+    async def adopt(name: str, path: Path, size: int) -> None:
+        await remember(name, 0, path)
+
+    return adopt
+
+
+async def _checkpoints(volume: Volume) -> None:
+    """Write a checkpoint whenever one is due, for ever."""
+    replica = volume.replica
+    while True:
+        await trio.sleep(clock.uniform(5, 15))
+        if replica.sequence - replica.checkpoint >= CHECKPOINT_EVERY:
+            await write_checkpoint(volume)
+
+
+async def write_checkpoint(volume: Volume) -> int | None:
+    """Write a checkpoint now, unless another mount just did; errors are logged."""
+    replica = volume.replica
+    try:
+        there = await checkpoint.newest(volume.store)
+        if (
+            there
+            and there[0] > replica.checkpoint
+            and (replica.sequence - there[0] < CHECKPOINT_EVERY // 2)
+        ):
+            return there[0]
+        return await volume.checkpointer.write()
+    except Exists:
+        return None
+    except (Fault, OSError) as exc:
+        log.warning("no checkpoint was written: %s", exc)
+        return None
+
+
+def _metrics(volume: Volume) -> None:
+    """The gauges of a mount, for Prometheus."""
+    gauges: dict[str, tuple[str, Callable[[], float]]] = {
+        "megafs_sequence": ("Last commit applied.", lambda: volume.replica.sequence),
+        "megafs_staged_bytes": (
+            "Sealed contents that the store does not have yet.",
+            lambda: volume.stage.staged_bytes,
+        ),
+        "megafs_dirty_bytes": (
+            "Contents in memory that are not staged yet.",
+            lambda: volume.fs.writeback.dirty,
+        ),
+        "megafs_pending_operations": (
+            "Operations that are not in the journal yet.",
+            lambda: volume.progress().pending_operations,
+        ),
+        "megafs_memory_cache_bytes": ("Opened chunks in memory.", lambda: volume.chunks.size),
+        "megafs_used_bytes": ("File contents in the volume.", lambda: volume.fs.used_bytes),
+        "megafs_files": ("Inodes in the volume.", lambda: volume.replica.tree.files),
+        "megafs_commits": ("Commits made by this mount.", lambda: volume.writer.commits),
+        "megafs_races_lost": ("Commit races lost.", lambda: volume.writer.races_lost),
+        "megafs_frozen": (
+            "1 if the mount is read-only because the store misbehaved.",
+            lambda: float(volume.writer.frozen is not None),
+        ),
+    }
+    for name, (text, source) in gauges.items():
+        volume.metrics.gauge(name, text, source=source)
