@@ -1,0 +1,115 @@
+"""Where log lines go, and what they must never hold.
+
+stderr, with systemd's priority prefixes (``<3>``, sd-daemon(3)) when that is the journal; syslog; or
+a file.  Every line passes `redacted`, the last of several guards: no text in megafs is made from a
+passphrase, a key, a token or a signed URL in the first place.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+_SECRETS = (
+    # Signed URLs and headers of AWS.
+    re.compile(r"(?i)(x-amz-(?:signature|credential|security-token)=)[^&\s'\"]+"),
+    re.compile(
+        r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|aws4-hmac-sha256)?\s*)\S.*"
+    ),
+    re.compile(
+        r"(?i)((?:aws_secret_access_key|aws_session_token|access_token|refresh_token|client_secret"
+        r"|passphrase|password)['\"]?\s*[:=]\s*['\"]?)[^\s'\",;]+"
+    ),
+    # user:password@ in URLs.
+    re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)"),
+    # The recovery key: groups of base32.
+    re.compile(r"()\b(?:[A-Z2-7]{4,8}-){6,}[A-Z2-7]{2,8}\b"),
+)
+
+_PRIORITIES = (
+    (logging.CRITICAL, 2),
+    (logging.ERROR, 3),
+    (logging.WARNING, 4),
+    (logging.INFO, 6),
+    (0, 7),
+)
+
+FILE_SIZE = 4 << 20
+
+
+def redacted(text: str) -> str:
+    """Return *text* without what looks like a secret."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1[redacted]", text)
+    return text
+
+
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
+class _Journal(_Redacting):
+    """Every line with its priority, so that a traceback is not one error and fifty notices."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(p for level, p in _PRIORITIES if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).splitlines())
+
+
+def in_journal(environ: Mapping[str, str], fd: int = 2) -> bool:
+    """Whether *fd* is the journal's stream (JOURNAL_STREAM, systemd.exec(5))."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
+def set_up(target: str, *, debug: bool = False, environ: Mapping[str, str] | None = None) -> None:
+    """Send all logging to *target*: "stderr", "syslog" or the path of a file.
+
+    Where there is no syslog, its lines go nowhere: a background mount has no other place, and
+    `megafs status` shows the last errors all the same.
+    """
+    environ = os.environ if environ is None else environ
+    handler = _handler(target, environ)
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.getLogger("megafs").setLevel(logging.DEBUG if debug else logging.INFO)
+    for noisy in ("httpx", "httpcore", "botocore", "pyfuse3"):
+        logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.WARNING)
+    # A full disk or a closed terminal must not turn a log line into an error of the mount.
+    logging.raiseExceptions = False
+    logging.captureWarnings(True)
+
+
+def _handler(target: str, environ: Mapping[str, str]) -> logging.Handler:
+    handler: logging.Handler
+    if target == "syslog":
+        if not Path("/dev/log").exists():
+            return logging.NullHandler()
+        handler = logging.handlers.SysLogHandler(
+            "/dev/log", facility=logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+        handler.ident = f"megafs[{os.getpid()}]: "
+        handler.setFormatter(_Redacting("%(message)s"))
+    elif target == "stderr":
+        handler = logging.StreamHandler(sys.stderr)
+        if in_journal(environ):
+            handler.setFormatter(_Journal("%(name)s: %(message)s"))
+        else:
+            handler.setFormatter(_Redacting("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+    else:
+        handler = logging.handlers.RotatingFileHandler(target, maxBytes=FILE_SIZE, backupCount=2)
+        os.chmod(target, 0o600)
+        handler.setFormatter(_Redacting("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+    return handler

@@ -1,0 +1,289 @@
+"""The directory a volume is mounted at: may it be, is it, was it; and taking it away again.
+
+What is mounted is read from /proc/self/mountinfo (proc(5)): a mountpoint whose process has died or
+hangs cannot be asked anything, and must not be.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from megafs.errors import AlreadyThere, BadUsage, Busy, MountFailed
+
+FSTYPE = "fuse.megafs"
+FUSE_DEVICE = "/dev/fuse"
+FUSE_CONF = "/etc/fuse.conf"
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """One line of mountinfo.  device: "major:minor", whose minor names the FUSE connection."""
+
+    mountpoint: str
+    fstype: str
+    source: str
+    device: str
+
+    @property
+    def connection(self) -> int:
+        """The number below /sys/fs/fuse/connections."""
+        return int(self.device.partition(":")[2])
+
+
+def mounts() -> list[Mounted]:
+    """Return everything mounted in our namespace, in the order it was mounted."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file.read().splitlines():
+            left, _, right = line.partition(b" - ")
+            before, after = left.split(b" "), right.split(b" ")
+            found.append(
+                Mounted(
+                    mountpoint=_unescaped(before[4]),
+                    fstype=_unescaped(after[0]),
+                    source=_unescaped(after[1]),
+                    device=_unescaped(before[2]),
+                )
+            )
+    return found
+
+
+def _unescaped(text: bytes) -> str:
+    for char in b" \t\n\\#":
+        text = text.replace(b"\\%03o" % char, b"\0%c" % char)
+    return os.fsdecode(text.replace(b"\0", b""))
+
+
+def find(mountpoint: str) -> Mounted | None:
+    """Return what is mounted at exactly *mountpoint*, the topmost if several are."""
+    return next((m for m in reversed(mounts()) if m.mountpoint == mountpoint), None)
+
+
+def canonical(path: str | os.PathLike[str]) -> str:
+    """Return the one name of a mountpoint: absolute, links resolved.
+
+    The mountpoint itself is asked nothing if something of ours is mounted there, since it may hang.
+    """
+    parent, name = os.path.split(os.path.abspath(os.fspath(path)))
+    whole = os.path.join(os.path.realpath(parent), name) if name else parent
+    at = find(whole)
+    if at is not None and at.fstype.startswith("fuse"):
+        return whole
+    return os.path.realpath(whole)
+
+
+def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> None:
+    """Raise a sentence if nothing can be mounted at *mountpoint*; clean up after a dead mount.
+
+    mountpoint: as `canonical` returns it.
+    """
+    at = find(mountpoint)
+    if at is not None and at.fstype == FSTYPE:
+        _clear_if_dead(at, patience)
+        at = find(mountpoint)
+    try:
+        found = os.stat(mountpoint)
+    except FileNotFoundError:
+        raise MountFailed(f"{mountpoint} does not exist: mkdir {mountpoint}") from None
+    except OSError as exc:
+        if exc.errno == errno.ENOTCONN:  # of another FUSE program
+            raise MountFailed(
+                f"a dead FUSE mount lies at {mountpoint}: fusermount3 -u {mountpoint}"
+            ) from None
+        raise MountFailed(f"{mountpoint} cannot be used: {exc.strerror}") from None
+    if not stat.S_ISDIR(found.st_mode):
+        raise MountFailed(f"{mountpoint} is not a directory")
+    # Below autofs looking inside would wait for the very mount that is being made.
+    automounted = at is not None and at.fstype == "autofs"
+    if not nonempty and not automounted:
+        try:
+            with os.scandir(mountpoint) as entries:
+                empty = next(entries, None) is None
+        except OSError as exc:
+            raise MountFailed(f"{mountpoint} cannot be read: {exc.strerror}") from None
+        if not empty:
+            raise MountFailed(
+                f"{mountpoint} is not empty, and what is in it would be hidden:"
+                " choose another directory, or say -o nonempty"
+            )
+    if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
+        raise MountFailed(f"{mountpoint} is not yours to write, so you may not mount there")
+
+
+def check_fuse(*, allow_other: bool) -> None:
+    """Raise a sentence if this machine or this user cannot mount FUSE filesystems."""
+    try:
+        os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        raise MountFailed(
+            f"{FUSE_DEVICE} is missing: load the kernel's FUSE module (modprobe fuse); in a"
+            " container, start it with --device /dev/fuse --cap-add SYS_ADMIN"
+        ) from None
+    except OSError as exc:
+        raise MountFailed(
+            f"{FUSE_DEVICE} cannot be opened: {exc.strerror}; mounting as this user is not allowed"
+        ) from None
+    if os.geteuid() == 0:
+        return
+    if shutil.which("fusermount3") is None:
+        raise MountFailed(
+            "fusermount3 is missing, which mounts for users other than root: install fuse3"
+        )
+    if allow_other and not _conf_allows():
+        raise MountFailed(
+            f"allow_other is only for root unless {FUSE_CONF} has the line user_allow_other"
+        )
+
+
+def _conf_allows() -> bool:
+    try:
+        lines = Path(FUSE_CONF).read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in lines)
+
+
+def _clear_if_dead(at: Mounted, patience: float) -> None:
+    try:
+        _in_time(lambda: os.stat(at.mountpoint), patience)
+    except TimeoutError:
+        raise Busy(
+            f"a megafs mount at {at.mountpoint} does not answer:"
+            f" end it with megafs umount --force {at.mountpoint}"
+        ) from None
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            # EACCES for example: it lives, and is somebody else's.
+            raise AlreadyThere(_taken(at)) from None
+    else:
+        raise AlreadyThere(_taken(at))
+    detach(at.mountpoint)
+
+
+def _taken(at: Mounted) -> str:
+    return f"{at.mountpoint} is mounted already ({at.source}): see megafs status {at.mountpoint}"
+
+
+def _in_time(ask: Callable[[], T], patience: float) -> T:
+    """Return what *ask* returns, or raise TimeoutError and leave its thread behind."""
+    answers: list[T | BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(ask())
+        except BaseException as exc:
+            answers.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(patience)
+    if not answers:
+        raise TimeoutError
+    if isinstance(answers[0], BaseException):
+        raise answers[0]
+    return answers[0]
+
+
+def responds(mountpoint: str, patience: float) -> bool:
+    """Whether a stat(2) of *mountpoint* comes back in time and well."""
+    try:
+        _in_time(lambda: os.stat(mountpoint), patience)
+    except (TimeoutError, OSError):
+        return False
+    return True
+
+
+def detach(mountpoint: str) -> None:
+    """Take the mount away at once; files that are open stay usable while its process lives."""
+    if os.geteuid() == 0:
+        _umount2(mountpoint, _MNT_DETACH | _UMOUNT_NOFOLLOW)
+    else:
+        _fusermount("-uz", mountpoint)
+
+
+def unmount(mountpoint: str) -> None:
+    """Take the mount away if nobody uses it; raises Busy if somebody does.
+
+    Blocks until the kernel has written back what programs changed through mmap, so the mount has to
+    be served meanwhile.
+    """
+    if os.geteuid() == 0:
+        _umount2(mountpoint, _UMOUNT_NOFOLLOW)
+    else:
+        _fusermount("-u", mountpoint)
+
+
+def _umount2(mountpoint: str, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), flags) == 0:
+        return
+    number = ctypes.get_errno()
+    if number == errno.EBUSY:
+        raise Busy(_busy(mountpoint))
+    if number == errno.EINVAL:
+        raise BadUsage(f"nothing is mounted at {mountpoint}")
+    raise MountFailed(f"cannot unmount {mountpoint}: {os.strerror(number)}")
+
+
+def _fusermount(flag: str, mountpoint: str) -> None:
+    program = shutil.which("fusermount3") or shutil.which("fusermount")
+    if program is None:
+        raise MountFailed("fusermount3 is missing, which unmounts for users other than root")
+    done = subprocess.run(
+        [program, flag, "--", mountpoint],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        cwd="/",
+    )
+    if done.returncode == 0:
+        return
+    if "busy" in done.stderr:
+        raise Busy(_busy(mountpoint))
+    if "not found in" in done.stderr:
+        raise BadUsage(f"nothing of yours is mounted at {mountpoint}")
+    raise MountFailed(f"cannot unmount {mountpoint}: {done.stderr.strip()}")
+
+
+def _busy(mountpoint: str) -> str:
+    return (
+        f"{mountpoint} is in use (fuser -vm {mountpoint} shows by whom):"
+        " leave it, or say --lazy to take it away now and let the mount finish behind"
+    )
+
+
+def abort(at: Mounted) -> bool:
+    """Sever the kernel's connection: every request that waits fails at once.
+
+    Returns whether that was possible; it needs root, or the mount's owner, and fusectl.
+    """
+    try:
+        Path(f"/sys/fs/fuse/connections/{at.connection}/abort").write_text("1")
+    except OSError:
+        return False
+    return True
+
+
+def tune(at: Mounted, readahead: int) -> None:
+    """Let the kernel read ahead *readahead* bytes; silently nothing where that is not allowed."""
+    try:
+        Path(f"/sys/class/bdi/{at.device}/read_ahead_kb").write_text(str(readahead >> 10))
+    except OSError:
+        pass
