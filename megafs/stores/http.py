@@ -9,8 +9,9 @@ Every body is bounded by the caller, whatever the server sends, and read as it i
 ask for no content encoding and refuse one that comes anyway.  A body cut short is Unavailable.
 
 httpx's client layer is left out (cookies, redirects, decoders, a login from ~/.netrc: none is
-wanted here); requests go to an httpx transport, which is the documented place to put another one
-in.  Proxies come from the environment (https_proxy, http_proxy, all_proxy, no_proxy).
+wanted here); requests go to an httpx transport.  It is one of our own (over stores/wire.py), since
+httpx's takes three times the CPU for a body (docs/decisions/0004-transport.md), but where a proxy
+is between: proxies come from the environment (https_proxy, http_proxy, all_proxy, no_proxy).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import certifi
 import httpx
@@ -33,6 +34,7 @@ import trio
 
 from megafs import __version__, clock
 from megafs.errors import BadStore, StoreError, Unavailable
+from megafs.stores import wire
 from megafs.stores.base import Buffer
 
 E = TypeVar("E", bound=BaseException)
@@ -46,6 +48,12 @@ _HOST = re.compile(r"([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)\Z")
 # The body goes out in pieces, because the write timeout is per piece: 256 KiB in 30 s allows an
 # uplink of 9 KB/s, a whole pack at once would need half a megabyte per second.
 _PIECE = 256 << 10
+
+# Seconds after which a connection nobody used is closed; servers do so after 20 to 65.
+_IDLE = 20.0
+
+_TARGET = re.compile(rb"[!-~]+\Z")
+_BREAK = re.compile(rb"[\x00\r\n]")
 
 # What else httpx lets through, by experience: its own misuse errors are ours to see, these are not.
 _FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, EOFError,
@@ -128,7 +136,7 @@ class Session:
         self._timeout = httpx.Timeout(
             connect=times.connect, read=times.read, write=times.write, pool=times.connect
         ).as_dict()
-        self._transport = transport or _transport(self._base, connections, ca)
+        self._transport = transport or _transport(self._base, connections, times, ca)
         self._agent = f"megafs/{__version__}"
         self._trusted = False
         self._date = ""
@@ -196,12 +204,19 @@ class Session:
         if len(body) or method in ("PUT", "POST"):
             lines["content-length"] = str(len(body))
             stream = _Pieces(body)
+        extensions: dict[str, Any] = {"timeout": self._timeout}
+        url = self._base
+        if isinstance(self._transport, _Direct):
+            # Making a URL takes httpx 75 microseconds; this extension takes the target as it is.
+            extensions["target"] = target.encode("ascii")
+        else:  # a proxy needs the whole of it
+            url = self._base.copy_with(raw_path=target.encode("ascii"))
         request = httpx.Request(
             method,
-            self._base.copy_with(raw_path=target.encode("ascii")),
+            url,
             headers=lines,
             stream=stream or _Pieces(b""),
-            extensions={"timeout": self._timeout},
+            extensions=extensions,
         )
         response = await self._transport.handle_async_request(request)
         self._trusted = True
@@ -232,23 +247,9 @@ class Session:
         skip = start if status == 200 else 0
         if not 200 <= status < 300:
             limit = ERROR_LIMIT
-        parts: list[bytes] = []
-        room = limit
-        more = False
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        async for part in response.stream:
-            self.received += len(part)
-            if skip:
-                dropped = min(skip, len(part))
-                skip -= dropped
-                part = part[dropped:]
-            if len(part) > room:
-                parts.append(part[:room])
-                more = True
-                break
-            parts.append(part)
-            room -= len(part)
-        return Reply(status, headers, b"".join(parts), more)
+        body, more = await _bounded(response, limit, skip)
+        self.received += len(body)
+        return Reply(status, headers, body, more)
 
     def _note_date(self, date: str) -> None:
         if date != self._date:  # it changes once a second, and reading it takes 20 microseconds
@@ -297,11 +298,30 @@ class Session:
         return said[:200]
 
 
+async def _bounded(response: httpx.Response, limit: int, skip: int) -> tuple[bytes, bool]:
+    """At most *limit* bytes of a body after the first *skip*, and whether there are more."""
+    stream = response.stream
+    if isinstance(stream, _Received):
+        return await stream.read(limit, skip)
+    assert isinstance(stream, httpx.AsyncByteStream)
+    parts: list[bytes] = []
+    async for part in stream:
+        dropped = min(skip, len(part))
+        skip -= dropped
+        part = part[dropped:]
+        if len(part) > limit:
+            parts.append(part[:limit])
+            return b"".join(parts), True
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts), False
+
+
 class _Pieces(httpx.AsyncByteStream):
     """A request's body, sent without a copy of the whole."""
 
     def __init__(self, body: Buffer) -> None:
-        self._view = memoryview(body).cast("B")
+        self.view = memoryview(body).cast("B")
         self._at = 0
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -309,24 +329,163 @@ class _Pieces(httpx.AsyncByteStream):
         return self
 
     async def __anext__(self) -> bytes:
-        piece = self._view[self._at : self._at + _PIECE]
+        piece = self.view[self._at : self._at + _PIECE]
         if not piece:
             raise StopAsyncIteration
         self._at += len(piece)
         return piece  # type: ignore[return-value]  # h11 takes any buffer
 
 
-def _transport(base: httpx.URL, connections: int, ca: Path | None) -> httpx.AsyncBaseTransport:
+class _Direct(httpx.AsyncBaseTransport):
+    """Connections of our own to one origin; as many as there are requests at once."""
+
+    def __init__(self, base: httpx.URL, times: Timeouts, context: ssl.SSLContext | None) -> None:
+        self._host = base.host
+        self._port = base.port or (443 if context else 80)
+        self._times = times
+        self._context = context
+        self._idle: list[wire.Connection] = []
+        self._closed = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        method = request.method.encode("ascii")
+        target = request.extensions.get("target", request.url.raw_path)
+        headers = request.headers.raw
+        if not _TARGET.match(target) or any(_BREAK.search(value) for _, value in headers):
+            raise httpx.LocalProtocolError("a header or a target that breaks its line")
+        body = request.stream.view if isinstance(request.stream, _Pieces) else memoryview(b"")
+        while True:
+            connection = self._take()
+            fresh = connection is None
+            if connection is None:
+                connection = await self._open()
+            try:
+                with _as_httpx(httpx.WriteError, httpx.WriteTimeout):
+                    await connection.send(method, target, headers, body)
+                with _as_httpx(httpx.ReadError, httpx.ReadTimeout):
+                    head = await connection.head(method)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                connection.close()
+                # The server may have closed an idle connection as we took it: then nobody has
+                # seen the request.  Only reading may be done twice without a thought.
+                if fresh or request.method not in ("GET", "HEAD"):
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                stream = _Received(self, connection, head)
+                return httpx.Response(head.status, headers=head.headers, stream=stream)
+
+    async def aclose(self) -> None:
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+
+    def give_back(self, connection: wire.Connection) -> None:
+        """Take a connection that may be used again."""
+        if self._closed:
+            connection.close()
+            return
+        now = connection.idle_since = trio.current_time()
+        self._idle.append(connection)
+        while now - self._idle[0].idle_since > _IDLE:
+            self._idle.pop(0).close()
+
+    def _take(self) -> wire.Connection | None:
+        now = trio.current_time()
+        while self._idle:
+            connection = self._idle.pop()  # the newest: the others may grow old and go
+            if now - connection.idle_since <= _IDLE and connection.is_quiet():
+                return connection
+            connection.close()
+        return None
+
+    async def _open(self) -> wire.Connection:
+        times = self._times
+        with _as_httpx(httpx.ConnectError, httpx.ConnectTimeout):
+            return await wire.Connection.open(
+                self._host,
+                self._port,
+                self._context,
+                _SOCKET_OPTIONS,
+                connect=times.connect,
+                read=times.read,
+                write=times.write,
+            )
+
+
+class _Received(httpx.AsyncByteStream):
+    """The body of an answer, still on its connection."""
+
+    def __init__(self, pool: _Direct, connection: wire.Connection, head: wire.Head) -> None:
+        self._pool = pool
+        self._connection = connection
+        self._head = head
+        self._at_end = head.length == 0
+
+    async def read(self, limit: int, skip: int = 0) -> tuple[bytes, bool]:
+        """At most *limit* bytes after the first *skip*, and whether there are more; once."""
+        with _as_httpx(httpx.ReadError, httpx.ReadTimeout):
+            body, more = await self._connection.body(self._head, limit, skip)
+        self._at_end = not more
+        return body, more
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, _ = await self.read(1 << 62)
+        yield body
+
+    async def aclose(self) -> None:
+        if self._at_end and self._head.reusable:
+            self._pool.give_back(self._connection)
+        else:
+            self._connection.close()
+
+
+@contextmanager
+def _as_httpx(
+    error: type[httpx.TransportError], late: type[httpx.TransportError]
+) -> Iterator[None]:
+    try:
+        yield
+    except trio.TooSlowError as exc:
+        raise late(str(exc)) from exc
+    except wire.Garbled as exc:
+        raise httpx.RemoteProtocolError(str(exc)) from exc
+    except OSError as exc:
+        raise error(str(exc)) from exc
+
+
+def _transport(
+    base: httpx.URL, connections: int, times: Timeouts, ca: Path | None
+) -> httpx.AsyncBaseTransport:
+    context = _tls(ca) if base.scheme == "https" else None
+    proxy = _proxy(base)
+    if proxy is None:
+        return _direct(base, times, context)
+    return _pooled(connections, context, proxy)
+
+
+def _direct(
+    base: httpx.URL, times: Timeouts, context: ssl.SSLContext | None
+) -> httpx.AsyncBaseTransport:
+    return _Direct(base, times, context)
+
+
+def _pooled(
+    connections: int, context: ssl.SSLContext | None, proxy: httpx.Proxy | None
+) -> httpx.AsyncBaseTransport:
+    """httpx's own transport, which knows every kind of proxy."""
     try:
         return httpx.AsyncHTTPTransport(
-            verify=_tls(ca) if base.scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            verify=context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             trust_env=False,
             limits=httpx.Limits(
                 max_connections=connections,
                 max_keepalive_connections=connections,
-                keepalive_expiry=30.0,
+                keepalive_expiry=_IDLE,
             ),
-            proxy=_proxy(base),
+            proxy=proxy,
             socket_options=_SOCKET_OPTIONS,
         )
     except ImportError as exc:

