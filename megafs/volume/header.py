@@ -473,6 +473,17 @@ def parse(data: bytes, name: str) -> Header:
     generation = generation_of(name)
     if generation is None:
         raise NotAVolume(f"{name} is not the name of a megafs key header")
+    header = parse_copy(data, name)
+    if header.generation != generation:
+        raise Corrupt(f"{name}: it says that it is {header.name}")
+    return header
+
+
+def parse_copy(data: bytes, name: str) -> Header:
+    """Return the header in *data*, a copy of any generation kept elsewhere; as `parse` otherwise.
+
+    name: what the errors call it.
+    """
     if len(data) > SIZE_LIMIT:
         raise Corrupt(f"{name}: larger than {SIZE_LIMIT} bytes")
     try:
@@ -497,8 +508,6 @@ def parse(data: bytes, name: str) -> Header:
     # exactly one spelling of them may pass.
     if whole != data:
         raise Corrupt(f"{name}: not in canonical form")
-    if header.generation != generation:
-        raise Corrupt(f"{name}: it says that it is {header.name}")
     return header
 
 

@@ -478,6 +478,14 @@ def test_one_generation_under_the_name_of_another_is_refused() -> None:
         opened(renumbered, name="keys/00000002")
 
 
+def test_a_copy_on_disk_is_read_by_its_own_number() -> None:
+    later = headers.with_slot_removed(HEADER, RING, b"\2" * 8)
+
+    assert headers.parse_copy(later.encode(), "/var/lib/megafs/header") == later
+    with pytest.raises(Corrupt, match="^/var/lib/megafs/header: "):
+        headers.parse_copy(BYTES[:-1], "/var/lib/megafs/header")
+
+
 # Form
 
 
