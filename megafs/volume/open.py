@@ -234,7 +234,7 @@ async def unlock(
             raise
         path = settings.state_dir / "volumes" / known.hex() / "header"
         try:
-            header = headers.parse(path.read_bytes(), str(path))
+            header = headers.parse_copy(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise exc from None
         log.warning("the store is away (%s): going on with what this machine has", exc)

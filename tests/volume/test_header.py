@@ -482,7 +482,7 @@ def test_a_copy_on_disk_is_read_by_its_own_number() -> None:
     later = headers.with_slot_removed(HEADER, RING, b"\2" * 8)
 
     assert headers.parse_copy(later.encode(), "/var/lib/megafs/header") == later
-    with pytest.raises(Corrupt, match="^/var/lib/megafs/header: "):
+    with pytest.raises(Corrupt, match=r"^/var/lib/megafs/header: "):
         headers.parse_copy(BYTES[:-1], "/var/lib/megafs/header")
 
 
