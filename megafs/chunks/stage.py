@@ -2,8 +2,9 @@
 
 A pack file `<number>-<random id>-<epoch>` (hex) grows as chunks are sealed into it; at its target
 size, or when a commit wants what is in it, it is cut: padded, uploaded whole in one put, and removed
-once the store has it.  Until then reads of its chunks are answered from the file.  Nothing in it is
-plaintext.  What lies here survives kill -9; after `sync`, a power cut.
+once a commit names it: should this machine be away for long in between, and the garbage collector of
+another take the pack for nobody's, it is uploaded again.  Until then reads of its chunks are answered
+from the file.  Nothing in it is plaintext.  What lies here survives kill -9; after `sync`, a power cut.
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -95,6 +96,7 @@ class Stage:
         self._adopt = adopt
         self._uploads = uploads
         self._packs: dict[int, StagedPack] = {}
+        self._uploaded: dict[int, StagedPack] = {}
         self._open: StagedPack | None = None
         self._queue: list[StagedPack] = []
         self._wake = trio.Event()
@@ -261,7 +263,7 @@ class Stage:
 
     def read(self, extent: Extent) -> bytes | None:
         """The sealed chunk, if its pack lies here."""
-        pack = self._packs.get(extent.pack)
+        pack = self._packs.get(extent.pack) or self._uploaded.get(extent.pack)
         if pack is None:
             return None
         return os.pread(pack.fd, extent.sealed, extent.offset)
@@ -333,10 +335,16 @@ class Stage:
         self.uploaded_bytes += len(data)
         if self._adopt is not None:
             await self._adopt(name, pack.path, pack.size)
+        self._uploaded[pack.number] = pack
         self._packs.pop(pack.number, None)
-        pack.path.unlink(missing_ok=True)
-        os.close(pack.fd)
         self._tell()
+
+    def release(self, named: Collection[int]) -> None:
+        """Remove the packs that the store has, but for those that uncommitted batches name."""
+        for number in [n for n in self._uploaded if n not in named]:
+            pack = self._uploaded.pop(number)
+            pack.path.unlink(missing_ok=True)
+            os.close(pack.fd)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -344,9 +352,10 @@ class Stage:
 
     def close(self) -> None:
         """Give the files back; what is not in the store stays for the next process."""
-        for pack in self._packs.values():
+        for pack in (*self._packs.values(), *self._uploaded.values()):
             os.close(pack.fd)
         self._packs.clear()
+        self._uploaded.clear()
 
 
 def _padded(pack: StagedPack) -> bytes:

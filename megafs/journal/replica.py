@@ -30,7 +30,7 @@ import msgspec
 
 from megafs import clock
 from megafs.crypto.keys import Keyring
-from megafs.errors import Corrupt
+from megafs.errors import Corrupt, Fault, Full
 from megafs.journal.commit import Commit, genesis, unpack_changeset
 from megafs.journal.oplog import OpLog
 from megafs.journal.parts import Part, Parts
@@ -86,6 +86,26 @@ class News:
     notes: list[str] = field(default_factory=list)
 
 
+class _Connection(apsw.Connection):
+    """A connection whose errors are ours, and which remembers that the file is damaged."""
+
+    damaged = False
+
+    def execute(self, *args: Any, **kwargs: Any) -> apsw.Cursor:
+        try:
+            return super().execute(*args, **kwargs)
+        except (apsw.CorruptError, apsw.NotADBError, apsw.IOError, apsw.FullError) as exc:
+            raise self._translated(exc) from exc
+
+    def _translated(self, exc: apsw.Error) -> Fault:
+        if isinstance(exc, apsw.FullError):
+            return Full(f"{self.filename}: the disk is full")
+        self.damaged = True
+        return Corrupt(
+            f"{self.filename}: {exc}; the replica will be rebuilt from the store at the next mount"
+        )
+
+
 class Replica:
     """One machine's copy of the tree of a volume.
 
@@ -124,10 +144,10 @@ class Replica:
 
     # ---- opening and closing ----------------------------------------------------------------
 
-    def _connect(self) -> apsw.Connection:
+    def _connect(self) -> _Connection:
         old = os.umask(0o077)
         try:
-            db = apsw.Connection(str(self.path))
+            db = _Connection(str(self.path))
             db.pragma("hexkey", self.keyring.subkey("replica", min(self.keyring.epochs)).hex())
             db.pragma("temp_store", 2)  # no temporary files: they would hold plaintext
             db.pragma("cache_size", -16384)
@@ -186,13 +206,18 @@ class Replica:
 
     def close(self) -> None:
         """Seal what is open and close the files."""
-        if self._session is not None:
-            self.seal()
-            self._session.close()
-            self._session = None
-            self.db.execute("COMMIT")
+        try:
+            if self._session is not None:
+                self.seal()
+                self._session.close()
+                self._session = None
+                self.db.execute("COMMIT")
+        except (Corrupt, Full) as exc:
+            log.error("the replica could not be closed well: %s", exc)
         self.oplog.close(self.committed)
         self.db.close()
+        if self.db.damaged:
+            self.path.unlink(missing_ok=True)  # the log of operations holds what is not committed
 
     def _begin(self) -> None:
         self.db.execute("BEGIN IMMEDIATE")
@@ -249,6 +274,11 @@ class Replica:
             for piece in op.pieces
             if piece.pack
         ]
+
+    @property
+    def named_packs(self) -> set[int]:
+        """The packs that operations name which are not in the journal yet."""
+        return self._packs.union(*(info.packs for info in self.pending.values()))
 
     @property
     def unsealed(self) -> int:

@@ -15,7 +15,7 @@ written any more, reads go on, one line says why (docs/threats.md, rows 2, 9 to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -48,6 +48,7 @@ class Packs(Protocol):
     @property
     def last_error(self) -> Fault | None: ...
     def cut(self) -> None: ...
+    def release(self, named: Collection[int]) -> None: ...
     async def wait_change(self) -> None: ...
 
 
@@ -212,6 +213,7 @@ class Writer:
             self.commits += 1
             self.last_contact = clock.now()
             replica.won(sequence, digest(data), commit, fresh.changeset)
+            self._packs.release(replica.named_packs)
             await self._remember()
         self._tell()
 
