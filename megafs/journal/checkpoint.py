@@ -17,6 +17,7 @@ thread: the mount goes on meanwhile.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,6 +46,8 @@ MAX_PART: Final = 64 << 20
 MAX_MANIFEST: Final = 64 << 20
 #: How many of the newest commits' hashes a checkpoint keeps (docs/threats.md, row 20).
 HASH_TAIL: Final = 65536
+
+_MANIFEST: Final = re.compile(r"checkpoints/(\d{16})/manifest\Z", re.ASCII)
 
 
 class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -81,9 +84,10 @@ async def newest(store: ObjectStore) -> list[int]:
     found = []
     async for page in list_all(store, "checkpoints/"):
         for entry in page.entries:
-            _, number, last = entry.name.split("/", 2)
-            if last == "manifest" and number.isdecimal():
-                found.append(int(number))
+            # Whatever else lies there is not ours to judge: only a manifest that opens counts.
+            match = _MANIFEST.match(entry.name)
+            if match is not None:
+                found.append(int(match[1]))
     return sorted(found, reverse=True)
 
 

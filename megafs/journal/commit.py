@@ -2,10 +2,10 @@
 
 `commits/<16 digits>` is, in bytes:
 
-    format u8 = 1 | epoch u32 big-endian | sealed(log key of the epoch, context("log", sequence))
+    format u8 = 1 | epoch u32 big-endian | sealed(log key of the epoch, context("log", 1, sequence))
 
 and what is sealed is:  length u32 big-endian | body | zeros, up to a Padmé size of the whole object.
-The body is MessagePack: an array of the fields of `Commit`, in that order.
+The format is in the context too.  The body is MessagePack: an array of the fields of `Commit`, in that order.
 
 A commit carries the BLAKE3-256 of the object before it, so the journal is one chain: nothing can be
 left out, put in or exchanged.  The changeset is SQLite's (session extension), compressed with zstd.
@@ -110,7 +110,7 @@ def seal_padded(
             break
     epoch = keyring.epoch
     plain = len(body).to_bytes(4, "big") + body + bytes(plain_size - 4 - len(body))
-    context = aead.context(purpose, keyring.fsid, epoch, *place)
+    context = aead.context(purpose, keyring.fsid, epoch, version, *place)
     sealed = aead.seal(keyring.subkey(purpose, epoch), context, plain)
     return bytes((version,)) + epoch.to_bytes(4, "big") + sealed
 
@@ -128,7 +128,7 @@ def open_padded(
     if data[0] != version:
         raise Corrupt(f"{name}: unknown format {data[0]}")
     epoch = int.from_bytes(data[1:5], "big")
-    context = aead.context(purpose, keyring.fsid, epoch, *place)
+    context = aead.context(purpose, keyring.fsid, epoch, version, *place)
     plain = aead.open_sealed(
         keyring.subkey(purpose, epoch), context, memoryview(data)[_HEAD:], name
     )

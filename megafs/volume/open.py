@@ -47,7 +47,7 @@ from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore
 from megafs.stores.open import open_store
 from megafs.volume import header as headers
-from megafs.volume import keys
+from megafs.volume import keys, unlocking
 from megafs.volume.format import write_first_commit
 from megafs.volume.header import Credential, Header, Remembered, Unlocked
 from megafs.volume.places import Places, remember_fsid, remembered_fsid, write_durably
@@ -252,7 +252,7 @@ async def unlock(
         remembered = Remembered(
             header.fsid, seen.generation, bytes.fromhex(seen.slot) if seen.slot else None
         )
-    unlocked = await offload(headers.unlock, header, credential, remembered, abandon=True)
+    unlocked = await unlocking.unlock(header, credential, remembered)
     return unlocked, places, seen, offline
 
 
