@@ -1,9 +1,10 @@
 """One chunk: a piece of a file's contents, sealed for its place in a pack.
 
 What is sealed is:  length of the data u32 big-endian | codec u8 | the data, perhaps compressed.
-Codecs: 0 as it is, 1 zstd.  The key is derived from the pack's random id and the chunk's offset in
-it, and both are in the context, so a chunk opens only where it was put.  A pack is sealed chunks, one
-behind the other, then random bytes up to a Padmé size: it tells nothing of the sizes of files.
+Codecs: 0 as it is, 1 zstd.  The key is derived from the pack's random id and the chunk's offset
+in it, and both are in the context, so a chunk opens only where it was put.  A pack is sealed
+chunks, one behind the other, then random bytes up to a Padmé size: it tells nothing of the sizes
+of files.
 """
 
 from __future__ import annotations

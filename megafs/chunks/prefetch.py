@@ -1,8 +1,8 @@
 """Read-ahead: which bytes of a file a program will want next.  A pure plan, no I/O.
 
 A handle that reads on from where it stopped gets a window that doubles with every hit up to a
-limit, and closes on the first jump.  The kernel sends the requests of its own read-ahead from several
-threads, so one that comes a little early or late still counts as sequential.
+limit, and closes on the first jump.  The kernel sends the requests of its own read-ahead from
+several threads, so one that comes a little early or late still counts as sequential.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """Packs on their way to the store: sealed chunks collect in files of the state directory.
 
 A pack file `<number>-<random id>-<epoch>` (hex) grows as chunks are sealed into it; at its target
-size, or when a commit wants what is in it, it is cut: padded, uploaded whole in one put, and removed
-once a commit names it: should this machine be away for long in between, and the garbage collector of
-another take the pack for nobody's, it is uploaded again.  Until then reads of its chunks are answered
-from the file.  Nothing in it is plaintext.  What lies here survives kill -9; after `sync`, a power cut.
+size, or when a commit wants what is in it, it is cut: padded, uploaded whole in one put, and
+removed once a commit names it: should this machine be away for long in between, and the garbage
+collector of another take the pack for nobody's, it is uploaded again.  Until then reads of its
+chunks are answered from the file.  Nothing in it is plaintext.  What lies here survives kill -9;
+after `sync`, a power cut.
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.
@@ -27,7 +28,7 @@ from megafs.chunks import format as chunk_format
 from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Full, StoreError
+from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, leaf
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
 
@@ -208,6 +209,8 @@ class Stage:
                     for first in range(0, len(pieces), share):
                         nursery.start_soon(offload, some, first)
             return [result for result in results if result is not None]
+        except BaseExceptionGroup as group:
+            raise leaf(group) from group
         finally:
             pack.busy -= 1
             if pack.size >= self._pack_size and self._open is pack:

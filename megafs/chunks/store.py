@@ -240,7 +240,7 @@ class ChunkStore:
             self._size -= len(old)
 
     async def fetch_ahead(self, extents: list[Extent]) -> None:
-        """Have these chunks opened by the time somebody reads them; errors are left to the reader."""
+        """Have these chunks opened when somebody reads them; errors are left to the reader."""
         missing = [e for e in extents if e.pack and not self.has(e)]
         if not missing:
             return

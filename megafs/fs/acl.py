@@ -1,9 +1,9 @@
 """POSIX access control lists, as Linux keeps them in extended attributes.
 
-The kernel checks them (FUSE_POSIX_ACL); the filesystem keeps an access ACL and the mode in step and
-hands a directory's default ACL down to what is made in it.  Bytes: u32 version 2, then for each entry
-u16 tag, u16 permissions, u32 id, all little-endian (linux/posix_acl_xattr.h).  Rules: POSIX.1e draft
-17, section 23, as in acl(5).
+The kernel checks them (FUSE_POSIX_ACL); the filesystem keeps an access ACL and the mode in step
+and hands a directory's default ACL down to what is made in it.  Bytes: u32 version 2, then for
+each entry u16 tag, u16 permissions, u32 id, all little-endian (linux/posix_acl_xattr.h).  Rules:
+POSIX.1e draft 17, section 23, as in acl(5).
 """
 
 from __future__ import annotations

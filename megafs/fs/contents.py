@@ -1,9 +1,10 @@
 """The bytes of one file: what was written lately, over what the tree's extents say.
 
-Written bytes collect in cells, one for each chunk-sized place of the file, and leave together in a
-flush: sealed into packs (or, if few, into the operation itself), then recorded as one operation that
-lays the new extents over the old.  So after a crash a file is as it was at some flush, never half of
-one.  While a flush is under way its cells are still read from memory; new writes go to new cells.
+Written bytes collect in cells, one for each chunk-sized place of the file, and leave together in
+a flush: sealed into packs (or, if few, into the operation itself), then recorded as one operation
+that lays the new extents over the old.  So after a crash a file is as it was at some flush, never
+half of one.  While a flush is under way its cells are still read from memory; new writes go to
+new cells.
 
 Between two awaits nothing changes: `write` and the steps around an operation are synchronous, and a
 read that had to wait looks again at whether the extents it planned with still hold (`generation`).
@@ -187,7 +188,7 @@ class Contents:
         self._account(by)
 
     def touch(self, mtime_ns: int) -> None:
-        """utimensat(2) set the modification time: later than, or over, that of the writes so far."""
+        """utimensat(2) set the modification time, over that of the writes so far."""
         self._mtime = mtime_ns
 
     # ---- reading ----------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """Every POSIX operation, one short method each; no FUSE types.
 
 Looking things up is synchronous and answered from the replica: `ls` and `df` never wait for the
-network.  What changes the tree becomes one operation (tree/ops.py), applied at once and committed in
-the background.  The kernel has checked permissions before it asks (default_permissions).
+network.  What changes the tree becomes one operation (tree/ops.py), applied at once and committed
+in the background.  The kernel has checked permissions before it asks (default_permissions).
 
-Raises Refused for a correct "no", Fault when something below failed; mount/fuse.py makes both errnos.
+Raises Refused for a correct "no", Fault when something below failed; mount/fuse.py makes both
+errnos.
 """
 
 from __future__ import annotations
@@ -191,7 +192,7 @@ class FileSystem:
         return self._shown(found)
 
     def getattr(self, ino: int) -> Inode:
-        """The attributes of an inode, also of one that is unlinked and still known to the kernel."""
+        """The attributes of an inode, also of an unlinked one that the kernel still knows."""
         ino = self._real(ino)
         found = self._tree.find(ino)
         if found is None:

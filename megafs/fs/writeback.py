@@ -7,8 +7,8 @@ The order of one close(2) after writing, which is the promise of docs/ordering.m
     3  close the batch: replica and log of operations (Replica.seal)
     4  sync the packs, then the log                   (Durability)
 
-An fsync(2) with `fsync=store` goes on: packs to the store, then the commit, then the remembered head.
-Many closers share one sync.
+An fsync(2) with `fsync=store` goes on: packs to the store, then the commit, then the remembered
+head. Many closers share one sync.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ rules are (docs/semantics.md gives an example of each):
     directory filled there        it stays
     attributes, xattrs            the later value stands; those of a removed file are dropped
 
-No rule loses a byte that was written: it is reachable afterwards in place, in a conflict copy, or in
-`lost+found`.  Every rule that changed anything adds a line to `notes`.
+No rule loses a byte that was written: it is reachable afterwards in place, in a conflict copy, or
+in `lost+found`.  Every rule that changed anything adds a line to `notes`.
 
 Pure: numbers, the host's name and the date come from the caller.
 """
@@ -193,7 +193,8 @@ class Merge:
         inode = self.tree.inode(op.ino)
         if inode.version != op.version and inode.nlink == 1 and op.ino not in self._settled:
             self._note(
-                f"{self._shown(op.parent, op.name)} was removed here and changed elsewhere: it stays"
+                f"{self._shown(op.parent, op.name)} was removed here and changed elsewhere:"
+                " it stays"
             )
             return
         self._try(op)

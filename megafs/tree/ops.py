@@ -215,9 +215,12 @@ class Rename(Operation, frozen=True, tag="rename"):
                     raise Refused(e.EISDIR)
                 if not tree.is_empty(there):
                     raise Refused(e.ENOTEMPTY)
-        elif inode.is_dir and self.parent != self.new_parent:
-            if tree.directory(self.new_parent).nlink >= LINK_MAX:
-                raise Refused(e.EMLINK)
+        elif (
+            inode.is_dir
+            and self.parent != self.new_parent
+            and tree.directory(self.new_parent).nlink >= LINK_MAX
+        ):
+            raise Refused(e.EMLINK)
         links = 0
         if there:
             tree.set_name(self.new_parent, self.new_name, ino, self.cookie)

@@ -101,7 +101,7 @@ REPLICATED = (
         1,
         "CREATE TABLE orphans(ino INTEGER PRIMARY KEY, mount INTEGER NOT NULL)",
     ),
-    # The last batch of each mount that is in the journal: after a crash, what need not be sent again.
+    # The last batch of each mount that is in the journal: after a crash, what not to send again.
     Table(
         "writers",
         ("mount", "batch", "host"),

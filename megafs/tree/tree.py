@@ -83,7 +83,7 @@ class Tree:
 
     def find(self, ino: int) -> Inode | None:
         """The inode, or None if there is none of that number."""
-        row = self.db.execute(f"SELECT {_INODE} FROM inodes WHERE ino=?", (ino,)).fetchone()  # noqa: S608
+        row = self.db.execute(f"SELECT {_INODE} FROM inodes WHERE ino=?", (ino,)).fetchone()
         return None if row is None else Inode(*row)
 
     def inode(self, ino: int) -> Inode:
@@ -108,10 +108,11 @@ class Tree:
         return None if row is None else row[0]
 
     def lookup(self, parent: int, name: bytes) -> Inode | None:
-        """The inode that *name* in *parent* stands for, or None: one query for the kernel's lookup."""
+        """The inode that *name* in *parent* stands for, or None, in one query."""
         row = self.db.execute(
-            "SELECT i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks, i.atime, i.mtime,"
-            " i.ctime, i.btime, i.parent, i.version FROM dirents d JOIN inodes i ON i.ino = d.ino"
+            "SELECT i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks, i.atime,"
+            " i.mtime, i.ctime, i.btime, i.parent, i.version"
+            " FROM dirents d JOIN inodes i ON i.ino = d.ino"
             " WHERE d.parent=? AND d.name=?",
             (parent, name),
         ).fetchone()
@@ -120,8 +121,8 @@ class Tree:
     def entries(self, parent: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries of a directory whose cookies follow *after*, by cookie."""
         rows = self.db.execute(
-            "SELECT d.name, d.cookie, i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"
-            " i.atime, i.mtime, i.ctime, i.btime, i.parent, i.version"
+            "SELECT d.name, d.cookie, i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size,"
+            " i.blocks, i.atime, i.mtime, i.ctime, i.btime, i.parent, i.version"
             " FROM dirents d JOIN inodes i ON i.ino = d.ino"
             " WHERE d.parent=? AND d.cookie>? ORDER BY d.cookie LIMIT ?",
             (parent, after, limit),
@@ -318,7 +319,7 @@ class Tree:
     def set_fields(self, ino: int, fields: dict[str, int]) -> None:
         """Set columns of an inode; the caller names only columns of the table."""
         names = ", ".join(f"{name}=?" for name in fields)
-        self.db.execute(f"UPDATE inodes SET {names} WHERE ino=?", (*fields.values(), ino))  # noqa: S608
+        self.db.execute(f"UPDATE inodes SET {names} WHERE ino=?", (*fields.values(), ino))
 
     def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         self.db.execute("INSERT OR REPLACE INTO xattrs VALUES(?,?,?)", (ino, name, value))
