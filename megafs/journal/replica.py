@@ -30,7 +30,7 @@ import msgspec
 
 from megafs import clock
 from megafs.crypto.keys import Keyring
-from megafs.errors import Corrupt, Fault, Full
+from megafs.errors import Corrupt, Fault, Full, Refused
 from megafs.journal.commit import Commit, genesis, unpack_changeset
 from megafs.journal.oplog import OpLog
 from megafs.journal.parts import Part, Parts
@@ -70,6 +70,16 @@ class Candidate:
     operations: int
     changeset: bytes
     packs: frozenset[int]
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Stands for one operation whose caller waits for it to be committed as it is, or refused.
+
+    refused: what the operation met when it was done again after a lost race.
+    """
+
+    refused: Refused | None = None
 
 
 @dataclass(slots=True)
@@ -134,6 +144,8 @@ class Replica:
         self._counter = 0
         self._ops: list[Operation] = []
         self._packs: set[int] = set()
+        self._tickets: dict[int, Ticket] = {}
+        self._batch_tickets: dict[int, dict[int, Ticket]] = {}
         self._session: apsw.Session | None = None
         self.fresh = not self._has_tables()
         if self.fresh:
@@ -251,9 +263,15 @@ class Replica:
         self._prefix, self._counter = prefix, 0
         self.record(ClaimRange(prefix, self.mount))
 
-    def record(self, op: Operation) -> None:
-        """Apply an operation of this mount; Refused leaves everything as it was."""
+    def record(self, op: Operation, ticket: Ticket | None = None) -> None:
+        """Apply an operation of this mount; Refused leaves everything as it was.
+
+        ticket: if a commit race is lost, the operation is not merged by the conflict rules but
+        either still fits or is refused, and the ticket says so.
+        """
         op.apply(self.tree)
+        if ticket is not None:
+            self._tickets[len(self._ops)] = ticket
         self._ops.append(op)
         if isinstance(op, Contents):
             self._packs.update(piece.pack for piece in op.pieces if piece.pack)
@@ -300,6 +318,9 @@ class Replica:
         self._put_state()
         self.db.execute("COMMIT")
         self.oplog.append(batch, ops)
+        if self._tickets:
+            self._batch_tickets[batch] = self._tickets
+            self._tickets = {}
         self._ops = []
         self._packs = set()
         self._begin()
@@ -389,6 +410,7 @@ class Replica:
     def _forget_batches(self, last: int) -> None:
         for batch in [number for number in self.pending if number <= last]:
             del self.pending[batch]
+            self._batch_tickets.pop(batch, None)
         self.db.execute("DELETE FROM pending WHERE batch<=?", (last,))
         self.committed = max(self.committed, last)
         self.batch = max(self.batch, last)
@@ -526,8 +548,19 @@ class Replica:
             session.attach(table.name)
         self._session = session
         done: list[Operation] = []
-        for op in ops:
-            done.extend(merge.redo(op))
+        tickets = self._batch_tickets.pop(batch, {})
+        for n, op in enumerate(ops):
+            ticket = tickets.get(n)
+            if ticket is None:
+                done.extend(merge.redo(op))
+                continue
+            try:
+                op.apply(self.tree)
+            except Refused as no:
+                ticket.refused = no
+            else:
+                self._batch_tickets.setdefault(batch, {})[len(done)] = ticket
+                done.append(op)
         done.extend(self._ops)  # a range claimed for conflict copies
         self._ops = []
         packs = frozenset(
