@@ -33,7 +33,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import pyfuse3
 import trio
@@ -42,6 +41,7 @@ from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
 from megafs.fs.filesystem import Caller, FileSystem, Invalidation
+from megafs.metrics import Registry
 from megafs.tree.inode import Inode, SetAttr
 
 log = logging.getLogger(__name__)
@@ -62,14 +62,21 @@ MAX_NEWS = 100_000
 _NAMES_PER_BATCH = 64
 
 
-@dataclass(slots=True)
-class Count:
-    """How one kind of request has fared.  seconds: in total, waiting included."""
+class _Count:
+    """How one kind of request has fared."""
 
-    requests: int = 0
-    refused: int = 0
-    failed: int = 0
-    seconds: float = 0.0
+    __slots__ = ("failed", "refused", "requests", "seconds")
+
+    def __init__(self, op: str, metrics: Registry) -> None:
+        name = "megafs_fuse"
+        self.requests = metrics.counter(f"{name}_requests", "Requests of the kernel.", op=op)
+        self.refused = metrics.counter(
+            f"{name}_refused", "Requests answered with an errno that is no fault.", op=op
+        )
+        self.failed = metrics.counter(f"{name}_failed", "Requests that failed.", op=op)
+        self.seconds = metrics.counter(
+            f"{name}_answer", "Time until the answer, waiting included.", "seconds", op=op
+        )
 
 
 class Answering:
@@ -78,25 +85,36 @@ class Answering:
     #: The same fault is logged again only after this many seconds.
     QUIET = 60.0
 
-    def __init__(self) -> None:
-        self.counts: dict[str, Count] = {}
+    def __init__(
+        self, metrics: Registry | None = None, on_fault: Callable[[str], None] | None = None
+    ) -> None:
+        """on_fault: told of what nobody expected; faults are known where they happen."""
+        self._metrics = metrics or Registry()
+        self._on_fault = on_fault
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
+        self.counts: dict[str, _Count] = {}
+        self.open: set[_Answer] = set()
 
     def __call__(self, op: str) -> _Answer:
         return _Answer(self, op)
 
-    def errno_of(self, op: str, exc: BaseException, count: Count) -> int | None:
+    def count(self, op: str) -> _Count:
+        """Return the counters of *op*."""
+        count = self.counts[op] = _Count(op, self._metrics)
+        return count
+
+    def errno_of(self, op: str, exc: BaseException, count: _Count) -> int | None:
         """Return the errno for *exc*, or None if it must pass (a cancellation)."""
         cause = leaf(exc)  # pyfuse3 does not look inside an ExceptionGroup
         if isinstance(cause, pyfuse3.FUSEError):
-            count.refused += 1
+            count.refused.add()
             return int(cause.errno)
         if isinstance(cause, Refused):
-            count.refused += 1
+            count.refused.add()
             return cause.errno
         if not isinstance(cause, Exception):
             return None
-        count.failed += 1
+        count.failed.add()
         self._log(op, exc, cause)
         if isinstance(cause, MegafsError):
             return cause.errno
@@ -118,30 +136,34 @@ class Answering:
             log.debug("%s failed", op, exc_info=exc)
         else:
             log.error("%s failed: %s%s; this is a bug", op, text, again, exc_info=exc)
+            if self._on_fault is not None:
+                self._on_fault(f"{op}: {text}")
 
 
 class _Answer:
-    __slots__ = ("_answering", "_op", "_start")
+    """One request that is being answered."""
+
+    __slots__ = ("_answering", "op", "start")
 
     def __init__(self, answering: Answering, op: str) -> None:
         self._answering = answering
-        self._op = op
+        self.op = op
 
     def __enter__(self) -> None:
-        self._start = time.perf_counter()
+        self.start = time.perf_counter()
+        self._answering.open.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        counts = self._answering.counts
-        count = counts.get(self._op)
-        if count is None:
-            count = counts[self._op] = Count()
-        count.requests += 1
-        count.seconds += time.perf_counter() - self._start
+        answering = self._answering
+        answering.open.discard(self)
+        count = answering.counts.get(self.op) or answering.count(self.op)
+        count.requests.add()
+        count.seconds.add(time.perf_counter() - self.start)
         if exc is None:
             return
-        number = self._answering.errno_of(self._op, exc, count)
+        number = answering.errno_of(self.op, exc, count)
         if number is not None:
             raise pyfuse3.FUSEError(number) from exc
 
@@ -206,7 +228,7 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
     return Caller(uid=ctx.uid, gid=ctx.gid, pid=ctx.pid, umask=ctx.umask)
 
 
-class Adapter(pyfuse3.Operations):  # type: ignore[misc]
+class Adapter(pyfuse3.Operations):
     """pyfuse3's handlers over one FileSystem."""
 
     supports_dot_lookup = True
@@ -214,22 +236,31 @@ class Adapter(pyfuse3.Operations):  # type: ignore[misc]
     # mount appends would stay unseen.
     enable_writeback_cache = False
 
-    def __init__(self, fs: FileSystem, view: View) -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        view: View,
+        metrics: Registry | None = None,
+        on_fault: Callable[[str], None] | None = None,
+    ) -> None:
         super().__init__()
         self._fs = fs
         self._view = view
-        self._answering = Answering()
+        self._answering = Answering(metrics, on_fault)
         self._directories: dict[int, int] = {}  # handle -> inode
         #: Set when the kernel has been answered for the first time.
         self.started = trio.Event()
         # The kernel enforces ACLs, the filesystem keeps mode and ACL in step and hands default
         # ACLs down; only offered by a FileSystem that does its part.
-        self.enable_acl = bool(getattr(fs, "posix_acls", False))
+        self.enable_acl = fs.posix_acls
 
-    @property
-    def counts(self) -> dict[str, Count]:
-        """Requests answered so far, by kind."""
-        return self._answering.counts
+    def waiting(self) -> dict[str, float]:
+        """How long the requests that are not answered yet have waited: the longest by kind."""
+        now = time.perf_counter()
+        longest: dict[str, float] = {}
+        for answer in self._answering.open:
+            longest[answer.op] = max(longest.get(answer.op, 0.0), now - answer.start)
+        return longest
 
     def init(self) -> None:
         self.started.set()
@@ -522,13 +553,20 @@ class KernelMount:
     """
 
     def __init__(
-        self, fs: FileSystem, mountpoint: str, view: View, options: Sequence[str] = ()
+        self,
+        fs: FileSystem,
+        mountpoint: str,
+        view: View,
+        options: Sequence[str] = (),
+        *,
+        metrics: Registry | None = None,
+        on_fault: Callable[[str], None] | None = None,
     ) -> None:
         """options: further mount options for libfuse and the kernel, "ro" for example."""
         self._fs = fs
         self._mountpoint = mountpoint
         self._options = set(pyfuse3.default_options) | set(options)
-        self._adapter = Adapter(fs, view)
+        self._adapter = Adapter(fs, view, metrics, on_fault)
         self._news = KernelNews()
         self._scope = trio.CancelScope()
         self._open = False
@@ -538,21 +576,19 @@ class KernelMount:
         """Set when the kernel has begun to ask."""
         return self._adapter.started
 
-    @property
-    def counts(self) -> dict[str, Count]:
-        """Requests answered so far, by kind."""
-        return self._adapter.counts
+    def waiting(self) -> dict[str, float]:
+        """How long the requests that are not answered yet have waited: the longest by kind."""
+        return self._adapter.waiting()
 
     def open(self) -> None:
         """Mount.  Requests wait until `serve` runs."""
+        failure: RuntimeError | None = None
         with _stderr_text() as said:
             try:
                 pyfuse3.init(self._adapter, self._mountpoint, self._options)
+                self._open = True
             except RuntimeError as exc:
                 failure = exc
-            else:
-                failure = None
-                self._open = True
         if failure is not None:
             raise MountFailed(
                 f"cannot mount at {self._mountpoint}: {_reason(said()) or failure}"
@@ -617,16 +653,3 @@ def _stderr_text() -> Iterator[Callable[[], str]]:
     finally:
         os.close(kept)
         os.close(caught)
-
-
-def metrics(counts: dict[str, Count]) -> dict[str, Any]:
-    """Return *counts* as plain numbers by name of the request."""
-    return {
-        op: {
-            "requests": count.requests,
-            "refused": count.refused,
-            "failed": count.failed,
-            "seconds": round(count.seconds, 6),
-        }
-        for op, count in sorted(counts.items())
-    }

@@ -1,7 +1,7 @@
 """A FileSystem in memory: small, true to the interface, with knobs for trouble.
 
-For tests of the FUSE adapter and of a mount's life, which are not about how bytes are kept.  It does
-what POSIX asks of the calls the kernel makes, no more, and counts what the kernel knows.
+For tests of the FUSE adapter, which are not about how bytes are kept.  It does what POSIX asks of
+the calls the kernel makes, no more, and counts what the kernel knows.
 """
 
 from __future__ import annotations

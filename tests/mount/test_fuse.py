@@ -424,6 +424,6 @@ async def test_stop_does_not_wait_for_ever_for_a_request(place: Path) -> None:
 
 
 async def test_why_it_could_not_be_mounted(place: Path) -> None:
-    with pytest.raises(Exception, match="cannot mount at .*: .*") as caught:
+    with pytest.raises(Exception, match=r"cannot mount at .*: .*") as caught:
         KernelMount(MemoryFS(), str(place / "absent"), View()).open()  # type: ignore[arg-type]
     assert "No such file" in str(caught.value) or "failed to" in str(caught.value)

@@ -1,0 +1,238 @@
+"""A process that stays: into the background, what it may use, systemd, signals, its end.
+
+The order matters.  Everything that can ask the user something, or tell that the command cannot
+work, happens before the fork.  The fork happens before trio or any thread starts.  The parent waits
+on a pipe until the directory is usable, so `mount` returns when, and only when, it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, Protocol
+
+from megafs.errors import MegafsError, MountFailed, leaf
+from megafs.mount import control
+
+log = logging.getLogger(__name__)
+
+#: A mount that was told twice to stop ends after so many seconds, whatever it is doing.
+LAST_RESORT = 10.0
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_IO_FLUSHER = 57
+_M_ARENA_MAX = -8
+_M_TRIM_THRESHOLD = -1
+_FILES = 65536
+
+
+def harden() -> None:
+    """Prepare this process for keys in its memory and a filesystem in its hands.
+
+    No core dumps, and no reading of its memory by others of the same user (ptrace(2)); many files;
+    few malloc arenas, since each thread's own keeps what it once used; and memory that is needed to
+    free memory does not wait for the filesystem that this process serves (root only, prctl(2)).
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
+    libc.mallopt(_M_ARENA_MAX, 2)
+    libc.mallopt(_M_TRIM_THRESHOLD, 8 << 20)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+class Report(Protocol):
+    """Told when the directory is usable."""
+
+    def ready(self, **facts: Any) -> None:
+        """It is; with what a person may want to know of the volume."""
+
+
+class _Pipe:
+    """Tells the parent how it went: one line of JSON."""
+
+    def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
+        self._fd: int | None = fd
+        self._on_ready = on_ready
+
+    def ready(self, **facts: Any) -> None:
+        self._on_ready()
+        self._send({"ready": facts})
+
+    def failed(self, exc: BaseException) -> bool:
+        """It did not work.  Returns whether anyone still waited to hear it."""
+        return self._send({"error": control.error_message(exc)})
+
+    def _send(self, message: dict[str, Any]) -> bool:
+        if self._fd is None:
+            return False
+        fd, self._fd = self._fd, None
+        try:
+            os.write(fd, json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+
+def in_background(run: Callable[[Report], None], on_ready: Callable[[], None]) -> dict[str, Any]:
+    """Run *run* in a new session of its own and return the facts it reports with `ready`.
+
+    on_ready: called in the child just before.
+    Only the parent returns.  Raises what ended the child, or MountFailed if it just ended.  Ctrl-C
+    while waiting ends the child.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    heard, told = os.pipe2(os.O_CLOEXEC)
+    first = os.fork()
+    if first == 0:
+        os.close(heard)
+        _become_child(run, _Pipe(told, on_ready), told)
+    os.close(told)
+    os.waitpid(first, 0)
+    with os.fdopen(heard, "rb") as lines:
+        pid = 0
+        try:
+            pid = int(lines.readline() or b"0")
+            line = lines.readline()
+        except KeyboardInterrupt:
+            if pid:
+                os.kill(pid, signal.SIGTERM)
+            raise
+    if not line:
+        raise MountFailed(
+            f"the mount's process ({pid or 'never started'}) ended without a word;"
+            " run it with --foreground --debug to see why"
+        )
+    message = json.loads(line)
+    if "error" in message:
+        raise control.told(message["error"])
+    return dict(message["ready"])
+
+
+def _become_child(run: Callable[[Report], None], report: _Pipe, fd: int) -> NoReturn:
+    """Leave the session (the second fork gives up the chance of a new terminal), then *run*."""
+    code = MegafsError.exit_code
+    try:
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        os.write(fd, b"%d\n" % os.getpid())
+        close_inherited({fd})
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        os.close(null)
+        run(report)
+        code = 0
+    except BaseException as exc:
+        cause = leaf(exc)
+        heard = report.failed(exc)
+        if isinstance(cause, MegafsError):
+            code = cause.exit_code
+            if not heard:
+                log.error("the mount ended: %s", cause)
+        else:
+            log.critical("the mount ended; this is a bug", exc_info=exc)
+    finally:
+        logging.shutdown()
+        # Not Python's own end: a thread that is stuck in the kernel must not keep the process.
+        os._exit(code)
+
+
+def close_inherited(keep: set[int]) -> None:
+    """Close every file descriptor above 2 but *keep*: whoever started us may wait for their end."""
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd > 2 and fd not in keep:
+            try:
+                os.close(fd)
+            except OSError:
+                pass
+
+
+def detach_output() -> None:
+    """Send what is still printed nowhere, so that the terminal or pipe is free to close."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+class Notifier:
+    """Tells systemd how the service is (sd_notify(3)); silent elsewhere."""
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        address = (os.environ if environ is None else environ).get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def __call__(self, **fields: str | int) -> None:
+        """Send READY=1, STATUS="...", ... as keyword arguments."""
+        if not self._address:
+            return
+        text = "\n".join(f"{name}={value}" for name, value in fields.items())
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
+                to.sendto(text.encode(), self._address)
+        except OSError as exc:
+            log.debug("systemd was not told: %s", exc)
+
+
+class Signals:
+    """SIGTERM, SIGINT and SIGHUP, waited for in a thread of their own.
+
+    A signal handler would run on the main thread, between two steps of the event loop, and so not
+    at all while the loop hangs.  The first signal asks the mount to stop; the second ends it, if
+    need be from this thread.
+    """
+
+    #: In the background nobody's terminal closes.
+    WATCHED = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+
+    def __init__(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, self.WATCHED)
+        self.received = 0
+        self._lock = threading.Lock()
+
+    def watch(self, first: Callable[[], None], second: Callable[[], None]) -> None:
+        """Call *first* at the first signal and *second* at the second, in a thread; then watch the
+        process end, or end it.
+        """
+
+        def wait() -> None:
+            for act in (first, second):
+                number = signal.sigwait(self.WATCHED)
+                with self._lock:
+                    self.received += 1
+                log.warning("%s", signal.Signals(number).name)
+                try:
+                    act()
+                except Exception:
+                    log.exception("a signal was not obeyed; this is a bug")
+            end_soon(LAST_RESORT, 128 + int(number))
+
+        threading.Thread(target=wait, name="signals", daemon=True).start()
+
+
+def end_soon(patience: float, code: int) -> None:
+    """End the process with *code* after *patience* seconds, unless it has ended by then."""
+
+    def end() -> None:
+        time.sleep(patience)
+        log.critical("the mount did not end by itself within %.0f s: ending it", patience)
+        os._exit(code)
+
+    threading.Thread(target=end, name="last resort", daemon=True).start()
