@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from blake3 import blake3
 
@@ -29,7 +29,7 @@ from megafs.errors import Corrupt, Fault, Missing, Refused, StoreError
 from megafs.fs import acl
 from megafs.fs.contents import Contents
 from megafs.fs.writeback import Writeback
-from megafs.journal.replica import News, Replica
+from megafs.journal.replica import News, Replica, Ticket
 from megafs.journal.writer import Writer
 from megafs.tree import ops
 from megafs.tree.inode import (
@@ -54,6 +54,9 @@ _DAY_NS = 86400 * 10**9
 _NO_QUOTA = 1 << 50
 #: Inodes that statfs shows: numbers do not run out, tools want a number.
 _FILES = 1 << 40
+#: How often a strict operation is decided anew because others were faster.
+_STRICT_ATTEMPTS = 16
+T = TypeVar("T")
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
@@ -282,18 +285,23 @@ class FileSystem:
     # ---- making and removing names ----------------------------------------------------------
 
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Inode:
-        return await self._create(parent, name, mode, caller, rdev=rdev)
+        return await self._named(lambda t: self._create(t, parent, name, mode, caller, rdev=rdev))
 
     async def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Inode:
-        return await self._create(parent, name, stat.S_IFDIR | mode & 0o7777, caller)
+        mode = stat.S_IFDIR | mode & 0o7777
+        return await self._named(lambda t: self._create(t, parent, name, mode, caller))
 
     async def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Inode:
         if len(target) > SYMLINK_MAX:
             raise Refused(e.ENAMETOOLONG)
-        return await self._create(parent, name, stat.S_IFLNK | 0o777, caller, target=target)
+        mode = stat.S_IFLNK | 0o777
+        return await self._named(
+            lambda t: self._create(t, parent, name, mode, caller, target=target)
+        )
 
-    async def _create(
+    def _create(
         self,
+        ticket: Ticket | None,
         parent: int,
         name: bytes,
         mode: int,
@@ -326,7 +334,7 @@ class FileSystem:
                 if is_dir:
                     xattrs.append((acl.DEFAULT, default))
         ino = self._replica.number()
-        await self._record(
+        self._replica.record(
             ops.Create(
                 parent,
                 name,
@@ -340,30 +348,43 @@ class FileSystem:
                 0,
                 target,
                 tuple(xattrs),
-            )
+            ),
+            ticket,
         )
         return self._tree.inode(ino)
 
     async def link(self, ino: int, parent: int, name: bytes, caller: Caller) -> Inode:
-        self._may_write()
-        ino, parent = self._real(ino), self._real(parent)
-        await self._record(ops.Link(ino, parent, name, self._replica.number(), clock.now_ns()))
+        await self._named(lambda t: self._link(t, ino, parent, name))
         return self.getattr(ino)
 
+    def _link(self, ticket: Ticket | None, ino: int, parent: int, name: bytes) -> None:
+        self._may_write()
+        ino, parent = self._real(ino), self._real(parent)
+        self._replica.record(
+            ops.Link(ino, parent, name, self._replica.number(), clock.now_ns()), ticket
+        )
+
     async def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
+        self._bury(await self._named(lambda t: self._unlink(t, parent, name)))
+
+    def _unlink(self, ticket: Ticket | None, parent: int, name: bytes) -> Inode:
         self._may_write()
         parent = self._real(parent)
         inode = self._child(parent, name)
         if inode.is_dir:
             raise Refused(e.EISDIR)
-        await self._record(
+        self._replica.record(
             ops.Unlink(
                 parent, name, inode.ino, inode.version, clock.now_ns(), self._keeps(inode.ino)
-            )
+            ),
+            ticket,
         )
-        self._bury(inode)
+        return inode
 
     async def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
+        self._bury(await self._named(lambda t: self._rmdir(t, parent, name)))
+
+    def _rmdir(self, ticket: Ticket | None, parent: int, name: bytes) -> Inode:
         self._may_write()
         parent = self._real(parent)
         inode = self._child(parent, name)
@@ -371,8 +392,8 @@ class FileSystem:
             raise Refused(e.ENOTDIR)
         if not self._tree.is_empty(inode.ino):
             raise Refused(e.ENOTEMPTY)
-        await self._record(ops.Rmdir(parent, name, inode.ino, clock.now_ns()))
-        self._bury(inode)
+        self._replica.record(ops.Rmdir(parent, name, inode.ino, clock.now_ns()), ticket)
+        return inode
 
     async def rename(
         self,
@@ -383,6 +404,22 @@ class FileSystem:
         flags: int,
         caller: Caller,
     ) -> None:
+        replaced = await self._named(
+            lambda t: self._rename(t, parent, name, new_parent, new_name, flags)
+        )
+        if replaced is not None:
+            self._bury(replaced)
+
+    def _rename(
+        self,
+        ticket: Ticket | None,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+    ) -> Inode | None:
+        """Rename; return the inode whose name was taken over, if any."""
         self._may_write()
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
             raise Refused(e.EINVAL)
@@ -396,10 +433,10 @@ class FileSystem:
         if flags & RENAME_EXCHANGE and replaced is None:
             raise Refused(e.ENOENT)
         if replaced is not None and replaced.ino == moved.ino:
-            return
+            return None
         exchange = bool(flags & RENAME_EXCHANGE)
         keep = 0 if replaced is None or exchange else self._keeps(replaced.ino)
-        await self._record(
+        self._replica.record(
             ops.Rename(
                 parent,
                 name,
@@ -413,10 +450,37 @@ class FileSystem:
                 self._replica.number() if exchange else 0,
                 clock.now_ns(),
                 keep,
-            )
+            ),
+            ticket,
         )
-        if replaced is not None and not exchange:
-            self._bury(replaced)
+        return None if exchange else replaced
+
+    async def _named(self, change: Callable[[Ticket | None], T]) -> T:
+        """Change names; with strict consistency, answer only when that is in the journal.
+
+        Strict: a refusal may come from names that another mount has changed meanwhile, so the
+        journal is looked at before it is believed; and an operation that loses the race to one that
+        it does not fit is refused with the errno that a single machine would have given.
+        """
+        if self._settings.consistency != "strict":
+            result = change(None)
+            self._writer.poke()
+            return result
+        for attempt in range(_STRICT_ATTEMPTS):
+            ticket = Ticket()
+            try:
+                result = change(ticket)
+            except Refused:
+                if attempt or not await self._writer.catch_up():
+                    raise
+                continue
+            await self._writer.committed(self._replica.seal(), self._settings.deadline)
+            if ticket.refused is None:
+                return result
+            if ticket.refused.errno not in (e.ESTALE, e.ENOENT, e.EEXIST):
+                raise ticket.refused
+            # Decided again on what the winner left: the answer may be another errno, or success.
+        raise Refused(e.EBUSY)
 
     def _child(self, parent: int, name: bytes) -> Inode:
         if len(name) > NAME_MAX:
@@ -575,7 +639,8 @@ class FileSystem:
         self, parent: int, name: bytes, mode: int, flags: int, caller: Caller
     ) -> tuple[int, Inode]:
         """Make a file and open it: (handle, inode)."""
-        inode = await self._create(parent, name, stat.S_IFREG | mode & 0o7777, caller)
+        mode = stat.S_IFREG | mode & 0o7777
+        inode = await self._named(lambda t: self._create(t, parent, name, mode, caller))
         return self._opened(inode.ino, flags, caller), inode
 
     async def open(self, ino: int, flags: int, caller: Caller) -> tuple[int, bool]:

@@ -555,6 +555,7 @@ class Replica:
                 done.extend(merge.redo(op))
                 continue
             try:
+                merge.check_unchanged(op)
                 op.apply(self.tree)
             except Refused as no:
                 ticket.refused = no

@@ -152,6 +152,19 @@ class Merge:
                 raise TypeError(f"no rule for {type(op).__name__}")
         return self._done
 
+    def check_unchanged(self, op: Operation) -> None:
+        """Raise ESTALE if *op* would remove contents that its caller has not seen."""
+        match op:
+            case Unlink(ino=ino, version=version):
+                pass
+            case Rename(replaced=ino, replaced_version=version) if ino:
+                pass
+            case _:
+                return
+        inode = self.tree.find(ino)
+        if inode is not None and inode.is_file and inode.version != version:
+            raise Refused(e.ESTALE)
+
     # ---- the rules --------------------------------------------------------------------------
 
     def _create(self, op: Create) -> None:
