@@ -868,7 +868,8 @@ class FileSystem:
     # ---- common -----------------------------------------------------------------------------
 
     def _may_write(self) -> None:
-        if self._settings.read_only or self._writer.frozen is not None:
+        writer = self._writer
+        if self._settings.read_only or writer.frozen is not None or writer.barred is not None:
             raise Refused(e.EROFS)
 
     async def _record(self, op: ops.Operation) -> None:

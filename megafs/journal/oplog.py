@@ -15,6 +15,8 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from megafs.crypto import aead
@@ -42,20 +44,22 @@ class OpLog:
         self._fd = -1
         self._current = 0
         self._size = 0
+        # Frames that the disk would not take; `sync` tries again, and fails if it must.
+        self._unwritten: list[bytes] = []
+        self._lock = threading.Lock()
 
     def read(self) -> list[tuple[int, bytes]]:
         """Every batch that is whole, in order: (number, operations).  Call before `append`."""
-        found: list[tuple[int, bytes]] = []
+        found: dict[int, bytes] = {}
         for path in sorted(self._directory.glob("ops-*")):
             number = int(path.name[4:])
             self._current = max(self._current, number)
             last = 0
             for batch, ops in self._frames(path):
-                found.append((batch, ops))
-                last = batch
+                found[batch] = ops  # `keep_only` may have written it once more
+                last = max(last, batch)
             self._segments[number] = last
-        found.sort(key=lambda item: item[0])
-        return found
+        return sorted(found.items())
 
     def _frames(self, path: Path) -> list[tuple[int, bytes]]:
         data = path.read_bytes()
@@ -83,23 +87,63 @@ class OpLog:
         return frames
 
     def append(self, batch: int, ops: bytes) -> None:
-        """Write one batch; durable only after `sync`."""
-        if self._fd < 0 or self._size > _SEGMENT_SIZE:
-            self._next_file()
+        """Write one batch; durable only after `sync`, which also says if it could not be written."""
         epoch = self._keyring.epoch
         sealed = aead.seal(self._keyring.subkey("state", epoch), self._context(epoch, batch), ops)
-        frame = _FRAME.pack(len(sealed), batch, epoch) + sealed
-        written = 0
-        while written < len(frame):
-            written += os.write(self._fd, frame[written:])
-        self._size += len(frame)
-        self._segments[self._current] = batch
+        with self._lock:
+            self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch) + sealed)
+            try:
+                if self._fd < 0 or self._size > _SEGMENT_SIZE:
+                    self._next_file()
+                self._segments[self._current] = batch
+                self._write()
+            except OSError as exc:
+                log.error("the log of operations cannot be written: %s", exc)
+
+    def _write(self) -> None:
+        while self._unwritten:
+            frame = self._unwritten[0]
+            written = 0
+            try:
+                while written < len(frame):
+                    written += os.write(self._fd, frame[written:])
+            except OSError:
+                # Half a frame would end the log for whoever reads it.
+                os.ftruncate(self._fd, self._size)
+                raise
+            self._size += len(frame)
+            del self._unwritten[0]
 
     def sync(self) -> None:
-        """Make everything appended so far durable.  May run in a thread beside `append`."""
-        fd = self._fd
-        if fd >= 0:
+        """Make everything appended so far durable.  May run in a thread beside `append`.
+
+        Raises OSError if it is not.
+        """
+        with self._lock:
+            if self._unwritten:
+                if self._fd < 0:
+                    self._next_file()
+                self._write()
+            if self._fd < 0:
+                return
+            fd = os.dup(self._fd)  # the file may be finished, and closed, meanwhile
+        try:
             os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def keep_only(self, batches: Iterable[tuple[int, bytes]]) -> None:
+        """Make the log hold exactly these batches, durably."""
+        old = list(self._segments)
+        with self._lock:
+            self._unwritten.clear()
+            self._next_file()
+        for batch, ops in batches:
+            self.append(batch, ops)
+        self.sync()
+        for number in old:
+            self._segments.pop(number, None)
+            self._path(number).unlink(missing_ok=True)
 
     def forget(self, committed: int) -> None:
         """Remove the files whose batches are all in the journal."""
@@ -108,7 +152,8 @@ class OpLog:
                 del self._segments[number]
                 self._path(number).unlink(missing_ok=True)
         if self._segments.get(self._current, 0) <= committed and self._size > 1 << 20:
-            self._next_file()
+            with self._lock:
+                self._next_file()
 
     def close(self, committed: int) -> None:
         """Give the file back; remove everything if all of it is committed."""

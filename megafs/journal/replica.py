@@ -140,6 +140,9 @@ class Replica:
         self.head = genesis(keyring.fsid)
         self.batch = 0
         self.committed = 0
+        # Batches of this process are numbered by the time it began at least: should this state be
+        # an old copy (a power cut, a backup), no number stands for two batches in the journal.
+        self._floor = clock.now_ns() // 1000
         self._prefix = 0
         self._counter = 0
         self._ops: list[Operation] = []
@@ -202,9 +205,8 @@ class Replica:
             self.head = self._get("head", self.head)
             self.batch = self._get("batch", 0)
             self.committed = self._get("committed", 0)
-            self._prefix = self._get("prefix", 0)
-            # Numbers given out since the last batch was sealed may still be in the kernel's hands.
-            self._counter = self._get("counter", 0) + 4096
+            # The range of numbers is not taken up again: if this state is an old copy, how far it
+            # was used since cannot be known.  One claim for each process that makes something.
             self.tree.used = self._get("used", 0)
             self.tree.files = self._get("files", 0)
             for batch, ops, size, packs in self.db.execute(
@@ -311,7 +313,7 @@ class Replica:
         if not self._ops:
             return self.batch
         assert self._session is not None
-        batch = self.batch + 1
+        batch = max(self.batch + 1, self._floor)
         ops = tree_ops.encode(self._ops)
         self._finish(batch, ops, len(self._ops), frozenset(self._packs))
         self.batch = batch
@@ -347,8 +349,6 @@ class Replica:
             ("head", self.head),
             ("batch", self.batch),
             ("committed", self.committed),
-            ("prefix", self._prefix),
-            ("counter", self._counter),
             ("used", self.tree.used),
             ("files", self.tree.files),
         ):
@@ -593,21 +593,37 @@ class Replica:
         """Take up what the log of operations holds and this replica does not; return how many."""
         frames = self.oplog.read()
         known = self.tree.one("SELECT batch FROM writers WHERE mount=?", (self.mount,)) or 0
-        last = max(self.batch, self.committed)
         missing = [
             (batch, ops)
             for batch, ops in frames
             if batch > known and batch > self.committed and batch not in self.pending
         ]
-        self.batch = max([last, known] + [batch for batch, _ in frames])
-        if not missing:
-            return 0
+        logged = {batch for batch, _ in frames}
+        for batch in sorted(self.pending.keys() - logged):
+            # The process ended between closing this batch and logging it.  What is logged from
+            # here on stands upon it, so the log must have it too.
+            self.oplog.append(batch, self._pending_ops(batch))
+        self.batch = max([self.batch, self.committed, known, *logged])
+        if missing:
+            count = self._take_up(missing)
+        else:
+            count = 0
+        before_first = min(self.pending) - 1 if self.pending else self.batch
+        self.committed = max(self.committed, before_first)
+        return count
+
+    def _pending_ops(self, batch: int) -> bytes:
+        ops = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
+        if ops is None:
+            raise Corrupt(f"{self.path}: batch {batch} is not there")
+        return bytes(ops)
+
+    def _take_up(self, missing: list[tuple[int, bytes]]) -> int:
+        """Do logged batches again, as batches of their own; return how many operations they hold."""
         self.seal()
         assert self._session is not None
         self._session.close()
         self._session = None
-        # What was given out since may lie beyond the counter that this replica remembers.
-        self._prefix = 0
         news = News()
         merge = Merge(self.tree, View(), self.number, self.host, _date(clock.now_ns()))
         count = 0
@@ -643,6 +659,7 @@ class Replica:
         self._put_state()
         self.db.execute("COMMIT")
         self._begin()
+        self.oplog.keep_only([(number, self._pending_ops(number)) for number in self.pending])
         return len(gone)
 
     def _apply(self, changeset: bytes, what: str) -> None:

@@ -91,6 +91,8 @@ class Writer:
         self._advanced = trio.Event()
         self._active = -_IDLE_AFTER
         self.frozen: Fault | None = None
+        self.barred: str | None = None
+        self._allowed = trio.Event()
         self.last_error: Fault | None = None
         self.last_contact: float = 0.0
         self.commits = 0
@@ -115,6 +117,8 @@ class Writer:
             while self._replica.committed < batch:
                 if self.frozen is not None:
                     raise Corrupt(f"not written, for the mount is read-only: {self.frozen}")
+                if self.barred is not None:
+                    raise Unavailable(self.barred)
                 self.poke(urgent=True)
                 await self._advanced.wait()
             return
@@ -125,6 +129,18 @@ class Writer:
             f"not in the store after {deadline:g} s, still staged: {cause or 'the store is slow'}"
         )
 
+    def bar(self, why: str) -> None:
+        """This mount must not write for now: another one has the lease."""
+        if self.barred is None:
+            log.warning("%s", why)
+        self.barred = why
+        self._allowed = trio.Event()
+
+    def unbar(self) -> None:
+        """This mount may write again."""
+        self.barred = None
+        self._allowed.set()
+
     # ---- committing -------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -132,6 +148,8 @@ class Writer:
         pause = 0.0
         while True:
             await self._wanted(pause)
+            if self.barred is not None:
+                await self._allowed.wait()
             try:
                 await self.commit_all()
                 pause = 0.0

@@ -32,6 +32,7 @@ from megafs.config import Parameters, Settings
 from megafs.crypto.keys import Keyring
 from megafs.errors import (
     BadUsage,
+    Busy,
     Corrupt,
     Exists,
     Fault,
@@ -41,6 +42,7 @@ from megafs.errors import (
 from megafs.fs.filesystem import FileSystem
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
+from megafs.journal.presence import Lease, Presence
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
@@ -89,7 +91,9 @@ class Volume:
     chunks: ChunkStore
     writer: Writer
     checkpointer: Checkpointer
+    presence: Presence
     metrics: Registry
+    lease: Lease | None = None
     offline: bool = False
     started: float = field(default_factory=clock.now)
 
@@ -122,7 +126,7 @@ class Volume:
 
             nursery.start_soon(report)
             while True:
-                if self.writer.frozen is not None:
+                if self.writer.frozen is not None or self.writer.barred is not None:
                     break
                 await self.fs.writeback.flush_all()
                 batch = await self.fs.writeback.durability.local()
@@ -137,6 +141,8 @@ class Volume:
             progress(self.progress())
         if self.writer.frozen is not None:
             raise Corrupt(f"not everything could be written: {self.writer.frozen}")
+        if self.writer.barred is not None and not self.progress().done:
+            raise Busy(f"not everything could be written: {self.writer.barred}")
 
     def status(self) -> dict[str, Any]:
         """What `megafs status` shows; JSON-able."""
@@ -160,8 +166,12 @@ class Volume:
             "head_is_ours": mount == replica.mount,
             "mount_id": replica.mount,
             "host": replica.host,
-            "read_only": self.settings.read_only or self.writer.frozen is not None,
-            "frozen": str(self.writer.frozen) if self.writer.frozen else None,
+            "read_only": (
+                self.settings.read_only
+                or self.writer.frozen is not None
+                or self.writer.barred is not None
+            ),
+            "frozen": str(self.writer.frozen) if self.writer.frozen else self.writer.barred,
             "offline": self.offline and not self.writer.last_contact,
             "last_contact": self.writer.last_contact,
             "staged_bytes": now.staged_bytes,
@@ -194,13 +204,8 @@ class Volume:
         }
 
     def mounts(self) -> list[dict[str, Any]]:
-        """The mounts that have written to this volume: host, and whether it is this one."""
-        return [
-            {"mount_id": mount, "host": host, "batch": batch, "this": mount == self.replica.mount}
-            for mount, batch, host in self.replica.tree.db.execute(
-                "SELECT mount, batch, host FROM writers ORDER BY mount"
-            )
-        ]
+        """Every mount that is known of, this one first."""
+        return self.presence.mounts()
 
     def _cache(self) -> dict[str, Any]:
         stats = getattr(self.store, "stats", None)
@@ -402,8 +407,9 @@ async def _opened(
             chunks,
             writer,
             Checkpointer(replica, store, keyring),
+            Presence(replica, store, keyring, read_only=settings.read_only),
             metrics,
-            offline,
+            offline=offline,
         )
         remember_fsid(settings.state_dir, url, header.fsid)
         write_durably(places.volume / "header", header.encode())
@@ -421,6 +427,9 @@ async def _opened(
             kind="disk",
         )
         _metrics(volume)
+        if not header.create_if_absent and not settings.read_only:
+            volume.lease = Lease(replica, store, keyring, writer.bar)
+            await _first_lease(volume, say)
         async with trio.open_nursery() as nursery:
             fs.spawner.start = nursery.start_soon
             nursery.start_soon(writer.follow)
@@ -429,14 +438,49 @@ async def _opened(
                 nursery.start_soon(writer.run)
                 nursery.start_soon(fs.writeback.run)
                 nursery.start_soon(_checkpoints, volume)
+            nursery.start_soon(volume.presence.run)
+            if volume.lease is not None:
+                nursery.start_soon(_keep_lease, volume)
             try:
                 yield volume
             finally:
                 fs.spawner.start = None
                 nursery.cancel_scope.cancel()
         stage.close()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await volume.presence.leave()
+            if volume.lease is not None:
+                await volume.lease.release()
     finally:
         replica.close()
+
+
+async def _first_lease(volume: Volume, say: Callable[[str], None]) -> None:
+    """Try to become the one writer before the mount is usable; else begin read-only."""
+    lease = volume.lease
+    assert lease is not None
+    say("the store cannot keep two writers apart: taking the right to write, some 10 seconds")
+    try:
+        if await lease.acquire(wait=False):
+            return
+        why = f"another mount ({lease.holder}) has the right to write to this volume"
+    except Unavailable as exc:
+        why = f"the right to write could not be taken: {exc}"
+    volume.writer.bar(f"{why}, and the store cannot keep two writers apart: read-only until then")
+
+
+async def _keep_lease(volume: Volume) -> None:
+    """Keep the right to write, or try to get it, for ever."""
+    lease = volume.lease
+    assert lease is not None
+    while True:
+        try:
+            if lease.held or await lease.acquire(wait=True):
+                volume.writer.unbar()
+                await lease.keep()
+        except Fault as exc:
+            log.debug("lease: %s", exc)
+        await trio.sleep(5)
 
 
 def _open_replica(places: Places, keyring: Keyring, params: Parameters, host: str) -> Replica:
