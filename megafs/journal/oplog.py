@@ -87,7 +87,7 @@ class OpLog:
         return frames
 
     def append(self, batch: int, ops: bytes) -> None:
-        """Write one batch; durable only after `sync`, which also says if it could not be written."""
+        """Write one batch; durable only after `sync`, which says so if it cannot be written."""
         epoch = self._keyring.epoch
         sealed = aead.seal(self._keyring.subkey("state", epoch), self._context(epoch, batch), ops)
         with self._lock:

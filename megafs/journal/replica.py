@@ -604,10 +604,7 @@ class Replica:
             # here on stands upon it, so the log must have it too.
             self.oplog.append(batch, self._pending_ops(batch))
         self.batch = max([self.batch, self.committed, known, *logged])
-        if missing:
-            count = self._take_up(missing)
-        else:
-            count = 0
+        count = self._take_up(missing) if missing else 0
         before_first = min(self.pending) - 1 if self.pending else self.batch
         self.committed = max(self.committed, before_first)
         return count
@@ -619,7 +616,7 @@ class Replica:
         return bytes(ops)
 
     def _take_up(self, missing: list[tuple[int, bytes]]) -> int:
-        """Do logged batches again, as batches of their own; return how many operations they hold."""
+        """Do logged batches again; return how many operations they hold."""
         self.seal()
         assert self._session is not None
         self._session.close()
