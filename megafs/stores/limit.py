@@ -77,7 +77,7 @@ class Attempt:
     waits its turn.
     """
 
-    __slots__ = ("_patience", "_scope", "_seconds", "queued")
+    __slots__ = ("_patience", "_scope", "_seconds", "_since", "queued")
 
     def __init__(self, scope: trio.CancelScope, seconds: float, patience: float) -> None:
         self._scope = scope
@@ -91,7 +91,13 @@ class Attempt:
 
     def start(self) -> None:
         self.queued = False
-        self._scope.deadline = min(trio.current_time() + self._seconds, self._patience)
+        self._since = trio.current_time()
+        self._scope.deadline = min(self._since + self._seconds, self._patience)
+
+    @property
+    def running(self) -> float:
+        """Seconds since it last started."""
+        return trio.current_time() - self._since
 
 
 attempt: ContextVar[Attempt | None] = ContextVar("store_attempt", default=None)

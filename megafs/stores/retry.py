@@ -32,7 +32,7 @@ from megafs import clock
 from megafs.errors import Exists, Missing, StoreError, Unavailable
 from megafs.metrics import Counter, Registry
 from megafs.stores import limit
-from megafs.stores.base import Buffer, Health, ObjectStore, Page
+from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ CAP = 20.0
 RETRY_AFTER_CAP = 60.0
 #: Seconds without an answer after which an attempt is hung, for a request without a body.
 ATTEMPT = 30.0
+#: An attempt that patience cuts off earlier than this says nothing about the store.
+FAIR = 5.0
 #: Bytes per second below which a transfer counts as hung.
 MIN_SPEED = 16 << 10
 #: Seconds of nothing but failures, and how many, after which the store is down; then a request
@@ -146,6 +148,8 @@ class Retrying(ObjectStore):
         self._numbers = Numbers(metrics or Registry())
 
     async def get(self, name: str, start: int, length: int) -> bytes:
+        check_name(name)
+
         async def once(again: bool) -> bytes:
             return await self._store.get(name, start, length)
 
@@ -154,6 +158,8 @@ class Retrying(ObjectStore):
         return data
 
     async def put_new(self, name: str, data: Buffer) -> None:
+        check_name(name)
+
         async def once(again: bool) -> None:
             try:
                 await self._store.put_new(name, data)
@@ -168,6 +174,8 @@ class Retrying(ObjectStore):
         self._numbers.sent.add(len(data))
 
     async def put(self, name: str, data: Buffer) -> None:
+        check_name(name)
+
         async def once(again: bool) -> None:
             await self._store.put(name, data)
 
@@ -175,6 +183,8 @@ class Retrying(ObjectStore):
         self._numbers.sent.add(len(data))
 
     async def delete(self, name: str) -> None:
+        check_name(name)
+
         async def once(again: bool) -> None:
             await self._store.delete(name)
 
@@ -237,10 +247,11 @@ class Retrying(ObjectStore):
         begun = trio.current_time()
         allowance = length / self._min_speed
         deadline = begun + self._patience + allowance
-        self._refuse_while_down()
+        probe = self._refuse_while_down()
         tries = 0
         paid = 0.0
         maybe_done = False
+        error: Unavailable | None = None
         while True:
             hung = False
             sent = trio.current_time()
@@ -250,11 +261,16 @@ class Retrying(ObjectStore):
                     result = await self._attempt(once, tries > 0, allowance, deadline)
                 finally:
                     self._numbers.seconds[op].add(trio.current_time() - sent)
-            except Crowded as exc:  # not the store's doing; and patience has ended
-                raise Unavailable(f"{exc} ({op} {name})", maybe_done=maybe_done) from exc
+            except OutOfTime as exc:  # patience has ended, and the store is not to blame for it
+                cause = error or exc
+                self._numbers.gave_up.add()
+                raise Unavailable(
+                    f"{cause} (gave up after {trio.current_time() - begun:.0f} s; {op} {name})",
+                    maybe_done=maybe_done or exc.maybe_done,
+                ) from cause
             except TooSlow as exc:
                 hung = True
-                error: Unavailable = exc
+                error = exc
             except Unavailable as exc:
                 error = exc
             except StoreError:
@@ -274,6 +290,8 @@ class Retrying(ObjectStore):
             now = trio.current_time()
             if now + wait >= deadline or wait > max(CAP, RETRY_AFTER_CAP):
                 why = f"gave up after {tries} tries in {now - begun:.0f} s"
+            elif probe:
+                why = "it has not answered for a while"
             elif not self._budget.take(cost):
                 why = "too many requests are failing to try again now"
             else:
@@ -301,7 +319,9 @@ class Retrying(ObjectStore):
             finally:
                 limit.attempt.reset(token)
         if timing.queued:
-            raise Crowded(f"{self.url}: too much is waiting to be transferred")
+            raise OutOfTime(f"{self.url}: too much is waiting to be transferred")
+        if timing.running < min(self._attempt_seconds, FAIR):
+            raise OutOfTime(f"{self.url}: no answer in time", maybe_done=True)
         raise TooSlow(f"{self.url}: no answer in time", maybe_done=True)
 
     async def _holds(self, name: str, data: Buffer) -> bool:
@@ -314,15 +334,19 @@ class Retrying(ObjectStore):
             raise Unavailable(f"{self.url}: {name} exists and is missing") from None
         return found == data
 
-    def _refuse_while_down(self) -> None:
-        """Let one request a second through to a store that is down, and fail the others at once."""
+    def _refuse_while_down(self) -> bool:
+        """Let one request a second through to a store that is down, and fail the others at once.
+
+        Returns whether this is one that was let through.
+        """
         if self.state != "down":
-            return
+            return False
         now = trio.current_time()
         if now < self._next_probe:
             self._numbers.gave_up.add()
             raise Unavailable(f"{self.url} is not reachable: {self._last_error}")
         self._next_probe = now + PROBE_EVERY
+        return True
 
     async def _wait_for_probe(self, deadline: float) -> None:
         """Hold an operation that began before the store went down until it may be the probe."""
@@ -380,8 +404,8 @@ class TooSlow(Unavailable):
     """An attempt was given up because it made no headway."""
 
 
-class Crowded(Unavailable):
-    """Patience ended before it was our turn."""
+class OutOfTime(Unavailable):
+    """Patience ended before the attempt had a fair chance, for instance in the queue."""
 
 
 class Numbers:
