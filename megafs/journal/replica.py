@@ -36,7 +36,7 @@ from megafs.journal.oplog import OpLog
 from megafs.journal.parts import Part, Parts
 from megafs.tree import ops as tree_ops
 from megafs.tree.merge import Merge, View
-from megafs.tree.ops import AddPack, ClaimRange, Contents, Operation
+from megafs.tree.ops import AddPack, ClaimRange, Operation
 from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION
 from megafs.tree.tree import Extent, Tree
 
@@ -135,6 +135,8 @@ class Replica:
         self.tree = Tree(self.db, longest)
         self.oplog = OpLog(directory, keyring, mount)
         self.pending: dict[int, Pending] = {}
+        # Packs that others dropped as garbage, or that are staged here: (random id, epoch).
+        self.gone_packs: dict[int, tuple[bytes, int]] = {}
         self.aliases: dict[int, int] = {}
         self.sequence = 0
         self.head = genesis(keyring.fsid)
@@ -271,12 +273,14 @@ class Replica:
         ticket: if a commit race is lost, the operation is not merged by the conflict rules but
         either still fits or is refused, and the ticket says so.
         """
+        for piece in op.laid():
+            if piece.pack:
+                self.tree.pack(piece.pack)  # gc may have dropped it since the caller looked
         op.apply(self.tree)
         if ticket is not None:
             self._tickets[len(self._ops)] = ticket
         self._ops.append(op)
-        if isinstance(op, Contents):
-            self._packs.update(piece.pack for piece in op.pieces if piece.pack)
+        self._packs.update(piece.pack for piece in op.laid() if piece.pack)
 
     def announce_pack(self, number: int, name: bytes, epoch: int) -> None:
         """A pack is about to get its first chunk: record it before anything names it."""
@@ -290,8 +294,7 @@ class Replica:
         return [
             piece
             for op in tree_ops.decode(bytes(ops))
-            if isinstance(op, Contents)
-            for piece in op.pieces
+            for piece in op.laid()
             if piece.pack
         ]
 
@@ -564,13 +567,15 @@ class Replica:
                 done.append(op)
         done.extend(self._ops)  # a range claimed for conflict copies
         self._ops = []
-        packs = frozenset(
-            piece.pack
-            for op in done
-            if isinstance(op, Contents)
-            for piece in op.pieces
-            if piece.pack
-        )
+        packs = frozenset(piece.pack for op in done for piece in op.laid() if piece.pack)
+        if self.gone_packs:
+            for pack in packs & self.gone_packs.keys():
+                if self.tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)) is None:
+                    # Ours names it again, so gc must not take it: heartbeats hold it until this
+                    # is committed (docs/maintenance.md).
+                    again = AddPack(pack, *self.gone_packs[pack])
+                    again.apply(self.tree)
+                    done.insert(0, again)
         self._finish(batch, tree_ops.encode(done), len(done), packs)
         changeset = self._changeset(batch)
         if changeset:
@@ -682,6 +687,9 @@ class Replica:
             if table is None:
                 raise Corrupt(f"a commit changes the table {name!r}, which is not of the tree")
             marks.append((name, tuple(row[: table.key])))
+            if name == "packs" and new is None and old is not None:
+                self.tree.forget_pack(int(old[0]))  # type: ignore[arg-type]
+                self.gone_packs[int(old[0])] = (bytes(old[1]), int(old[2]))  # type: ignore[arg-type]
             if name == "inodes":
                 if count:
                     if old is None and new is not None:

@@ -41,9 +41,13 @@ from megafs.tree.ops import (
     ClaimRange,
     Contents,
     Create,
+    DropPacks,
     Link,
+    MarkGarbage,
+    Mend,
     Operation,
     Reap,
+    Relocate,
     RemoveXattr,
     Rename,
     Rmdir,
@@ -146,6 +150,8 @@ class Merge:
                 self._snapshot(op)
             case Attributes() | RemoveXattr() | Reap():
                 self._try(op)
+            case MarkGarbage() | DropPacks() | Relocate() | Mend():
+                self._try(op)  # each looks itself at what is still as it was
             case AddPack() | ClaimRange():
                 self._do(op)
             case _:

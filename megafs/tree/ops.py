@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import errno as e
 import stat
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 
 from megafs.errors import Corrupt, Refused
 from megafs.tree.inode import LINK_MAX, NAME_MAX, ROOT, Inode
+from megafs.tree.schema import BY_NAME
 from megafs.tree.tree import Extent, Tree
 
 RENAME_NOREPLACE = 1
@@ -35,6 +36,10 @@ class Operation(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     def apply(self, tree: Tree) -> None:
         """Change *tree*, or raise Refused and change nothing."""
         raise NotImplementedError
+
+    def laid(self) -> tuple[Extent, ...]:
+        """The extents that this lays: their packs must be in the store before it is committed."""
+        return ()
 
 
 class Create(Operation, frozen=True, tag="create"):
@@ -101,10 +106,10 @@ class Link(Operation, frozen=True, tag="link"):
         inode = tree.inode(self.ino)
         tree.directory(self.parent)
         check_name(self.name)
-        if inode.is_dir:
-            raise Refused(e.EPERM)
         if tree.child(self.parent, self.name) is not None:
             raise Refused(e.EEXIST)
+        if inode.is_dir:
+            raise Refused(e.EPERM)
         if inode.nlink == 0:  # linkat(AT_EMPTY_PATH) on an unlinked file
             raise Refused(e.ENOENT)
         if inode.nlink >= LINK_MAX:
@@ -340,6 +345,9 @@ class Contents(Operation, frozen=True, tag="contents"):
             raise Refused(e.ESTALE)
         lay(tree, inode, self)
 
+    def laid(self) -> tuple[Extent, ...]:
+        return self.pieces
+
 
 class Reap(Operation, frozen=True, tag="reap"):
     """A file without a name is closed by the last one who had it open."""
@@ -400,6 +408,90 @@ class Snapshot(Operation, frozen=True, tag="snapshot"):
             tree.db.execute("DELETE FROM snapshots WHERE name=?", (self.name,))
 
 
+class MarkGarbage(Operation, frozen=True, tag="garbage"):
+    """Nothing names these packs; since when, in ns."""
+
+    packs: tuple[int, ...]
+    since: int
+
+    def apply(self, tree: Tree) -> None:
+        for pack in self.packs:
+            if not tree.is_named(pack) and tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)):
+                tree.db.execute("INSERT OR IGNORE INTO garbage VALUES(?,?)", (pack, self.since))
+
+
+class DropPacks(Operation, frozen=True, tag="droppacks"):
+    """Packs that were marked for long enough go; those that are named again, or whose mark was
+    taken away meanwhile, stay.
+    """
+
+    packs: tuple[int, ...]
+
+    def apply(self, tree: Tree) -> None:
+        for pack in self.packs:
+            if tree.is_named(pack):
+                tree.unmark((pack,))
+            elif tree.one("SELECT 1 FROM garbage WHERE pack=?", (pack,)):
+                tree.drop_pack(pack)
+
+
+class Relocate(Operation, frozen=True, tag="relocate"):
+    """Chunks were sealed again elsewhere: (old pack, old offset, where it lies now).
+
+    Only what still names the old chunk changes; the bytes of the files stay what they are.
+    """
+
+    moves: tuple[tuple[int, int, Extent], ...]
+
+    def apply(self, tree: Tree) -> None:
+        for pack, offset, new in self.moves:
+            tree.db.execute(
+                "UPDATE extents SET pack=?, offset=?, sealed=?, digest=?"
+                " WHERE pack=? AND pack>0 AND offset=? AND plain=?",
+                (new.pack, new.offset, new.sealed, new.digest, pack, offset, new.plain),
+            )
+
+    def laid(self) -> tuple[Extent, ...]:
+        return tuple(new for _, _, new in self.moves)
+
+
+class Mend(Operation, frozen=True, tag="mend"):
+    """One row of a table is put right by fsck, if it is still as fsck saw it.
+
+    old, new: the whole row; None for one that is not there.
+    """
+
+    table: str
+    old: tuple[Any, ...] | None
+    new: tuple[Any, ...] | None
+
+    def apply(self, tree: Tree) -> None:
+        table = BY_NAME.get(self.table)
+        row = self.old if self.old is not None else self.new
+        if table is None or row is None or len(row) != len(table.columns):
+            raise Corrupt(f"an operation mends a row of {self.table!r} that cannot be")
+        where = " AND ".join(f"{name}=?" for name in table.columns[: table.key])
+        key = tuple(row[: table.key])
+        there = tree.db.execute(
+            f"SELECT {', '.join(table.columns)} FROM {table.name} WHERE {where}",
+            key,
+        ).fetchone()
+        if there != self.old:
+            raise Refused(e.ESTALE)
+        tree.db.execute(f"DELETE FROM {table.name} WHERE {where}", key)
+        if self.new is not None:
+            marks = ",".join("?" * len(table.columns))
+            tree.db.execute(f"INSERT INTO {table.name} VALUES({marks})", self.new)
+        if table.name == "inodes":
+            before, after = self.old, self.new
+            tree.charge(
+                (after[7] if after else 0) - (before[7] if before else 0),
+                int(after is not None) - int(before is not None),
+            )
+        elif table.name == "packs":
+            tree.forget_pack(row[0])
+
+
 AnyOperation = (
     Create
     | Link
@@ -414,6 +506,10 @@ AnyOperation = (
     | AddPack
     | ClaimRange
     | Snapshot
+    | MarkGarbage
+    | DropPacks
+    | Relocate
+    | Mend
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -456,6 +552,7 @@ def lay(tree: Tree, inode: Inode, op: Contents) -> None:
     if not inode.is_file:
         raise Refused(e.EINVAL)
     change = 0
+    tree.unmark({piece.pack for piece in op.pieces if piece.pack})
     if op.cut is not None:
         change -= tree.clear_from(inode.ino, op.cut)
     if inode.blocks + change:

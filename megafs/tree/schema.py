@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +124,21 @@ REPLICATED = (
             name TEXT PRIMARY KEY NOT NULL, seq INTEGER NOT NULL, time INTEGER NOT NULL
             ) WITHOUT ROWID""",
     ),
+    # Packs that nothing named when gc looked, and since when (ns): they go after the retention.
+    Table(
+        "garbage",
+        ("pack", "since"),
+        1,
+        "CREATE TABLE garbage(pack INTEGER PRIMARY KEY, since INTEGER NOT NULL)",
+    ),
 )
 
 INDEXES = (
     "CREATE INDEX dirents_by_cookie ON dirents(parent, cookie)",
     # From a file to its names: messages, the journal of one path, conflict copies.
     "CREATE INDEX dirents_by_ino ON dirents(ino)",
+    # From a chunk to the files that hold it: gc, scrub, compaction.
+    "CREATE INDEX extents_by_pack ON extents(pack, offset) WHERE pack > 0",
 )
 
 LOCAL = (

@@ -393,6 +393,27 @@ class Tree:
     def add_pack(self, number: int, name: bytes, epoch: int) -> None:
         self.db.execute("INSERT OR IGNORE INTO packs VALUES(?,?,?)", (number, name, epoch))
 
+    def drop_pack(self, number: int) -> None:
+        """Forget a pack that nothing names."""
+        self.db.execute("DELETE FROM packs WHERE pack=?", (number,))
+        self.db.execute("DELETE FROM garbage WHERE pack=?", (number,))
+        self.forget_pack(number)
+
+    def forget_pack(self, number: int) -> None:
+        """The row of a pack went: do not answer from memory for it."""
+        self._packs.pop(number, None)
+
+    def is_named(self, number: int) -> bool:
+        """Whether an extent names this pack."""
+        found = self.one("SELECT 1 FROM extents WHERE pack=? AND pack>0 LIMIT 1", (number,))
+        return found is not None
+
+    def unmark(self, packs: Iterable[int]) -> None:
+        """These packs are named: they are no garbage any more."""
+        if self.one("SELECT 1 FROM garbage LIMIT 1") is None:
+            return
+        self.db.executemany("DELETE FROM garbage WHERE pack=?", ((pack,) for pack in packs))
+
     def one(self, sql: str, args: tuple[Any, ...] = ()) -> Any:
         """The first column of the first row of a query, or None."""
         row = self.db.execute(sql, args).fetchone()
