@@ -133,6 +133,8 @@ class Contents:
         self.dirty = 0
         self.dirty_since = 0.0
         self.error: Fault | None = None
+        #: Known to have no set-id bits and no capabilities that a write would have to take away.
+        self.unprivileged = False
 
     # ---- attributes -------------------------------------------------------------------------
 
@@ -144,7 +146,7 @@ class Contents:
         """*inode* with the size and times of what was written since."""
         if self.is_dirty:
             inode.size = self._size
-            inode.mtime_ns = max(inode.mtime_ns, self._mtime)
+            inode.mtime_ns = self._mtime
             inode.ctime_ns = max(inode.ctime_ns, self._mtime)
             inode.blocks += self.dirty
         return inode

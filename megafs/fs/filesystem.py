@@ -578,6 +578,9 @@ class FileSystem:
                 await self._record(ops.Attributes(ino, {"mode": mode, "ctime": clock.now_ns()}))
         if self._tree.xattr(ino, b"security.capability") is not None:
             await self._record(ops.RemoveXattr(ino, b"security.capability", clock.now_ns()))
+        contents = self._contents.get(ino)
+        if contents is not None:
+            contents.unprivileged = uid != 0 or not inode.mode & (stat.S_ISUID | stat.S_ISGID)
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
         value = self._tree.xattr(self._real(ino), name)
@@ -747,7 +750,7 @@ class FileSystem:
         contents = handle.contents
         await self._check_quota(contents, offset, len(data))
         await self.writeback.room(len(data))
-        if not contents.is_dirty:
+        if not contents.unprivileged:
             await self._drop_set_id(contents.ino, handle.uid)
         try:
             written = contents.write(offset, data)
@@ -874,6 +877,10 @@ class FileSystem:
 
     async def _record(self, op: ops.Operation) -> None:
         """Apply an operation; it is committed in the background."""
+        if isinstance(op, ops.Attributes | ops.SetXattr):
+            contents = self._contents.get(op.ino)
+            if contents is not None:
+                contents.unprivileged = False
         self._replica.record(op)
         self._writer.poke()
 
@@ -882,6 +889,8 @@ class FileSystem:
         for note in news.notes:
             self.errors.add(f"conflict: {note}")
         told: list[Invalidation] = []
+        for ino in news.inodes & self._contents.keys():
+            self._contents[ino].unprivileged = False
         for ino in news.contents | news.inodes:
             if ino in news.contents:
                 contents = self._contents.get(ino)
