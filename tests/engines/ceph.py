@@ -235,7 +235,7 @@ class Ceph:
         address = f"[v2:127.0.0.1:{mon_port}]"
         self._run(
             "monmaptool", "--create", "--clobber", "--fsid", fsid, "--addv", "a", address,
-            "--set-min-mon-release", "pacific", monmap,
+            "--set-min-mon-release", _release(), monmap,
         )  # fmt: skip
         self._run("ceph-mon", "-i", "a", "--mkfs", "--monmap", monmap)
         self._spawn("mon")
@@ -318,6 +318,13 @@ class Ceph:
             process.wait()
         self._running.clear()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _release() -> str:
+    """The name of this Ceph's release: a monitor refuses maps that are much older."""
+    # ceph version 16.2.15 (618f44...) pacific (stable)
+    said = subprocess.run(["ceph-mon", "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.split(")")[1].split()[0]
 
 
 def _ports() -> tuple[int, int, int, int]:
