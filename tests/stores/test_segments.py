@@ -1,0 +1,80 @@
+"""The index of cached ranges, against a model that tries every segment."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megafs.stores.segments import Segment, Segments, parse_key
+
+NAMES = st.sampled_from(["packs/a", "packs/b"])
+NUMBER = st.integers(0, 24)
+
+
+def segment(name, start, asked, size):
+    return Segment(name, start, asked, min(asked, size))
+
+
+@given(
+    added=st.lists(st.tuples(NAMES, NUMBER, st.integers(1, 12), st.integers(1, 12)), max_size=20),
+    removed=st.lists(st.integers(0, 19), max_size=6),
+    name=NAMES,
+    start=NUMBER,
+    length=st.integers(1, 12),
+)
+def test_finds_a_segment_that_holds_the_range_if_there_is_one(added, removed, name, start, length):
+    index = Segments()
+    model: list[Segment] = []
+    for fields in added:
+        new = segment(*fields)
+        needless = index.add(new)
+        if needless is None:
+            assert any(old.name == new.name and old.contains(new.start, new.reach) for old in model)
+            continue
+        for old in needless:
+            assert old.name == new.name
+            assert new.contains(old.start, old.reach)
+            model.remove(old)
+        model.append(new)
+    for i in removed:
+        if i < len(model):
+            index.remove(model.pop(i))
+
+    found = index.find(name, start, length)
+    holders = [s for s in model if s.name == name and s.contains(start, start + length)]
+
+    assert (found is None) == (not holders)
+    assert found is None or found in holders
+    assert list(index.oldest()) == model
+    assert len(index) == len(model)
+    for each in ("packs/a", "packs/b"):
+        row = index.of(each)
+        assert sorted(row, key=lambda s: s.start) == row
+        assert {id(s) for s in row} == {id(s) for s in model if s.name == each}
+
+
+def test_a_segment_that_met_the_end_answers_for_what_is_beyond():
+    index = Segments()
+    index.add(Segment("packs/a", 10, asked=100, size=5))
+
+    assert index.find("packs/a", 12, 1000) is not None
+    assert index.find("packs/a", 2000, 1) is not None
+    assert index.find("packs/a", 9, 2) is None
+
+
+def test_a_used_segment_is_the_last_to_go():
+    index = Segments()
+    one, two = Segment("packs/a", 0, 1, 1), Segment("packs/b", 0, 1, 1)
+    index.add(one)
+    index.add(two)
+    index.touch(one)
+
+    assert list(index.oldest()) == [two, one]
+
+
+@given(st.one_of(st.text(max_size=30), st.integers(), st.binary(max_size=9), st.none()))
+def test_any_key_is_parsed_or_refused(key):
+    parsed = parse_key(key)
+    if parsed is not None:
+        name, start, asked = parsed
+        assert Segment(name, start, asked, 1).key == f"{name}:{start}:{asked}"
