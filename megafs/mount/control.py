@@ -10,8 +10,8 @@ Every mount listens on a unix socket in a directory that only its user can enter
 mount that does not answer can be named all the same.
 
 One request per connection, lines of JSON.  The client sends {"op": NAME, ...}; the mount answers
-any number of {"progress": {...}} and then one {"result": {...}} or {"error": {"text", "exit_code"}}.
-The client needs no trio, so `megafs status` starts quickly.
+any number of {"progress": {...}} and then one {"result": {...}} or {"error": {...}}, which holds
+text, exit_code and kind.  The client needs no trio, so `megafs status` starts quickly.
 """
 
 from __future__ import annotations

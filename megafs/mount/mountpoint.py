@@ -32,12 +32,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of mountinfo.  device: "major:minor", whose minor names the FUSE connection."""
+    """One line of mountinfo.
+
+    device: "major:minor", whose minor names the FUSE connection.  uid: of the user who mounted it,
+    if it is a FUSE filesystem.
+    """
 
     mountpoint: str
     fstype: str
     source: str
     device: str
+    uid: int | None = None
 
     @property
     def connection(self) -> int:
@@ -58,9 +63,18 @@ def mounts() -> list[Mounted]:
                     fstype=_unescaped(after[0]),
                     source=_unescaped(after[1]),
                     device=_unescaped(before[2]),
+                    uid=_user_id(after[2]) if len(after) > 2 else None,
                 )
             )
     return found
+
+
+def _user_id(options: bytes) -> int | None:
+    for option in options.split(b","):
+        name, _, value = option.partition(b"=")
+        if name == b"user_id" and value.isdigit():
+            return int(value)
+    return None
 
 
 def _unescaped(text: bytes) -> str:

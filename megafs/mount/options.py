@@ -32,6 +32,10 @@ from megafs.config import Settings, cache_home, parse_duration, parse_size, stat
 from megafs.errors import BadUsage
 
 
+class UnknownOption(BadUsage):
+    """There is no option of that name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Secrets:
     """Where the passphrase and the key file are to be taken from; not what they are."""
@@ -504,10 +508,12 @@ def parse(
     *,
     environ: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
+    sloppy: bool = False,
 ) -> MountOptions:
     """Return what the ``-o`` strings *options* mean for the volume at *url*.
 
     config: the configuration file's contents; read from its place if not given.
+    sloppy: warn of unknown options instead of refusing them (mount -s).
     Raises BadUsage with a sentence for what cannot be.
     """
     environ = os.environ if environ is None else environ
@@ -517,7 +523,12 @@ def parse(
         _take(asked, name, value, known)
     for text in options:
         for name, value in split(text):
-            _take(asked, name, value, known)
+            try:
+                _take(asked, name, value, known)
+            except UnknownOption as exc:
+                if not sloppy:
+                    raise
+                asked.warnings.append(str(exc))
     settings: dict[str, Any] = {**asked.settings, "store_options": dict(asked.store)}
     if "state_dir" not in settings:
         settings["state_dir"] = state_home(environ)
@@ -581,7 +592,7 @@ def _take(asked: _Asked, name: str, value: str | None, known: frozenset[str]) ->
             # The mount's directory changes to / later on.
             asked.store[name] = str(_path(value)) if name == "ca" else value
             return
-        raise BadUsage(_unknown(name, known))
+        raise UnknownOption(_unknown(name, known))
     if option.kind == "refused":
         raise BadUsage(f"option {name}: {option.text}")
     if option.value is None and value is not None:

@@ -1,0 +1,168 @@
+"""`megafs format`: make a new volume."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, output
+from megafs.config import DEFAULT_QUOTA, Parameters, parse_size
+from megafs.errors import BadUsage
+
+
+@click.command(name="format", short_help="Make a new volume in a store.")
+@click.argument("url")
+@arguments.places
+@arguments.secrets
+@click.option(
+    "--quota",
+    default="50GB",
+    show_default=True,
+    help="The most bytes of file contents, 200GB for example; `none` for no limit.",
+)
+@click.option("--chunk-size", help="Bytes sealed as one unit: 16K to 1M, a power of two. [256K]")
+@click.option(
+    "--compression",
+    type=click.Choice(["zstd", "none"]),
+    default="zstd",
+    show_default=True,
+    help="Compress chunks where it helps.",
+)
+@click.option(
+    "--deduplication",
+    is_flag=True,
+    help="Store equal chunks once. Whoever can place a file in the volume and watch the store can"
+    " then tell whether you have the same bytes.",
+)
+@click.option(
+    "--kdf",
+    type=click.Choice(["default", "rfc9106", "low-memory"]),
+    help="What trying one passphrase costs: 256 MiB and 1 s, 2 GiB and 4 s, or 64 MiB and 0.3 s."
+    " [MEGAFS_KDF; default]",
+)
+@click.option("--label", default="", help="Name of the key slot, for megafs key list.")
+@click.option("--no-recovery-key", is_flag=True, help="Do not show a recovery key.")
+@arguments.json_option
+def command(
+    url: str,
+    options: tuple[str, ...],
+    state_dir: Path | None,
+    cache_dir: Path | None,
+    quota: str,
+    chunk_size: str | None,
+    compression: str,
+    deduplication: bool,
+    kdf: str | None,
+    label: str,
+    no_recovery_key: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Make a new volume at URL, which must be empty: file:///path or s3://bucket/prefix.
+
+    A missing bucket or directory is created.  The recovery key that is printed opens the volume
+    without the passphrase: write it down and keep it away from this machine.
+    """
+    parameters = _parameters(quota, chunk_size, compression, deduplication)
+    read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir, **given)
+
+    from megafs.cli import secrets
+
+    credential = secrets.credential(read.secrets, new=True, what="New passphrase")
+
+    import trio
+
+    from megafs.stores.open import open_store
+    from megafs.volume.format import Formatted, format_volume
+
+    settings = read.settings
+    profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
+
+    async def make() -> Formatted:
+        store = open_store(url, settings.store_options, patience=settings.deadline)
+        try:
+            return await format_volume(
+                store,
+                credential,
+                parameters,
+                profile=profile,
+                label=label,
+                say=lambda text: None if as_json else output.note(text),
+            )
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await store.aclose()
+
+    made = trio.run(make)
+    if as_json:
+        output.show_json(
+            {
+                "volume": made.fsid.hex(),
+                "url": url,
+                "generation": made.generation,
+                "create_if_absent": made.create_if_absent,
+                "recovery_key": None if no_recovery_key else made.recovery_key,
+                "parameters": _shown(made.parameters),
+            }
+        )
+        return
+    _show(url, made, no_recovery_key)
+
+
+def _parameters(
+    quota: str, chunk_size: str | None, compression: str, deduplication: bool
+) -> Parameters:
+    default = Parameters()
+    size = default.chunk_size if chunk_size is None else parse_size(chunk_size)
+    if size & (size - 1) or not 16 << 10 <= size <= 1 << 20:
+        raise BadUsage(f"--chunk-size {chunk_size}: must be a power of two from 16K to 1M")
+    limit: int | None = None
+    if quota.lower() not in ("none", "unlimited"):
+        limit = parse_size(quota)
+        if limit < 1 << 20:
+            raise BadUsage(f"--quota {quota}: at least 1M, or none")
+    return Parameters(
+        chunk_size=size, compression=compression, deduplication=deduplication, quota=limit
+    )
+
+
+def _shown(parameters: Parameters) -> dict[str, Any]:
+    return {
+        "quota": parameters.quota,
+        "chunk_size": parameters.chunk_size,
+        "pack_size": parameters.pack_size,
+        "inline_limit": parameters.inline_limit,
+        "compression": parameters.compression,
+        "deduplication": parameters.deduplication,
+    }
+
+
+def _show(url: str, made: Any, no_recovery_key: bool) -> None:
+    quota = made.parameters.quota
+    how = "as Mega gave everyone" if quota == DEFAULT_QUOTA else ""
+    output.show(f"volume {made.fsid.hex()} made at {url}")
+    output.show(
+        output.rows(
+            [
+                ("quota", f"{output.size(quota)}{f' ({how})' if how else ''}"),
+                ("chunk size", f"{made.parameters.chunk_size >> 10} KiB"),
+                ("compression", made.parameters.compression),
+                ("deduplication", "on" if made.parameters.deduplication else "off"),
+            ]
+        )
+    )
+    if not made.create_if_absent:
+        output.warn(
+            "this store cannot create an object only if its name is free: one machine at a time"
+            " can write to the volume"
+        )
+    if not no_recovery_key:
+        output.show(
+            "\nRecovery key, shown this once. It opens the volume without the passphrase; write it"
+            "\ndown with the volume's id and keep it away from this machine:\n"
+            f"\n    {made.recovery_key}\n    volume {made.fsid.hex()}\n"
+        )
+    output.show(f"Use it with:  megafs mount {url} MOUNTPOINT")

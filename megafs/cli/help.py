@@ -1,0 +1,51 @@
+"""`megafs help`: what does not fit into --help."""
+
+from __future__ import annotations
+
+import click
+
+from megafs.cli import output
+
+TOPICS = ("exit-codes", "options", "passphrase")
+
+
+@click.command(name="help")
+@click.argument("topic", type=click.Choice(TOPICS), required=False)
+@click.pass_context
+def command(ctx: click.Context, topic: str | None) -> None:
+    """Show more help on TOPIC: exit-codes, options (what -o takes), passphrase (where it may come
+    from).
+    """
+    if topic == "exit-codes":
+        from megafs.cli.main import EXIT_CODES
+
+        output.show("\n".join(f"{code:>4}  {text}" for code, text in EXIT_CODES))
+        output.show(
+            "\nmount.megafs, which mount(8) calls, uses mount(8)'s codes instead:"
+            " 1 usage, 2 system, 4 bug, 8 interrupted, 32 failed."
+        )
+    elif topic == "options":
+        from megafs.mount.options import OPTIONS
+
+        kinds = (
+            ("setting", "For the volume"),
+            ("secret", "Secrets"),
+            ("mount", "For the mount"),
+            ("kernel", "For the kernel"),
+            ("taken", "Taken, without a meaning here"),
+        )
+        for kind, title in kinds:
+            output.show(f"{title}:")
+            names = [o for o in OPTIONS.values() if o.kind == kind]
+            for option in names:
+                value = f"={option.example}" if option.value is not None else ""
+                output.show(f"  {option.name}{value}\n      {option.text.replace('`', '')}")
+            output.show("")
+    elif topic == "passphrase":
+        from megafs.cli import secrets
+
+        output.show((secrets.__doc__ or "").strip())
+    else:
+        assert ctx.parent is not None
+        output.show(ctx.parent.get_help())
+        output.show(f"\nmegafs help TOPIC, with TOPIC one of {', '.join(TOPICS)}")

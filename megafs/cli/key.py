@@ -1,0 +1,302 @@
+"""`megafs key`: who can open a volume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from megafs.cli import arguments, output
+from megafs.mount.options import MountOptions, Secrets
+
+T = TypeVar("T")
+
+kdf_option = click.option(
+    "--kdf",
+    type=click.Choice(["default", "rfc9106", "low-memory"]),
+    help="What trying the new passphrase costs. [MEGAFS_KDF; default]",
+)
+
+
+def new_secrets(command: Any) -> Any:
+    """--new-passphrase-file and --new-key-file."""
+    command = click.option(
+        "--new-key-file", type=click.Path(path_type=Path), help="Key file of the new slot."
+    )(command)
+    return click.option(
+        "--new-passphrase-file",
+        type=click.Path(path_type=Path),
+        help="File whose first line is the new passphrase; asked for without it.",
+    )(command)
+
+
+@click.group(name="key", short_help="Who can open a volume.")
+def command() -> None:
+    """Show and change who can open a volume.
+
+    A volume has key slots; each opens it with a passphrase, a key file, both, or a recovery key.
+    Changing a passphrase takes no time and re-encrypts nothing, which also means: whoever knew the
+    old one and kept a copy of the old key header can still read.
+    """
+
+
+@command.command(name="list")
+@click.argument("url")
+@arguments.places
+@arguments.json_option
+def list_slots(
+    url: str,
+    options: tuple[str, ...],
+    state_dir: Path | None,
+    cache_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """List the key slots of the volume at URL, as the store shows them; asks for no passphrase."""
+    from megafs.volume import keys
+
+    read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir)
+    header = _with_store(url, read, keys.load)
+    slots = keys.list_slots(header)
+    if as_json:
+        output.show_json(
+            {
+                "volume": header.fsid.hex(),
+                "generation": header.generation,
+                "slots": [asdict(slot) for slot in slots],
+            }
+        )
+        return
+    output.show(f"volume {header.fsid.hex()}, key header {header.generation}")
+    output.show(
+        output.table(
+            ["SLOT", "KIND", "MADE", "COST", "LABEL"],
+            [
+                [
+                    slot.id,
+                    slot.kind,
+                    output.ago(slot.created_ns / 1e9),
+                    _cost(slot.cost),
+                    slot.label,
+                ]
+                for slot in slots
+            ],
+        )
+    )
+
+
+def _cost(cost: dict[str, int] | None) -> str:
+    if cost is None:
+        return "-"
+    return f"{cost['memory'] >> 10} MiB x {cost['time']}"
+
+
+@command.command(name="add")
+@click.argument("url")
+@arguments.places
+@arguments.secrets
+@new_secrets
+@kdf_option
+@click.option("--label", default="", help="Name of the new slot.")
+@arguments.json_option
+def add(url: str, label: str, kdf: str | None, as_json: bool, **given: Any) -> None:
+    """Add a key slot: another passphrase, a key file, or both together."""
+    from megafs.volume import keys
+
+    read, new = _split(url, given)
+
+    async def change(store: Any, unlocked: Any) -> Any:
+        return await keys.add_passphrase(store, unlocked, new(), label=label, profile=_profile(kdf))
+
+    _change(url, read, change, as_json)
+
+
+@command.command(name="remove")
+@click.argument("url")
+@click.argument("slot")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def remove(url: str, slot: str, as_json: bool, **given: Any) -> None:
+    """Remove the key slot SLOT (its id, the start of it, or its label); never the last one."""
+    from megafs.volume import keys
+
+    read, _ = _split(url, given)
+
+    async def change(store: Any, unlocked: Any) -> Any:
+        return await keys.remove_slot(store, unlocked, keys.find_slot(unlocked.header, slot))
+
+    _change(url, read, change, as_json)
+
+
+@command.command(name="change")
+@click.argument("url")
+@click.argument("slot", required=False)
+@arguments.places
+@arguments.secrets
+@new_secrets
+@kdf_option
+@click.option("--label", help="New name of the slot.")
+@arguments.json_option
+def change_slot(
+    url: str, slot: str | None, label: str | None, kdf: str | None, as_json: bool, **given: Any
+) -> None:
+    """Replace a passphrase or key file: that of SLOT, or the one that is given to open."""
+    from megafs.volume import keys
+
+    read, new = _split(url, given)
+
+    async def change(store: Any, unlocked: Any) -> Any:
+        which = keys.find_slot(unlocked.header, slot) if slot else None
+        return await keys.change_passphrase(
+            store, unlocked, new(), slot_id=which, label=label, profile=_profile(kdf)
+        )
+
+    _change(url, read, change, as_json)
+
+
+@command.command(name="recover")
+@click.argument("url")
+@arguments.places
+@click.option(
+    "--recovery-key-file",
+    type=click.Path(path_type=Path),
+    help="File whose first line is the recovery key; asked for without it.",
+)
+@new_secrets
+@kdf_option
+@click.option("--label", default="", help="Name of the new slot.")
+@arguments.json_option
+def recover(
+    url: str,
+    recovery_key_file: Path | None,
+    label: str,
+    kdf: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Open the volume with its recovery key and add a new passphrase."""
+    from megafs.cli import secrets
+    from megafs.volume import keys
+    from megafs.volume.open import unlock
+
+    read, new = _split(url, given)
+    recovery = secrets.recovery_key(recovery_key_file)
+
+    async def work(store: Any) -> Any:
+        unlocked, places, seen, _ = await unlock(
+            store, url, secrets.Credential(recovery=recovery), read.settings
+        )
+        changed = await keys.add_passphrase(
+            store, unlocked, new(), label=label, profile=_profile(kdf)
+        )
+        changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=changed.slot_id))
+        await _remember(places, seen, changed)
+        return changed
+
+    _tell(_with_store(url, read, work), as_json)
+
+
+@command.command(name="recovery-key")
+@click.argument("url")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def recovery_key(url: str, as_json: bool, **given: Any) -> None:
+    """Make a new recovery key; the one before is no longer valid."""
+    from megafs.volume import keys
+
+    read, _ = _split(url, given)
+    _change(url, read, keys.new_recovery_key, as_json)
+
+
+# -- what they share
+
+
+def _profile(kdf: str | None) -> str:
+    return kdf or os.environ.get("MEGAFS_KDF") or "default"
+
+
+def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], Any]]:
+    """Return the options, and a way to ask for the new credential once the old one was right."""
+    new_file = given.pop("new_passphrase_file", None)
+    new_key = given.pop("new_key_file", None)
+    read = arguments.read(url, given.pop("options"), **given)
+
+    def new() -> Any:
+        from megafs.cli import secrets
+
+        sources = Secrets(passphrase_file=new_file, key_file=new_key)
+        # Neither the environment nor systemd speaks of the new one.
+        return secrets.credential(sources, new=True, what="New passphrase", environ={})
+
+    return read, new
+
+
+def _with_store(url: str, read: MountOptions, work: Callable[[Any], Awaitable[T]]) -> T:
+    import trio
+
+    from megafs.stores.open import open_store
+
+    async def run() -> T:
+        store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
+        try:
+            return await work(store)
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await store.aclose()
+
+    return trio.run(run)
+
+
+def _change(
+    url: str,
+    read: MountOptions,
+    change: Callable[[Any, Any], Awaitable[Any]],
+    as_json: bool,
+) -> None:
+    from megafs.cli import secrets
+    from megafs.volume.open import unlock
+
+    credential = secrets.credential(read.secrets, what=f"Passphrase for {url}")
+
+    async def work(store: Any) -> Any:
+        unlocked, places, seen, _ = await unlock(store, url, credential, read.settings)
+        changed = await change(store, unlocked)
+        await _remember(places, seen, changed)
+        return changed
+
+    _tell(_with_store(url, read, work), as_json)
+
+
+async def _remember(places: Any, seen: Any, changed: Any) -> None:
+    """Note the new generation and slot on this machine, if it knows the volume."""
+    from megafs.concurrency import offload
+    from megafs.journal import head
+
+    if seen is None:
+        return
+    unlocked = changed.unlocked
+    newer = replace(seen, generation=unlocked.header.generation, slot=unlocked.slot_id.hex())
+    await offload(head.write, places.volume, newer, kind="disk")
+
+
+def _tell(changed: Any, as_json: bool) -> None:
+    slot = changed.slot_id.hex() if changed.slot_id else None
+    if as_json:
+        output.show_json(
+            {
+                "volume": changed.unlocked.header.fsid.hex(),
+                "generation": changed.unlocked.header.generation,
+                "slot": slot,
+                "text": changed.text,
+                "recovery_key": changed.recovery,
+            }
+        )
+        return
+    output.show(changed.text)
+    if changed.recovery:
+        output.show(f"\nRecovery key, shown this once:\n\n    {changed.recovery}\n")

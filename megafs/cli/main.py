@@ -1,0 +1,156 @@
+"""The `megafs` command: which subcommands there are, and the one place where errors become exit
+codes.
+
+A command is one module with one click command (or group) in it, named in `COMMANDS`; it is imported
+when it is called, so that `megafs --help` and `megafs status` start quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+import megafs
+from megafs.cli import output
+from megafs.errors import BadUsage, MegafsError, leaf
+
+#: name: (module, what it does)
+COMMANDS = {
+    "format": ("megafs.cli.format", "Make a new volume in a store."),
+    "mount": ("megafs.cli.mount", "Mount a volume on a directory."),
+    "umount": ("megafs.cli.umount", "Bring everything to the store, then unmount."),
+    "status": ("megafs.cli.status", "Show how the mounts are."),
+    "key": ("megafs.cli.key", "Who can open a volume: list, add, remove, change, recover."),
+    "cache": ("megafs.cli.cache", "Show or clear the cache of a mount or volume."),
+    "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
+}
+
+EXIT_CODES = (
+    (0, "done"),
+    (1, "an error without a code of its own, or a bug"),
+    (2, "the command line, an option or a URL is wrong"),
+    (10, "there is no megafs volume at that URL"),
+    (11, "the volume needs a newer megafs"),
+    (12, "wrong passphrase, key file or recovery key"),
+    (13, "the store, or this machine, denies access"),
+    (14, "the store does not answer, or its bucket or directory does not exist"),
+    (15, "the store or a local disk is full"),
+    (16, "something in the store, or on disk, is damaged or missing"),
+    (17, "the store shows an older or another history than this machine has seen"),
+    (18, "a volume or a mount is there already"),
+    (19, "in use"),
+    (32, "the mount could not be made"),
+    (130, "interrupted"),
+)
+
+EPILOG = "Exit codes: " + "; ".join(f"{code} {text}" for code, text in EXIT_CODES) + "."
+
+
+class Commands(click.Group):
+    """The subcommands of `COMMANDS`, imported when called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" ({', '.join(COMMANDS)})"
+            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Commands,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(megafs.__version__, message="megafs %(version)s")
+@click.option("--debug", is_flag=True, help="Log in detail, and show where errors come from.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Mount end-to-end-encrypted cloud storage as a local directory.
+
+    \b
+    megafs format s3://bucket/prefix -o endpoint=https://...   make a volume, once
+    megafs mount  s3://bucket/prefix ~/cloud -o endpoint=...   use it
+    megafs umount ~/cloud                                      bring everything to the store
+
+    The store sees only sealed objects.  The same volume can be mounted on several machines.
+    """
+    ctx.obj = {"debug": debug or bool(os.environ.get("MEGAFS_DEBUG"))}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command and exit."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run(args))
+
+
+def run(args: list[str]) -> int:
+    """Run the command with *args* and return its exit code."""
+    debug = "--debug" in args or bool(os.environ.get("MEGAFS_DEBUG"))
+    as_json = "--json" in args
+    try:
+        code = cli.main(args=args, prog_name="megafs", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # Whoever read our output has left: nothing to tell, and nobody to tell it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return MegafsError.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        output.note("interrupted")
+        return 130
+    except click.ClickException as exc:
+        return tell(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
+    except Exception as exc:
+        return tell(exc, as_json=as_json, debug=debug)
+
+
+def tell(exc: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Tell the user of *exc* in one line; return the exit code."""
+    cause = leaf(exc)
+    if isinstance(cause, KeyboardInterrupt):
+        output.note("interrupted")
+        return 130
+    ours = isinstance(cause, MegafsError)
+    code = cause.exit_code if isinstance(cause, MegafsError) else MegafsError.exit_code
+    text = str(cause) if ours else f"{type(cause).__name__}: {cause}"
+    if debug:
+        traceback.print_exception(exc)
+    if as_json:
+        output.show_json({"error": {"text": text, "exit_code": code, "kind": type(cause).__name__}})
+        return code
+    output.note(text)
+    if not ours and not debug:
+        output.note("this is a bug; megafs --debug ... shows where it happened")
+    return code
+
+
+def _usage_text(exc: click.ClickException) -> str:
+    text = exc.format_message().rstrip(".")
+    text = text[:1].lower() + text[1:]
+    ctx = getattr(exc, "ctx", None)
+    return f"{text} (see {ctx.command_path} --help)" if ctx is not None else text

@@ -1,0 +1,125 @@
+"""`megafs mount`: mount a volume, in the background unless told otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, output
+from megafs.mount.options import MountOptions
+
+
+@click.command(name="mount", short_help="Mount a volume on a directory.")
+@click.argument("url")
+@click.argument("mountpoint", type=click.Path())
+@arguments.places
+@arguments.secrets
+@click.option(
+    "--foreground", is_flag=True, help="Stay, and log to stderr; for systemd, and to see."
+)
+@arguments.json_option
+@click.pass_obj
+def command(
+    obj: dict[str, Any],
+    url: str,
+    mountpoint: str,
+    options: tuple[str, ...],
+    state_dir: Path | None,
+    cache_dir: Path | None,
+    foreground: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Mount the volume at URL on the directory MOUNTPOINT.
+
+    Returns when the directory is usable.  A signal (or Ctrl-C with --foreground) brings everything
+    to the store and unmounts; a second one ends at once, and what is left goes to the store with
+    the next mount.
+    """
+    read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir, **given)
+    mount(
+        url, mountpoint, read, foreground=foreground, as_json=as_json, debug=bool(obj.get("debug"))
+    )
+
+
+def mount(
+    url: str,
+    path: str,
+    options: MountOptions,
+    *,
+    foreground: bool,
+    as_json: bool = False,
+    debug: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Mount, and return when the directory is usable; with *foreground*, when it is unmounted."""
+    for text in options.warnings:
+        output.warn(text)
+
+    from megafs import logs
+    from megafs.cli import secrets
+    from megafs.mount import daemon, session
+    from megafs.mount.mountpoint import canonical
+
+    at = canonical(path)
+    session.prepare(at, options)
+    credential = secrets.credential(options.secrets, what=f"Passphrase for {url}")
+    request = session.Request(url, at, options, credential)
+    debug = debug or options.debug
+
+    def told(facts: dict[str, Any]) -> None:
+        if as_json:
+            output.show_json({"mountpoint": at, "url": url, **facts})
+        elif not quiet:
+            _welcome(at, facts)
+
+    if foreground:
+        daemon.harden()
+        logs.set_up(options.log or "stderr", debug=debug)
+        session.run(request, _Told(told))
+        return
+
+    def serve(report: daemon.Report) -> None:
+        daemon.harden()
+        # Until the directory is usable, what there is to say may be said here.
+        logs.set_up(options.log or "stderr", debug=debug)
+        os.chdir("/")
+        session.run(request, report)
+
+    def ready() -> None:
+        if options.log in (None, "syslog"):
+            logs.set_up("syslog", debug=debug)
+        if options.log != "stderr":
+            daemon.detach_output()
+
+    told(daemon.in_background(serve, ready))
+
+
+class _Told:
+    """Passes on to the terminal what the mount reports."""
+
+    def __init__(self, tell: Any) -> None:
+        self._tell = tell
+
+    def ready(self, **facts: Any) -> None:
+        if sys.stdout.isatty():
+            self._tell(facts)
+
+
+def _welcome(at: str, facts: dict[str, Any]) -> None:
+    """Say how fresh the volume is: a store that hides the newest commits shows here."""
+    output.note(
+        f"mounted at {at}: commit {facts['sequence']} ({facts['head_words']}),"
+        f" {output.ago(facts['head_time'])} by {facts['head_host']}"
+    )
+    if facts.get("offline"):
+        output.warn("the store did not answer: working with what this machine has")
+    if facts.get("staged_bytes") or facts.get("pending_operations"):
+        output.note(
+            f"{output.size(facts['staged_bytes'])} and {facts['pending_operations']} operations"
+            " from last time are on their way to the store"
+        )

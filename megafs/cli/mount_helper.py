@@ -1,0 +1,95 @@
+"""mount.megafs: what mount(8) runs for `mount -t megafs`, fstab and systemd's .mount units.
+
+    mount.megafs URL MOUNTPOINT [-sfnvN] [-o OPTIONS] [-t TYPE]
+
+-s ignores unknown options, -f does everything but mount, -n is obsolete, -v says more, -t is what
+comes before the subtype and says nothing new.  The exit codes are mount(8)'s, since mount passes
+them on:
+
+    1 wrong usage   2 the system lacks something   4 a bug   8 interrupted   32 the mount failed
+
+The same program, called umount.megafs or umount.fuse.megafs, is what umount(8) runs.
+"""
+
+from __future__ import annotations
+
+import getopt
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from megafs.cli import output
+from megafs.errors import BadStore, BadUsage, MegafsError, leaf
+
+USAGE = 1
+SYSTEM = 2
+BUG = 4
+INTERRUPTED = 8
+FAILED = 32
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Mount, or unmount if called by such a name, and exit."""
+    args = list(sys.argv if argv is None else argv)
+    umount = os.path.basename(args[0]).startswith("umount.")
+    try:
+        _umount(args[1:]) if umount else _mount(args[1:])
+    except (BadUsage, BadStore) as exc:
+        output.note(str(exc))
+        sys.exit(USAGE)
+    except KeyboardInterrupt:
+        output.note("interrupted")
+        sys.exit(INTERRUPTED)
+    except Exception as exc:
+        cause = leaf(exc)
+        if isinstance(cause, MegafsError):
+            output.note(str(cause))
+            sys.exit(FAILED)
+        output.note(f"{type(cause).__name__}: {cause}; this is a bug")
+        sys.exit(BUG)
+    sys.exit(0)
+
+
+def _parse(args: list[str], short: str, usage: str) -> tuple[list[tuple[str, str]], list[str]]:
+    try:
+        options, rest = getopt.gnu_getopt(args, short)
+    except getopt.GetoptError as exc:
+        raise BadUsage(f"{exc.msg}; usage: {usage}") from None
+    return options, rest
+
+
+def _mount(args: list[str]) -> None:
+    usage = "mount.megafs URL MOUNTPOINT [-sfnv] [-o OPTIONS]"
+    options, rest = _parse(args, "sfnvo:t:N:", usage)
+    if len(rest) != 2:
+        raise BadUsage(f"usage: {usage}")
+    url, path = rest
+    names = {name for name, _ in options}
+    if "-N" in names:
+        raise BadUsage("megafs cannot mount into another namespace")
+
+    from megafs.cli import arguments
+
+    asked = tuple(value for name, value in options if name == "-o")
+    read = arguments.read(url, asked, sloppy="-s" in names)
+    if "-f" in names:
+        return
+
+    from megafs.cli.mount import mount
+
+    mount(url, path, read, foreground=False, quiet="-v" not in names)
+
+
+def _umount(args: list[str]) -> None:
+    usage = "umount.megafs MOUNTPOINT [-flnrv]"
+    options, rest = _parse(args, "flnrvt:N:", usage)
+    if len(rest) != 1:
+        raise BadUsage(f"usage: {usage}")
+    names = {name for name, _ in options}
+    if "-r" in names:
+        raise BadUsage("megafs cannot be remounted read-only")
+
+    from megafs.cli.umount import umount
+
+    umount(rest[0], "force" if "-f" in names else "lazy" if "-l" in names else "wait")

@@ -1,0 +1,143 @@
+"""What people and programs see.
+
+Results go to stdout, everything else to stderr; every line on stderr starts with ``megafs: ``.  With
+--json stdout holds exactly one JSON document, an error included.  Colours and moving bars only on a
+terminal; elsewhere progress is a plain line every few seconds.  rich is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from megafs import clock
+
+#: Seconds between two lines of progress where there is no terminal.
+LINE_EVERY = 5.0
+
+PREFIX = "megafs: "
+
+
+def note(text: str) -> None:
+    """Tell the user something on stderr."""
+    for line in text.splitlines() or [""]:
+        sys.stderr.write(f"{PREFIX}{line}\n")
+    sys.stderr.flush()
+
+
+def warn(text: str) -> None:
+    """Tell the user of something that may be wrong."""
+    note(f"warning: {text}")
+
+
+def show(text: str) -> None:
+    """Print a result."""
+    sys.stdout.write(text + "\n")
+
+
+def show_json(value: Any) -> None:
+    """Print the one document of --json."""
+    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def rows(pairs: list[tuple[str, str]], indent: str = "  ") -> str:
+    """Return *pairs* as lines with aligned values."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in pairs)
+
+
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    """Return a plain table."""
+    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in [heads, *lines]
+    )
+
+
+def size(n: float | None) -> str:
+    """12345678 -> "12.3 MB"."""
+    if n is None:
+        return "no limit"
+    value = float(n)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(value) < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} PB"
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them: "3 min", "2 days"."""
+    seconds = max(seconds, 0)
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (unit != "days" and seconds >= length):
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def ago(when: float | None) -> str:
+    """A time in seconds since 1970 as "3 min ago"."""
+    return f"{span(clock.now() - when)} ago" if when else "never"
+
+
+Step = Callable[[int, str], None]
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Step]:
+    """Show how something gets on: call what this gives with (what is left, text beside it).
+
+    The whole is the most that was ever left, since more may be added while it works.
+    """
+    if sys.stderr.isatty():
+        with _bar(title) as step:
+            yield step
+        return
+    last = -LINE_EVERY
+
+    def line(left: int, text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY and left:
+            last = time.monotonic()
+            note(f"{title}: {size(left)} left{f' ({text})' if text else ''}")
+
+    yield line
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Step]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[beside]}"),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bar:
+        task = bar.add_task(title, total=0, beside="")
+        whole = 0
+
+        def step(left: int, text: str) -> None:
+            nonlocal whole
+            whole = max(whole, left)
+            bar.update(task, total=whole, completed=whole - left, beside=text)
+
+        yield step

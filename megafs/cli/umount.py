@@ -1,0 +1,143 @@
+"""`megafs umount`: bring everything to the store, then unmount."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, output
+from megafs.errors import BadUsage, MegafsError, MountFailed
+from megafs.mount import control, mountpoint
+from megafs.mount.control import Card, NotAnswering
+
+#: Seconds until the process has given back its files and locks after its last word.
+END_WITHIN = 60.0
+#: Seconds that a mount which is to be ended by force gets for each step.
+FORCE_STEP = 12.0
+
+
+@click.command(name="umount", short_help="Bring everything to the store, then unmount.")
+@click.argument("mountpoint", type=click.Path())
+@click.option(
+    "--lazy",
+    "how",
+    flag_value="lazy",
+    help="Take the directory away now; the mount finishes in the background.",
+)
+@click.option(
+    "--force",
+    "how",
+    flag_value="force",
+    help="End now. Programs that use it get errors; what is not in the store yet stays on this"
+    " machine and goes there with the next mount.",
+)
+@arguments.json_option
+def command(mountpoint: str, how: str | None, as_json: bool) -> None:
+    """Unmount MOUNTPOINT, when everything is in the store.
+
+    Ctrl-C leaves it mounted.  While a program uses the directory this refuses.
+    """
+    facts = umount(mountpoint, how or "wait")
+    if as_json:
+        output.show_json(facts)
+
+
+def umount(path: str, how: str) -> dict[str, Any]:
+    """Unmount *path*: how is "wait", "lazy" or "force".  Return what the mount said last."""
+    at = mountpoint.canonical(path)
+    card = find_card(at)
+    if card is None or not control.is_running(card.pid):
+        return _clean(at, card)
+    try:
+        facts = _ask(card, how)
+    except NotAnswering:
+        if how != "force":
+            raise
+        facts = _end(card, at)
+    except MountFailed:
+        # Between our look and our question it ended, or its socket was taken away.
+        if mountpoint.find(at) is not None and how == "force":
+            return _end(card, at)
+        if not control.is_running(card.pid):
+            return _clean(at, card)
+        raise
+    if facts.get("left") and how != "lazy":
+        output.warn(str(facts["left"]).lstrip("; "))
+    return facts
+
+
+def find_card(at: str) -> Card | None:
+    """Return the card of the mount at *at*; for root also another user's."""
+    card = control.card_of(at)
+    if card is None and os.geteuid() == 0:
+        there = mountpoint.find(at)
+        if there is not None and there.uid:
+            card = control.card_of(at, there.uid)
+    return card
+
+
+def _ask(card: Card, how: str) -> dict[str, Any]:
+    with output.progress("sending to the store") as step:
+
+        def told(progress: dict[str, Any]) -> None:
+            beside = f"{progress['pending_operations']} operations"
+            if progress.get("error"):
+                beside += f"; {progress['error']}"
+            step(progress["staged_bytes"] or min(progress["pending_operations"], 1), beside)
+
+        facts = control.call(card, "umount", how=how, patience=30.0, progress=told)
+    if how != "lazy" and not control.wait_for_end(card.pid, END_WITHIN):
+        output.warn(f"process {card.pid} has not ended yet")
+    return facts
+
+
+def _clean(at: str, card: Card | None) -> dict[str, Any]:
+    """Take away what a dead mount left behind."""
+    if card is not None:
+        control.remove_card(card)
+    there = mountpoint.find(at)
+    if there is None:
+        raise BadUsage(f"nothing is mounted at {at}")
+    if there.fstype != mountpoint.FSTYPE:
+        raise BadUsage(f"what is mounted at {at} is not megafs but {there.fstype}: umount {at}")
+    if card is None and mountpoint.responds(at, 5.0):
+        raise BadUsage(
+            f"the mount at {at} has no control socket in {control.runtime_dir()}: is it another"
+            f" user's? umount {at} works all the same"
+        )
+    mountpoint.detach(at)
+    output.note(f"{at}: the mount's process was gone; cleaned up")
+    return {"pid": None, "staged_bytes": None}
+
+
+def _end(card: Card, at: str) -> dict[str, Any]:
+    """End a mount that does not answer, so that nobody has to wait for it."""
+    there = mountpoint.find(at)
+    try:
+        process = os.pidfd_open(card.pid)
+    except ProcessLookupError:
+        return _clean(at, card)
+    try:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
+            signal.pidfd_send_signal(process, number)
+            if number is signal.SIGTERM and there is not None:
+                try:
+                    mountpoint.abort(there)
+                    mountpoint.detach(at)
+                except MegafsError:
+                    pass
+                there = None
+                continue
+            if select.select([process], [], [], FORCE_STEP)[0]:
+                break
+    finally:
+        os.close(process)
+    control.remove_card(card)
+    if mountpoint.find(at) is not None:
+        mountpoint.detach(at)
+    output.note(f"process {card.pid} did not answer and was ended")
+    return {"pid": card.pid, "staged_bytes": None}
