@@ -104,6 +104,7 @@ class DiskCached(ObjectStore):
         handles: int = HANDLES,
     ) -> None:
         self.url = store.url
+        self.beneath = store
         self._store = store
         self._directory = os.fspath(directory)
         self._limit = size_limit
@@ -137,6 +138,7 @@ class DiskCached(ObjectStore):
         self._paused_until = float("-inf")
         self._trouble = ""  # why it is not used, "" while it is
         self._reported = False
+        self._backoff = 1.0  # seconds until a sick cache is tried again
 
         metrics = metrics or Registry()
         name = "megafs_cache"
@@ -461,13 +463,11 @@ class DiskCached(ObjectStore):
 
     async def _run(self) -> None:
         """Open the cache, serve it, and begin again later if it breaks."""
-        wait = 1.0
         try:
             with self._scope:
                 while not self._closing:
                     try:
                         await self._open()
-                        wait = 1.0
                         await self._serve()
                     except Exception as exc:
                         # Anything: OSError, sqlite3.Error, what diskcache makes of them.
@@ -475,9 +475,10 @@ class DiskCached(ObjectStore):
                     finally:
                         await self._shut()
                     if not self._closing:
-                        with trio.move_on_after(wait):
-                            await self._wake_up()
-                        wait = min(2 * wait, _PAUSE)
+                        self._wake = trio.Event()  # only aclose() need wake us now
+                        with trio.move_on_after(self._backoff):
+                            await self._wake.wait()
+                        self._backoff = min(2 * self._backoff, _PAUSE)
         finally:
             self._empty()
             self._ended.set()
@@ -507,10 +508,6 @@ class DiskCached(ObjectStore):
             else:
                 self._throw_out(segment)
         self._shelf = shelf
-        self._trouble = ""
-        if self._reported:
-            self._reported = False
-            log.info("cache %s works again", self._directory)
         self._ready.set()
 
     async def _serve(self) -> None:
@@ -564,7 +561,7 @@ class DiskCached(ObjectStore):
             if segment not in self._segments:  # forgotten while it was written
                 self._throw_out(segment)
         if writes and not any(results):
-            self._trouble = ""
+            self._well()
 
     def _plan(self, shelf: Shelf, measured: Measured) -> tuple[Drops, Row]:
         """Choose what to write now, and what to throw out so that it fits."""
@@ -642,6 +639,14 @@ class DiskCached(ObjectStore):
         self._quiet.set()
         self._wake.set()
         self._ready.set()
+
+    def _well(self) -> None:
+        """Something was written: whatever the trouble was, it is over."""
+        self._trouble = ""
+        self._backoff = 1.0
+        if self._reported:
+            self._reported = False
+            log.info("cache %s works again", self._directory)
 
     def _report(self, why: str) -> None:
         """One line for one trouble, however long it lasts."""
