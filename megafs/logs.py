@@ -1,7 +1,7 @@
 """Where log lines go, and what they must never hold.
 
-stderr, with systemd's priority prefixes (``<3>``, sd-daemon(3)) when that is the journal; syslog; or
-a file.  Every line passes `redacted`, the last of several guards: no text in megafs is made from a
+stderr, with systemd's priority prefixes (``<3>``, sd-daemon(3)) when that is the journal; syslog;
+or a file.  Every line passes `redacted`, the last of several guards: no text in megafs is made from a
 passphrase, a key, a token or a signed URL in the first place.
 """
 
@@ -27,8 +27,8 @@ _SECRETS = (
     ),
     # user:password@ in URLs.
     re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)"),
-    # The recovery key: groups of base32.
-    re.compile(r"()\b(?:[A-Z2-7]{4,8}-){6,}[A-Z2-7]{2,8}\b"),
+    # The recovery key: fourteen groups of four.
+    re.compile(r"()\b(?:[0-9A-Z]{4}-){8,}[0-9A-Z]{2,4}\b"),
 )
 
 _PRIORITIES = (

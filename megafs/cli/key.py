@@ -82,7 +82,7 @@ def list_slots(
                     _cost(slot.cost),
                     slot.label,
                 ]
-                for slot in slots
+                for s in slots
             ],
         )
     )
@@ -181,6 +181,7 @@ def recover(
     """Open the volume with its recovery key and add a new passphrase."""
     from megafs.cli import secrets
     from megafs.volume import keys
+    from megafs.volume.header import Credential
     from megafs.volume.open import unlock
 
     read, new = _split(url, given)
@@ -188,12 +189,14 @@ def recover(
 
     async def work(store: Any) -> Any:
         unlocked, places, seen, _ = await unlock(
-            store, url, secrets.Credential(recovery=recovery), read.settings
+            store, url, Credential(recovery=recovery), read.settings
         )
         changed = await keys.add_passphrase(
             store, unlocked, new(), label=label, profile=_profile(kdf)
         )
-        changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=changed.slot_id))
+        # From now on the new slot is to be tried first here.
+        opened_by = changed.slot_id or unlocked.slot_id
+        changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=opened_by))
         await _remember(places, seen, changed)
         return changed
 

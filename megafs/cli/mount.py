@@ -18,13 +18,12 @@ from megafs.mount.options import MountOptions
 @click.argument("mountpoint", type=click.Path())
 @arguments.places
 @arguments.secrets
-@click.option(
-    "--foreground", is_flag=True, help="Stay, and log to stderr; for systemd, and to see."
-)
+@click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")
 @arguments.json_option
 @click.pass_obj
 def command(
     obj: dict[str, Any],
+    /,
     url: str,
     mountpoint: str,
     options: tuple[str, ...],

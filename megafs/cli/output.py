@@ -1,8 +1,8 @@
 """What people and programs see.
 
-Results go to stdout, everything else to stderr; every line on stderr starts with ``megafs: ``.  With
---json stdout holds exactly one JSON document, an error included.  Colours and moving bars only on a
-terminal; elsewhere progress is a plain line every few seconds.  rich is imported when it is needed.
+Results go to stdout, everything else to stderr; every line on stderr starts with ``megafs: ``.
+With --json stdout holds exactly one JSON document, an error included.  Colours and moving bars only
+on a terminal; elsewhere progress is a plain line every few seconds.  rich is imported when needed.
 """
 
 from __future__ import annotations

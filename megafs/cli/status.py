@@ -103,17 +103,14 @@ def _text(status: dict[str, Any]) -> str:
         ("state", _state(status)),
         (
             "head",
-            f"commit {status['sequence']} ({status['head_words']}),"
-            f" {output.ago(status['head_time'])} by {status['head_host']}"
-            f"{' (this machine)' if status.get('head_is_ours') else ''}",
+            _head(status),
         ),
         ("staged", _staged(status)),
         ("store", _store(status)),
         ("cache", f"{output.size(status['cache_bytes'])} of {output.size(status['cache_limit'])}"),
         (
             "volume",
-            f"{output.size(status['used_bytes'])} of {output.size(status['quota'])},"
-            f" {status['files']} files; {status['volume']}",
+            f"{_used(status)}, {status['files']} files; {status['volume']}",
         ),
     ]
     others = [m for m in status["mounts"] if not m.get("this")]
@@ -126,6 +123,16 @@ def _text(status: dict[str, Any]) -> str:
         for entry in status.get(name, [])[-5:]:
             pairs.append((title, f"{output.ago(entry.get('time'))}: {entry['text']}"))
     return f"{head}\n{output.rows(pairs)}"
+
+
+def _head(status: dict[str, Any]) -> str:
+    by = f"{status['head_host']}{' (this machine)' if status.get('head_is_ours') else ''}"
+    when = output.ago(status["head_time"])
+    return f"commit {status['sequence']} ({status['head_words']}), {when} by {by}"
+
+
+def _used(status: dict[str, Any]) -> str:
+    return f"{output.size(status['used_bytes'])} of {output.size(status['quota'])}"
 
 
 def _state(status: dict[str, Any]) -> str:
