@@ -29,7 +29,7 @@ import trio
 from megafs import clock, compression
 from megafs.concurrency import offload
 from megafs.crypto.keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Missing
+from megafs.errors import Corrupt, Exists, Fault, Missing, leaf
 from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.parts import Key, Part
 from megafs.journal.replica import Replica
@@ -126,6 +126,32 @@ def _open_part(keyring: Keyring, entry: PartEntry, data: bytes) -> list[list[Any
     return rows
 
 
+async def load_newest(
+    store: ObjectStore, replica: Replica, say: Callable[[str], None] = lambda text: None
+) -> None:
+    """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at all.
+
+    say: told how far it is.  Raises Corrupt if there are checkpoints and none is whole.
+    """
+    broken: Fault | None = None
+    for sequence in await newest(store):
+        try:
+            manifest = await read_manifest(store, replica.keyring, sequence)
+            text = f"reading the tree as of commit {sequence}"
+
+            def progress(done: int, total: int, text: str = text) -> None:
+                say(f"{text}: {done} of {total} parts")
+
+            await load(store, replica, manifest, progress)
+            return
+        except (Corrupt, Missing) as exc:
+            log.warning("checkpoint %d is damaged, trying the one before: %s", sequence, exc)
+            broken = broken or exc
+            replica.reset()
+    if broken is not None:
+        raise Corrupt(f"no checkpoint in the store is whole: {broken}") from broken
+
+
 async def load(
     store: ObjectStore,
     replica: Replica,
@@ -166,9 +192,15 @@ async def _fetched(
         async def fetch(number: int, entry: PartEntry, into: list[list[list[Any]]]) -> None:
             into[number] = await read_part(store, keyring, entry)
 
-        async with trio.open_nursery() as nursery:
-            for number, (_, entry) in enumerate(group):
-                nursery.start_soon(fetch, number, entry, rows)
+        try:
+            async with trio.open_nursery() as nursery:
+                for number, (_, entry) in enumerate(group):
+                    nursery.start_soon(fetch, number, entry, rows)
+        except BaseExceptionGroup as several:
+            cause = leaf(several)
+            if isinstance(cause, Fault):
+                raise cause from several
+            raise
         for (table, _), got in zip(group, rows, strict=True):
             yield table, got
 

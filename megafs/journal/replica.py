@@ -131,20 +131,24 @@ class Replica:
         self.mount = mount
         self.host = host
         self.path = directory / "replica.db"
-        self.db = self._connect()
-        self.tree = Tree(self.db, longest)
         self.oplog = OpLog(directory, keyring, mount)
+        self._longest = longest
+        # Batches of this process are numbered by the time it began at least: should this state be
+        # an old copy (a power cut, a backup), no number stands for two batches in the journal.
+        self._floor = clock.now_ns() // 1000
+        self._open()
+
+    def _open(self) -> None:
+        self.db = self._connect()
+        self.tree = Tree(self.db, self._longest)
         self.pending: dict[int, Pending] = {}
         # Packs that others dropped as garbage, or that are staged here: (random id, epoch).
         self.gone_packs: dict[int, tuple[bytes, int]] = {}
         self.aliases: dict[int, int] = {}
         self.sequence = 0
-        self.head = genesis(keyring.fsid)
+        self.head = genesis(self.keyring.fsid)
         self.batch = 0
         self.committed = 0
-        # Batches of this process are numbered by the time it began at least: should this state be
-        # an old copy (a power cut, a backup), no number stands for two batches in the journal.
-        self._floor = clock.now_ns() // 1000
         self._prefix = 0
         self._counter = 0
         self._ops: list[Operation] = []
@@ -152,12 +156,29 @@ class Replica:
         self._tickets: dict[int, Ticket] = {}
         self._batch_tickets: dict[int, dict[int, Ticket]] = {}
         self._session: apsw.Session | None = None
-        self.fresh = not self._has_tables()
-        if self.fresh:
-            self._make_tables()
-        self.parts = Parts(self.db)
-        self._load()
-        self._begin()
+        try:
+            self.fresh = not self._has_tables()
+            if self.fresh:
+                self._make_tables()
+            self.parts = Parts(self.db)
+            self._load()
+            self._begin()
+        except apsw.Error as exc:
+            raise Corrupt(f"{self.path}: {exc}") from exc
+
+    def reset(self) -> None:
+        """Begin again with nothing; the log of operations stays.  Only before `tree` is in use."""
+        self._session = None
+        self.db.close(True)
+        remove_files(self.directory)
+        self._open()
+
+    def is_sound(self) -> bool:
+        """Whether the file can be read to its end and its pages fit together; reads all of it."""
+        try:
+            return bool(self.tree.one("PRAGMA quick_check(1)") == "ok")
+        except (Corrupt, apsw.Error):
+            return False
 
     # ---- opening and closing ----------------------------------------------------------------
 
@@ -233,7 +254,7 @@ class Replica:
         self.oplog.close(self.committed)
         self.db.close()
         if self.db.damaged:
-            self.path.unlink(missing_ok=True)  # the log of operations holds what is not committed
+            remove_files(self.directory)  # the log of operations holds what is not committed
 
     def _begin(self) -> None:
         self.db.execute("BEGIN IMMEDIATE")
@@ -291,12 +312,7 @@ class Replica:
         ops = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
         if ops is None:
             return []
-        return [
-            piece
-            for op in tree_ops.decode(bytes(ops))
-            for piece in op.laid()
-            if piece.pack
-        ]
+        return [piece for op in tree_ops.decode(bytes(ops)) for piece in op.laid() if piece.pack]
 
     @property
     def named_packs(self) -> set[int]:
@@ -816,6 +832,12 @@ class Replica:
         assert not self._ops
         self._session.close()
         self._session = None
+
+
+def remove_files(directory: Path) -> None:
+    """Remove the replica that lies in *directory*."""
+    for name in ("replica.db", "replica.db-wal", "replica.db-shm"):
+        (directory / name).unlink(missing_ok=True)
 
 
 def _carry_marks(old: list[Any], changed: set[Any], made: list[Part]) -> None:
