@@ -1,8 +1,8 @@
 """Where log lines go, and what they must never hold.
 
 stderr, with systemd's priority prefixes (``<3>``, sd-daemon(3)) when that is the journal; syslog;
-or a file.  Every line passes `redacted`, the last of several guards: no text in megafs is made from a
-passphrase, a key, a token or a signed URL in the first place.
+or a file.  Every line passes `redacted`, the last of several guards: no text in megafs is made from
+a passphrase, a key, a token or a signed URL in the first place.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def list_slots(
                     _cost(slot.cost),
                     slot.label,
                 ]
-                for s in slots
+                for slot in slots
             ],
         )
     )
