@@ -79,14 +79,12 @@ class Cell:
         ranges[first:last] = [(low, high)]
         return high - low - covered
 
-    def cut(self, end: int) -> int:
-        """Forget what lies at *end* or beyond; return how many written bytes went."""
-        before = self.size
-        if isinstance(self.data, memoryview):
-            self.data = bytearray(self.data)
-        del self.data[end:]
-        self.ranges = [(a, min(b, end)) for a, b in self.ranges if a < end]
-        return before - self.size
+    def upto(self, end: int) -> Cell:
+        """A cell with what lies before *end*."""
+        cell = Cell()
+        cell.data = bytearray(memoryview(self.data)[:end])
+        cell.ranges = [(a, min(b, end)) for a, b in self.ranges if a < end]
+        return cell
 
     @property
     def size(self) -> int:
@@ -269,19 +267,32 @@ class Contents:
             await self._flush(None)
 
     async def truncate(self, size: int, time_ns: int) -> None:
-        """Make the file *size* bytes long."""
+        """Make the file *size* bytes long; on an error it is as it was."""
         async with self._lock:
-            self._drop_beyond(size)
-            await self._flush(size, time_ns)
+            length = self._size
+            gone = self._drop_beyond(size)
+            try:
+                await self._flush(size, time_ns)
+            except Refused:
+                raise  # there is no such file any more
+            except BaseException:
+                if gone:
+                    self._count(sum(cell.size for cell in gone.values()))
+                    self._put_back(gone)
+                    self._size = max(self._size, length)
+                raise
 
-    def _drop_beyond(self, size: int) -> None:
+    def _drop_beyond(self, size: int) -> dict[int, Cell]:
+        """Forget what was written at *size* or beyond; return the cells as they were."""
+        gone: dict[int, Cell] = {}
         for number in [n for n in self._cells if (n + 1) * self._chunk > size]:
-            cell = self._cells[number]
-            gone = cell.cut(max(0, size - number * self._chunk))
-            self._count(-gone)
-            if not cell.ranges:
-                del self._cells[number]
+            cell = gone[number] = self._cells.pop(number)
+            rest = cell.upto(max(0, size - number * self._chunk))
+            self._count(rest.size - cell.size)
+            if rest.ranges:
+                self._cells[number] = rest
         self._size = min(self._size, size)
+        return gone
 
     async def _flush(self, cut_to: int | None, time_ns: int = 0) -> None:
         if not self._cells and cut_to is None:

@@ -1,4 +1,4 @@
-"""Volumes for tests: formatted once for each set of parameters, in memory, opened as often as wanted.
+"""Volumes for tests: formatted once for each set of parameters, in memory, opened at will.
 
     async with opened(tmp_path) as volume: ...          a volume of its own, empty
     store = new_store(); opened(tmp_path / "a", store)  one volume on several machines
