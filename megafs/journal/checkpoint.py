@@ -170,7 +170,7 @@ async def load(
     done = 0
     async for table, rows in _fetched(store, replica.keyring, jobs):
         marks = ",".join("?" * len(table.columns))
-        replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)  # noqa: S608
+        replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
         done += 1
         if progress is not None:
             progress(done, total)
@@ -343,7 +343,7 @@ def _rows(
     if high is not None:
         where.append(f"({key}) < ({marks})")
         args.extend(high)
-    sql = f"SELECT {', '.join(table.columns)} FROM {table.name}"  # noqa: S608
+    sql = f"SELECT {', '.join(table.columns)} FROM {table.name}"
     if where:
         sql += " WHERE " + " AND ".join(where)
     sql += f" ORDER BY {key}"

@@ -24,9 +24,20 @@ import trio
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.crypto.keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Missing, Rollback, StoreError, TooNew, Unavailable
+from megafs.errors import (
+    Corrupt,
+    Exists,
+    Fault,
+    Full,
+    Missing,
+    Rollback,
+    StoreError,
+    TooNew,
+    Unavailable,
+    leaf,
+)
+from megafs.journal import checkpoint, head
 from megafs.journal import commit as commit_format
-from megafs.journal import head
 from megafs.journal.commit import Commit
 from megafs.journal.replica import Candidate, News, Replica
 from megafs.stores.base import ObjectStore, list_all
@@ -35,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: Commits that are fetched side by side and applied together when far behind.
 _WINDOW = 16
+#: Commits up to this size are held in memory side by side; larger ones are read one at a time.
+_USUAL = 4 << 20
 #: An idle mount looks for others' commits this many times less often.
 _IDLE_FACTOR = 5
 _IDLE_AFTER = 30.0
@@ -196,6 +209,8 @@ class Writer:
 
     async def _publish(self, candidate: Candidate) -> None:
         async with self._turn:
+            if self.frozen is not None:
+                raise Corrupt(f"the mount is read-only: {self.frozen}")
             replica = self._replica
             if replica.committed >= candidate.first or candidate.first not in replica.pending:
                 return  # the follower changed what is pending while we waited for our turn
@@ -216,6 +231,11 @@ class Writer:
                 changeset=await offload(commit_format.pack_changeset, fresh.changeset),
             )
             data = commit_format.seal(self._keyring, sequence, commit)
+            if len(data) > commit_format.MAX_OBJECT or len(fresh.changeset) > (
+                commit_format.MAX_CHANGESET
+            ):
+                # Nobody could read it: the journal would end here for every mount.
+                raise Full(f"a commit of {len(data)} bytes is too large for the journal")
             try:
                 await self._store.put_new(commit_format.object_name(sequence), data)
             except Exists:
@@ -230,21 +250,20 @@ class Writer:
                 return
             self.commits += 1
             self.last_contact = clock.now()
+            # The head first: once the replica says that the batch is committed, an fsync returns.
+            await self._remember(sequence, digest(data))
             replica.won(sequence, digest(data), commit, fresh.changeset)
             self._packs.release(replica.named_packs)
-            await self._remember()
         self._tell()
 
-    async def _remember(self) -> None:
-        replica = self._replica
+    async def _remember(self, sequence: int, newest: bytes) -> None:
         seen = head.Seen(
-            self._keyring.fsid.hex(),
-            replica.sequence,
-            replica.head.hex(),
-            self.generation,
-            self.slot,
+            self._keyring.fsid.hex(), sequence, newest.hex(), self.generation, self.slot
         )
-        await offload(head.write, self._state, seen, kind="disk")
+        try:
+            await offload(head.write, self._state, seen, kind="disk")
+        except OSError as exc:
+            raise Full(f"{self._state}/head cannot be written: {exc.strerror}") from exc
 
     def _tell(self) -> None:
         self._advanced.set()
@@ -291,14 +310,13 @@ class Writer:
             if self.before_follow is not None:
                 await self.before_follow(touched)
             news = self._replica.follow(got)
-            await self._remember()
+            await self._remember(self._replica.sequence, self._replica.head)
             self._tell()
             if self.on_news is not None:
                 self.on_news(news)
             total += len(got)
-            if len(got) < window:
-                if window > 1:
-                    return total
+            if len(got) < window and window > 1:
+                return total
             window = _WINDOW
 
     async def _read_commits(self, first: int, count: int) -> list[tuple[int, bytes, Commit]]:
@@ -307,18 +325,22 @@ class Writer:
 
         async def fetch(sequence: int) -> None:
             try:
-                found[sequence] = await self._store.get(
-                    commit_format.object_name(sequence), 0, commit_format.MAX_OBJECT
-                )
+                found[sequence] = await self._get(sequence, _USUAL if count > 1 else None)
             except Missing:
                 pass
 
         if count == 1:
             await fetch(first)
         else:
-            async with trio.open_nursery() as nursery:
-                for sequence in range(first, first + count):
-                    nursery.start_soon(fetch, sequence)
+            try:
+                async with trio.open_nursery() as nursery:
+                    for sequence in range(first, first + count):
+                        nursery.start_soon(fetch, sequence)
+            except BaseExceptionGroup as several:
+                cause = leaf(several)
+                if isinstance(cause, Fault):
+                    raise cause from several
+                raise
         commits: list[tuple[int, bytes, Commit]] = []
         prev = self._replica.head
         for sequence in range(first, first + count):
@@ -335,17 +357,59 @@ class Writer:
                         )
                 else:
                     break
-            commit = commit_format.open_commit(self._keyring, sequence, data)
-            if commit.prev != prev:
-                raise Corrupt(
-                    f"{commit_format.object_name(sequence)} does not follow the commit before it:"
-                    " the store shows different histories"
-                )
+            if len(data) > _USUAL and count > 1:
+                data = await self._get(sequence)  # a large one: one at a time in memory
+            try:
+                commit = self._verified(sequence, data, prev)
+            except Corrupt as exc:
+                # Once more, as for every object that does not verify: it may be the way, not the
+                # store.  Then it is final.
+                log.debug("reading it again: %s", exc)
+                data = await self._get(sequence)
+                commit = self._verified(sequence, data, prev)
             prev = digest(data)
             commits.append((sequence, prev, commit))
         return commits
 
+    async def _get(self, sequence: int, limit: int | None = None) -> bytes:
+        limit = commit_format.MAX_OBJECT if limit is None else limit
+        return await self._store.get(commit_format.object_name(sequence), 0, limit + 1)
+
+    def _verified(self, sequence: int, data: bytes, prev: bytes) -> Commit:
+        if len(data) > commit_format.MAX_OBJECT:
+            raise Corrupt(f"{commit_format.object_name(sequence)} is too large for a commit")
+        commit = commit_format.open_commit(self._keyring, sequence, data)
+        if commit.prev != prev:
+            raise Corrupt(
+                f"{commit_format.object_name(sequence)} does not follow the commit before it:"
+                " the store shows different histories"
+            )
+        return commit
+
     # ---- at mount ---------------------------------------------------------------------------
+
+    async def standing(self) -> str:
+        """Whether the store's history holds the commit that the replica stands on.
+
+        "there", "folded" (only checkpoints tell of it, and what follows it is gone), or "gone".
+        """
+        replica = self._replica
+        for patience in (1.0, 0.0):
+            try:
+                data = await self._get(replica.sequence)
+            except Missing:
+                pass
+            else:
+                return "there" if digest(data) == replica.head else "gone"
+            if patience:
+                await trio.sleep(patience)  # a store may show a new object a little late
+        manifest = await checkpoint.find_usable(self._store, self._keyring)
+        if manifest is None or manifest.sequence < replica.sequence:
+            return "gone"
+        at = len(manifest.history) - 32 * (manifest.sequence - replica.sequence + 1)
+        if at < 0 or manifest.history[at : at + 32] != replica.head:
+            return "gone"
+        return "folded" if manifest.sequence > replica.sequence else "there"
 
     async def check_gap(self) -> None:
         """Raise Corrupt if the store lists a commit later than the first missing one."""

@@ -36,6 +36,7 @@ from megafs.errors import (
     Corrupt,
     Exists,
     Fault,
+    NotAVolume,
     Rollback,
     Unavailable,
 )
@@ -43,7 +44,7 @@ from megafs.fs.filesystem import FileSystem
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.presence import Lease, Presence
-from megafs.journal.replica import Replica
+from megafs.journal.replica import Replica, remove_files
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore
@@ -368,9 +369,20 @@ async def _opened(
             generation=header.generation,
             slot=unlocked.slot_id.hex(),
         )
+        rebooted = places.rebooted()
+        if rebooted and not replica.fresh and not replica.is_sound():
+            log.warning("the replica did not survive a power cut: rebuilding it from the store")
+            replica.reset()
         if not offline:
             try:
-                await _catch_up(replica, store, keyring, writer, header, seen, settings, say)
+                try:
+                    await _catch_up(replica, store, writer, header, seen, settings, say)
+                except Corrupt as exc:
+                    if isinstance(exc, Rollback) or replica.is_sound():
+                        raise
+                    log.warning("the replica is damaged, rebuilding it from the store: %s", exc)
+                    replica.reset()
+                    await _catch_up(replica, store, writer, header, seen, settings, say)
             except Unavailable as exc:
                 if replica.sequence == 0:
                     raise
@@ -386,8 +398,9 @@ async def _opened(
         stage.take_up(
             lambda pack: bool(replica.tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)))
         )
-        if places.rebooted():
+        if rebooted:
             _drop_unsynced(replica, stage)
+            places.note_boot()
         chunks = ChunkStore(store, stage, replica.tree, keyring, settings.memory_cache)
         fs = FileSystem(
             replica, chunks, stage, writer, params, settings, dedup_key=keyring.subkey("name")
@@ -414,18 +427,20 @@ async def _opened(
         remember_fsid(settings.state_dir, url, header.fsid)
         write_durably(places.volume / "header", header.encode())
         _check_head(replica, settings)
-        await offload(
-            head.write,
-            places.volume,
-            head.Seen(
-                header.fsid.hex(),
-                replica.sequence,
-                replica.head.hex(),
-                header.generation,
-                unlocked.slot_id.hex(),
-            ),
-            kind="disk",
-        )
+        # Never backwards: away from the store, an old copy of the replica proves nothing.
+        if seen is None or settings.accept_state or replica.sequence >= seen.sequence:
+            await offload(
+                head.write,
+                places.volume,
+                head.Seen(
+                    header.fsid.hex(),
+                    replica.sequence,
+                    replica.head.hex(),
+                    header.generation,
+                    unlocked.slot_id.hex(),
+                ),
+                kind="disk",
+            )
         _metrics(volume)
         if not header.create_if_absent and not settings.read_only:
             volume.lease = Lease(replica, store, keyring, writer.bar)
@@ -490,19 +505,13 @@ def _open_replica(places: Places, keyring: Keyring, params: Parameters, host: st
         return Replica(places.volume, keyring, params.chunk_size, mount, host)
     except Corrupt as exc:
         log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
-    _remove_replica(places.volume)
+    remove_files(places.volume)
     return Replica(places.volume, keyring, params.chunk_size, mount, host)
-
-
-def _remove_replica(directory: Path) -> None:
-    for name in ("replica.db", "replica.db-wal", "replica.db-shm"):
-        (directory / name).unlink(missing_ok=True)
 
 
 async def _catch_up(
     replica: Replica,
     store: ObjectStore,
-    keyring: Keyring,
     writer: Writer,
     header: Header,
     seen: head.Seen | None,
@@ -510,25 +519,32 @@ async def _catch_up(
     say: Callable[[str], None],
 ) -> None:
     """Bring the replica to the end of the journal, and check it against what was seen before."""
+    if replica.sequence:
+        standing = await writer.standing()
+        if standing == "gone" and not settings.accept_state:
+            raise Rollback(
+                f"the store does not hold commit {replica.sequence}, which this machine has seen:"
+                " it was rolled back, or shows another history. Mount with -o accept_state to go on"
+                " from what it has now"
+            )
+        if standing != "there":
+            log.warning("commit %d is %s: reading the tree again", replica.sequence, standing)
+            replica.reset()
+    elif not replica.fresh:
+        replica.reset()  # an earlier process was reading the tree and did not get to its end
     if replica.sequence == 0:
-        manifest = await checkpoint.find_usable(store, keyring)
-        if manifest is not None:
-            say(f"reading the tree as of commit {manifest.sequence}")
-
-            def progress(done: int, total: int) -> None:
-                say(f"reading the tree as of commit {manifest.sequence}: {done} of {total} parts")
-
-            await checkpoint.load(store, replica, manifest, progress)
+        await checkpoint.load_newest(store, replica, say)
     await writer.catch_up()
-    if replica.sequence == 0:
-        if seen is not None and not settings.accept_state:
-            writer.check_seen(seen)
-        say("the volume has no root directory yet: making it")
-        await write_first_commit(store, keyring, header.generation)
-        await writer.catch_up()
     await writer.check_gap()
     if not settings.accept_state:
         writer.check_seen(seen)
+    _check_head(replica, settings)
+    if replica.sequence == 0:
+        if settings.read_only:
+            raise NotAVolume(f"{store.url}: the volume has no root directory yet")
+        say("the volume has no root directory yet: making it")
+        await write_first_commit(store, replica.keyring, header.generation)
+        await writer.catch_up()
 
 
 def _check_head(replica: Replica, settings: Settings) -> None:
@@ -587,6 +603,8 @@ async def _checkpoints(volume: Volume) -> None:
     replica = volume.replica
     while True:
         await trio.sleep(clock.uniform(5, 15))
+        if volume.writer.frozen is not None:
+            continue  # what this mount knows is not what the store shows
         if replica.sequence - replica.checkpoint >= CHECKPOINT_EVERY:
             await write_checkpoint(volume)
 

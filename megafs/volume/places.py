@@ -56,20 +56,17 @@ class Places:
         return fd
 
     def rebooted(self) -> bool:
-        """Whether the machine started anew since the last call: bytes may be lost that no sync
-        had covered.  Within one boot the kernel keeps what was written."""
+        """Whether the machine started anew since `note_boot`: bytes may be lost that no sync had
+        covered.  Within one boot the kernel keeps what was written."""
+        boot = _boot_id()
         try:
-            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            return not boot or (self.volume / "boot").read_text() != boot
         except OSError:
             return True
-        path = self.volume / "boot"
-        try:
-            if path.read_text() == boot:
-                return False
-        except OSError:
-            pass
-        write_durably(path, boot.encode())
-        return True
+
+    def note_boot(self) -> None:
+        """What the last power cut took is dealt with."""
+        write_durably(self.volume / "boot", _boot_id().encode())
 
     def mount_number(self) -> int:
         """The number of this state directory among the volume's mounts; made at the first call."""
@@ -80,6 +77,13 @@ class Places:
             number = int.from_bytes(clock.random_bytes(8), "big") >> 1 or 1
             write_durably(path, str(number).encode())
             return number
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def remembered_fsid(state_dir: Path, url: str) -> bytes | None:
