@@ -318,7 +318,12 @@ class LocalStore(ObjectStore):
             pass
 
     def _list(self, prefix: str, after: str, limit: int) -> Page:
-        names = self._names("", prefix, after)
+        top = prefix.rpartition("/")[0]
+        if top and not _is_name(top):
+            top = ""  # no object's name begins so; and ".." must not lead out of the store
+        if not os.path.isdir(self._root):
+            raise self._absent("")
+        names = self._names(top and top + "/", prefix, after)
         entries: list[Entry] = []
         for name in names:
             try:
@@ -354,8 +359,6 @@ class LocalStore(ObjectStore):
                     if wanted:
                         found.append(name)
         except (FileNotFoundError, NotADirectoryError):
-            if not directory:
-                raise self._absent("") from None
             return
         found.sort()
         for name in found:
