@@ -124,12 +124,18 @@ class Merge:
         self.label = f"conflict from {_plain(host)} {date}".encode()
         self.aliases: dict[int, int] = {}
         self.notes: list[str] = []
+        #: Files whose later contents are in already: in a conflict copy, or brought back.
         self._settled: set[int] = set()
+        self._revived: set[int] = set()
+        #: Files that go on as a conflict copy, for want of a view of what they were.
+        self._copies: dict[int, int] = {}
         self._done: list[Operation] = []
 
     def redo(self, op: Operation) -> list[Operation]:
         """Apply *op*, or what stands for it now; return the operations that were applied."""
         self._done = []
+        if isinstance(op, Rmdir) and op.ino in self.aliases:
+            return []  # ours was never made: the one that is there is somebody else's
         op = self._translated(op)
         match op:
             case Create():
@@ -199,7 +205,7 @@ class Merge:
         if there is not None:
             name = self._conflict_name(parent, op.name)
             self._note(f"{self._shown(parent, op.name)} was made twice: ours is now {_show(name)}")
-        inode = self.tree.find(op.ino)
+        inode = self._present(op.ino)
         if inode is None or inode.nlink == 0:
             if inode is None and op.ino in self.view.seen:
                 self._revive_file(op.ino, parent, name, op.time_ns)
@@ -210,7 +216,7 @@ class Merge:
         if self.tree.find(op.parent) is None or self.tree.child(op.parent, op.name) != op.ino:
             return
         inode = self.tree.inode(op.ino)
-        if inode.version != op.version and inode.nlink == 1 and op.ino not in self._settled:
+        if inode.version != op.version and inode.nlink == 1 and op.ino not in self._revived:
             self._note(
                 f"{self._shown(op.parent, op.name)} was removed here and changed elsewhere:"
                 " it stays"
@@ -249,25 +255,26 @@ class Merge:
         fits = there == 0 or there == op.replaced
         if fits and there:
             other = tree.inode(there)
-            fits = other.is_dir or other.version == op.replaced_version
+            fits = other.is_dir or other.version == op.replaced_version or there in self._revived
         moved = msgspec.structs.replace(op, new_parent=new_parent, replaced=there)
+        if tree.inode(op.ino).is_dir and tree.is_below(new_parent, op.ino):
+            name = self._conflict_name(op.parent, op.new_name)
+            self._note(
+                f"{self._shown(op.parent, op.name)} could not move below itself after a rename"
+                f" elsewhere: it is now {_show(name)}"
+            )
+            self._do(
+                msgspec.structs.replace(
+                    op, new_parent=op.parent, new_name=name, replaced=0, flags=0
+                )
+            )
+            return
         if fits:
             try:
                 self._do(moved)
                 return
-            except Refused as no:
-                if no.errno == e.EINVAL:  # it would lie inside itself
-                    name = self._conflict_name(op.parent, op.new_name)
-                    self._note(
-                        f"{self._shown(op.parent, op.name)} could not move below itself after a"
-                        f" rename elsewhere: it is now {_show(name)}"
-                    )
-                    self._do(
-                        msgspec.structs.replace(
-                            op, new_parent=op.parent, new_name=name, replaced=0, flags=0
-                        )
-                    )
-                    return
+            except Refused:
+                pass  # a directory there was filled meanwhile
         name = self._conflict_name(new_parent, op.new_name)
         self._note(
             f"{self._shown(new_parent, op.new_name)} was made or changed elsewhere: ours, moved"
@@ -277,7 +284,7 @@ class Merge:
 
     def _rename_moved(self, op: Rename, new_parent: int) -> None:
         """What we renamed is no longer where it was."""
-        if self.tree.find(op.ino) is not None:
+        if self._present(op.ino) is not None:
             self._note(
                 f"{_show(op.name)} was renamed here to {_show(op.new_name)} and also elsewhere:"
                 " the other name stands"
@@ -296,7 +303,13 @@ class Merge:
     def _contents(self, op: Contents) -> None:
         if op.ino in self._settled:
             return
-        inode = self.tree.find(op.ino)
+        copied = self._copies.get(op.ino)
+        if copied is not None:
+            op = msgspec.structs.replace(op, ino=copied)
+            base = self.tree.inode(copied).version
+            self._do(msgspec.structs.replace(op, base=base))
+            return
+        inode = self._present(op.ino)
         if inode is not None and inode.version == op.base:
             self._do(op)
             return
@@ -344,6 +357,7 @@ class Merge:
             )
             base = self.tree.inode(new).version
             self._do(msgspec.structs.replace(op, ino=new, base=base, version=self.number()))
+            self._copies[op.ino] = new
         else:
             self._do(
                 Contents(
@@ -357,7 +371,7 @@ class Merge:
                     tuple(extents),
                 )
             )
-        self._settled.add(op.ino)
+            self._settled.add(op.ino)
         self._note(
             f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
         )
@@ -476,6 +490,7 @@ class Merge:
                 )
             )
             self._settled.add(ino)
+        self._revived.add(ino)
 
     def _lost_found(self, time_ns: int) -> int:
         """The directory for what has no place of its own any more."""
@@ -499,6 +514,20 @@ class Merge:
             )
         )
         return ino
+
+    def _present(self, ino: int) -> Inode | None:
+        """The inode, or None if others removed it.
+
+        One that they removed and still have open is removed for us: nothing leads to it, and it
+        ends with their last close.  It goes here, so that it can come back under its number.
+        """
+        inode = self.tree.find(ino)
+        if inode is not None and inode.nlink == 0:
+            seen = self.view.seen.get(ino)
+            if seen is not None and seen.inode.nlink:
+                self._do(Reap(ino))
+                return None
+        return inode
 
     # ---- small steps ------------------------------------------------------------------------
 
