@@ -118,6 +118,7 @@ class DiskCached(ObjectStore):
         # Owned by the loop; the background task hands copies to its threads.
         self._segments = Segments()
         self._handles: OrderedDict[Segment, None] = OrderedDict()
+        self._scratch = memoryview(bytearray(_IN_PLACE))
         self._flights: dict[str, list[_Flight]] = {}
         self._pinned: set[str] = set()
         self._touched: set[Segment] = set()
@@ -227,7 +228,7 @@ class DiskCached(ObjectStore):
             return b""
         handle: Open | None = segment.handle
         if handle is not None and size <= _IN_PLACE:
-            data = handle.read_in_place(offset, size)
+            data = handle.read_in_place(offset, size, self._scratch)
             if data is not None:
                 await trio.lowlevel.checkpoint()
                 return data
@@ -473,7 +474,8 @@ class DiskCached(ObjectStore):
                         # Anything: OSError, sqlite3.Error, what diskcache makes of them.
                         self._sicken(getattr(exc, "strerror", None) or str(exc) or repr(exc))
                     finally:
-                        await self._shut()
+                        with trio.move_on_after(5, shield=True):
+                            await self._shut()
                     if not self._closing:
                         self._wake = trio.Event()  # only aclose() need wake us now
                         with trio.move_on_after(self._backoff):
@@ -488,8 +490,7 @@ class DiskCached(ObjectStore):
         self._quiet.set()
         shelf, self._opened = self._opened, None
         if shelf is not None:
-            with trio.move_on_after(5, shield=True):
-                await offload(_close, shelf, kind="disk", abandon=True)
+            await offload(_close, shelf, kind="disk", abandon=True)
 
     async def _wake_up(self) -> None:
         """Wait for something to do."""

@@ -163,11 +163,13 @@ class Retrying(ObjectStore):
         async def once(again: bool) -> None:
             try:
                 await self._store.put_new(name, data)
-            except Exists:
-                # `again` rather than `maybe_done`: reading back once too often costs one request,
-                # taking our own object for another's costs a conflict copy.
-                if not (again and await self._holds(name, data)):
-                    raise
+                return
+            except Exists as exc:
+                taken = exc
+            # `again` rather than `maybe_done`: reading back once too often costs one request,
+            # taking our own object for another's costs a conflict copy.
+            if not (again and await self._holds(name, data)):
+                raise taken
 
         # Twice the length: the reading back.
         await self._run("put_new", name, once, 2 * len(data))

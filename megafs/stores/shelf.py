@@ -125,9 +125,13 @@ class Open:
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.fd, size, offset)
 
-    def read_in_place(self, offset: int, size: int) -> bytes | None:
-        """Return the bytes if the kernel has them in memory, None if it would have to wait."""
-        buffer = bytearray(size)
+    def read_in_place(self, offset: int, size: int, scratch: memoryview) -> bytes | None:
+        """Return the bytes if the kernel has them in memory, None if it would have to wait.
+
+        scratch: overwritten.  (A fresh buffer of 256 KiB for each read costs 250 microseconds in
+            page faults; one that is used again, 10.)
+        """
+        buffer = scratch[:size]
         try:
             if os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT) == size:
                 return bytes(buffer)
