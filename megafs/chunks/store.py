@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
@@ -67,6 +67,8 @@ class ChunkStore:
         self._ahead = trio.CapacityLimiter(4)
         self.hits = 0
         self.misses = 0
+        #: Asked for packs that the present tree does not know: the past may (fs/past.py).
+        self.elsewhere: Callable[[int], Pack | None] | None = None
 
     def remember(self, extent: Extent, data: Data) -> None:
         """Keep an opened chunk that somebody just wrote."""
@@ -224,7 +226,13 @@ class ChunkStore:
     def _pack(self, number: int) -> tuple[Pack, bytes]:
         known = self._keys.get(number)
         if known is None:
-            pack = self._tree.pack(number)
+            try:
+                pack = self._tree.pack(number)
+            except Corrupt:
+                found = self.elsewhere(number) if self.elsewhere is not None else None
+                if found is None:
+                    raise
+                pack = found
             known = self._keys[number] = (pack, self._keyring.pack_key(pack.name, pack.epoch))
             if len(self._keys) > 4096:
                 self._keys.popitem(last=False)

@@ -26,8 +26,9 @@ from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
 from megafs.config import Parameters, Settings
 from megafs.errors import Corrupt, Fault, Missing, Refused, StoreError
-from megafs.fs import acl
+from megafs.fs import acl, past
 from megafs.fs.contents import Contents
+from megafs.fs.past import FIRST_REAL, Past
 from megafs.fs.writeback import Writeback
 from megafs.journal.replica import News, Replica, Ticket
 from megafs.journal.writer import Writer
@@ -174,6 +175,8 @@ class FileSystem:
         self._known: dict[int, int] = {}
         self._ghosts: dict[int, Inode] = {}
         self._stale: set[int] = set()
+        #: What `.megafs` in the root shows; nothing if not set.
+        self.past: Past | None = None
         writer.before_follow = self.writeback.flush_some
         writer.on_news = self._on_news
 
@@ -181,6 +184,8 @@ class FileSystem:
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         """The inode that *name* in *parent* stands for."""
+        if parent < FIRST_REAL and parent != ROOT:
+            return self._the_past().lookup(parent, name)
         parent = self._real(parent)
         if name == b".":
             return self.getattr(parent)
@@ -190,12 +195,16 @@ class FileSystem:
             raise Refused(e.ENAMETOOLONG)
         found = self._tree.lookup(parent, name)
         if found is None:
+            if parent == ROOT and name == past.NAME and self.past is not None:
+                return self.past.top()
             self._tree.directory(parent)
             raise Refused(e.ENOENT)
         return self._shown(found)
 
     def getattr(self, ino: int) -> Inode:
         """The attributes of an inode, also of an unlinked one that the kernel still knows."""
+        if ino < FIRST_REAL and ino != ROOT:
+            return self._the_past().getattr(ino)
         ino = self._real(ino)
         found = self._tree.find(ino)
         if found is None:
@@ -210,18 +219,47 @@ class FileSystem:
         return inode if contents is None else contents.show(inode)
 
     def _real(self, ino: int) -> int:
-        """The inode that *ino* became when two directories of one name became one."""
+        """The inode that *ino* became when two directories of one name became one.
+
+        EROFS for what lies in the past: whoever only reads does not ask.
+        """
+        if ino < FIRST_REAL and ino != ROOT:
+            raise Refused(e.EROFS)
         return self._replica.aliases.get(ino, ino) if self._replica.aliases else ino
 
+    def _the_past(self) -> Past:
+        if self.past is None:
+            raise Refused(e.ENOENT)
+        return self.past
+
+    async def reach(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
+        """Have what `lookup`, `opendir` and the like need: to be awaited right before one of them
+        when *ino* lies in the past (`past.is_past`), whose trees have to be read first.
+        """
+        await self._the_past().reach(ino, name, attributes=attributes)
+
+    def _keep_past_name(self, parent: int, name: bytes) -> None:
+        """EROFS if this is the name of the past, which may not be removed or moved over."""
+        if parent == ROOT and name == past.NAME and self.past is not None:
+            raise Refused(e.EROFS)
+
     def readlink(self, ino: int) -> bytes:
+        if ino < FIRST_REAL and ino != ROOT:
+            return self._the_past().readlink(ino)
         return self._tree.target(self._real(ino))
 
     def remember(self, ino: int) -> None:
         """The kernel knows this inode once more."""
+        if ino < FIRST_REAL and ino != ROOT and self.past is not None:
+            self.past.remember(ino)
+            return
         self._known[ino] = self._known.get(ino, 0) + 1
 
     def forget(self, ino: int, n: int) -> None:
         """The kernel knows this inode *n* times less."""
+        if ino < FIRST_REAL and ino != ROOT and self.past is not None:
+            self.past.forget(ino, n)
+            return
         left = self._known.get(ino, 0) - n
         if left > 0:
             self._known[ino] = left
@@ -257,9 +295,12 @@ class FileSystem:
     # ---- directories ------------------------------------------------------------------------
 
     def opendir(self, ino: int) -> int:
-        ino = self._real(ino)
-        if ino not in self._ghosts:
-            self._tree.directory(ino)
+        if ino < FIRST_REAL and ino != ROOT:
+            self._the_past().check_directory(ino)
+        else:
+            ino = self._real(ino)
+            if ino not in self._ghosts:
+                self._tree.directory(ino)
         handle = self._handle_number()
         self._directories[handle] = ino
         return handle
@@ -269,7 +310,10 @@ class FileSystem:
 
         Names that stay while others come and go are given exactly once; without "." and "..".
         """
-        entries = self._tree.entries(self._real(self._directories[fh]), after, limit)
+        ino = self._directories[fh]
+        if ino < FIRST_REAL and ino != ROOT:
+            return self._the_past().readdir(ino, after, limit)
+        entries = self._tree.entries(self._real(ino), after, limit)
         if self._contents:
             for _, inode, _ in entries:
                 self._shown(inode)
@@ -317,6 +361,7 @@ class FileSystem:
             raise Refused(e.ENAMETOOLONG)
         if self._tree.child(parent, name) is not None:
             raise Refused(e.EEXIST)
+        self._keep_past_name(parent, name)
         self._check_quota_for_names()
         gid = caller.gid
         is_dir = stat.S_ISDIR(mode)
@@ -428,6 +473,8 @@ class FileSystem:
         if len(new_name) > NAME_MAX:
             raise Refused(e.ENAMETOOLONG)
         replaced = self._tree.lookup(new_parent, new_name)
+        if replaced is None:
+            self._keep_past_name(new_parent, new_name)
         if flags & RENAME_NOREPLACE and replaced is not None:
             raise Refused(e.EEXIST)
         if flags & RENAME_EXCHANGE and replaced is None:
@@ -487,6 +534,7 @@ class FileSystem:
             raise Refused(e.ENAMETOOLONG)
         found = self._tree.lookup(parent, name)
         if found is None:
+            self._keep_past_name(parent, name)
             self._tree.directory(parent)
             raise Refused(e.ENOENT)
         return found
@@ -583,12 +631,16 @@ class FileSystem:
             contents.unprivileged = uid != 0 or not inode.mode & (stat.S_ISUID | stat.S_ISGID)
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
+        if ino < FIRST_REAL and ino != ROOT:
+            return self._the_past().getxattr(ino, name)
         value = self._tree.xattr(self._real(ino), name)
         if value is None:
             raise Refused(e.ENODATA)
         return value
 
     def listxattr(self, ino: int) -> list[bytes]:
+        if ino < FIRST_REAL and ino != ROOT:
+            return self._the_past().listxattr(ino)
         return [name for name, _ in self._tree.xattrs(self._real(ino))]
 
     async def setxattr(
@@ -648,6 +700,10 @@ class FileSystem:
 
     async def open(self, ino: int, flags: int, caller: Caller) -> tuple[int, bool]:
         """Open a file: (handle, whether the kernel's cached pages still hold)."""
+        if ino < FIRST_REAL and ino != ROOT:
+            handle = self._handle_number()
+            self._the_past().open(ino, flags, handle)
+            return handle, True
         ino = self._real(ino)
         inode = self._tree.find(ino)
         if inode is None:
@@ -704,6 +760,8 @@ class FileSystem:
 
     async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         """Up to *size* bytes from *offset*, fewer only at the end of the file."""
+        if fh not in self._handles and self.past is not None and self.past.has(fh):
+            return await self._read_past(self.past, fh, offset, size)
         handle = self._handle(fh)
         if not handle.readable:
             raise Refused(e.EBADF)
@@ -726,6 +784,17 @@ class FileSystem:
                     self.spawner.start(self._chunks.fetch_ahead, extents)
         if self._settings.atime != "noatime" and not self._settings.read_only:
             await self._touch_atime(contents.ino)
+        return data
+
+    async def _read_past(self, past: Past, fh: int, offset: int, size: int) -> bytes | memoryview:
+        try:
+            data, ahead = await past.read(fh, offset, size)
+        except (Corrupt, Missing) as exc:
+            text = f"{past.path(fh)}, bytes {offset} to {offset + size - 1}: {exc}"
+            self.errors.add(text)
+            raise type(exc)(text) from exc
+        if ahead and self.spawner.start is not None:
+            self.spawner.start(self._chunks.fetch_ahead, ahead)
         return data
 
     async def _touch_atime(self, ino: int) -> None:
@@ -776,6 +845,8 @@ class FileSystem:
 
     async def flush(self, fh: int) -> None:
         """close(2): what was written is in the state directory, durable, when this returns."""
+        if self.past is not None and self.past.has(fh):
+            return
         handle = self._handle(fh)
         if not handle.writable:
             return
@@ -785,6 +856,8 @@ class FileSystem:
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Durable in the store, or here, as the mount option `fsync` says."""
+        if self.past is not None and self.past.has(fh):
+            return
         await self._stage_file(self._handle(fh).contents)
         await self._make_durable()
 
@@ -818,6 +891,8 @@ class FileSystem:
         """The last reference to a handle is gone."""
         handle = self._handles.pop(fh, None)
         if handle is None:
+            if self.past is not None:
+                self.past.release(fh)
             return
         contents = handle.contents
         contents.opens -= 1

@@ -41,6 +41,7 @@ from megafs.errors import (
     Unavailable,
 )
 from megafs.fs.filesystem import FileSystem
+from megafs.fs.past import Past
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.presence import Lease, Presence
@@ -53,6 +54,7 @@ from megafs.volume import header as headers
 from megafs.volume import keys, unlocking
 from megafs.volume.format import write_first_commit
 from megafs.volume.header import Credential, Header, Remembered, Unlocked
+from megafs.volume.history import History
 from megafs.volume.places import Places, remember_fsid, remembered_fsid, write_durably
 
 log = logging.getLogger(__name__)
@@ -93,6 +95,7 @@ class Volume:
     writer: Writer
     checkpointer: Checkpointer
     presence: Presence
+    history: History
     metrics: Registry
     lease: Lease | None = None
     offline: bool = False
@@ -407,6 +410,16 @@ async def _opened(
         )
         if not settings.read_only:
             await fs.reap_orphans()
+        history = History(
+            store, keyring, replica, places.cache / "past", params.chunk_size, fs.spawner
+        )
+        fs.past = Past(
+            history,
+            chunks,
+            lambda: fs.getattr(fs.root_ino),
+            patience=settings.deadline,
+            readahead=settings.readahead,
+        )
         volume = Volume(
             fs,
             url,
@@ -421,6 +434,7 @@ async def _opened(
             writer,
             Checkpointer(replica, store, keyring),
             Presence(replica, store, keyring, read_only=settings.read_only),
+            history,
             metrics,
             offline=offline,
         )
@@ -462,6 +476,7 @@ async def _opened(
                 fs.spawner.start = None
                 nursery.cancel_scope.cancel()
         stage.close()
+        history.close()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             await volume.presence.leave()
             if volume.lease is not None:
