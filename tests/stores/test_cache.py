@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import pickle
+import random
 import sqlite3
 import subprocess
 import sys
@@ -825,3 +826,45 @@ async def test_errors_of_the_store_pass(cached):
     with pytest.raises(Missing):
         await cached.get("packs/ab/none", 0, 10)
     assert cached._flights == {}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_readers_who_come_and_go_over_a_bad_line_get_the_right_bytes(
+    autojump_clock, tmp_path, seed
+):
+    """Many tasks, cancelled at any moment, with faults, forgetting, eviction and restarts."""
+    chance = random.Random(seed)
+    memory = MemoryStore()
+    for i in range(4):
+        await memory.put_new(f"packs/aa/{i}", chance.randbytes(150_000))
+    faulty = Faulty(memory, seed=seed, rates={"slow": 0.3, "before": 0.1, "hang": 0.02})
+    results = {"right": 0, "failed": 0}
+
+    with concurrency.in_place():
+        store = DiskCached(faulty, tmp_path / "cache", 900_000, queue=200_000, handles=4)
+
+        async def reader() -> None:
+            for _ in range(30):
+                name = f"packs/aa/{chance.randrange(4)}"
+                start, length = chance.randrange(160_000), chance.randrange(1, 60_000)
+                with trio.move_on_after(chance.choice([0, 0.5, 1, 3, 60])):
+                    try:
+                        data = await store.get(name, start, length)
+                    except Unavailable:
+                        results["failed"] += 1
+                        continue
+                    assert data == memory.objects[name][start : start + length]
+                    results["right"] += 1
+                if chance.random() < 0.05:
+                    await store.forget(name)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(reader)
+        assert store._flights == {}
+        await store.settle()
+        assert store.stats()["queued_bytes"] == 0
+        assert du(tmp_path / "cache") <= 900_000
+        await store.aclose()
+
+    assert results["right"] > 50
