@@ -82,6 +82,8 @@ osd heartbeat grace = 5
 osd data = {dir}/osd.$id
 osd objectstore = {store}
 osd class update on start = false
+# Debian 13 builds the default path without its leading slash.
+osd class dir = {classes}
 osd crush chooseleaf type = 0
 osd pool default size = {size}
 osd pool default min size = {min_size}
@@ -226,6 +228,7 @@ class Ceph:
                 size=self._size,
                 min_size=2 if self._size > 2 else 1,
                 bytes=self._capacity,
+                classes=next(Path("/usr").glob("lib*/**/rados-classes"), "rados-classes"),
             )
         )
         self.endpoint = f"http://127.0.0.1:{s3_port}"

@@ -55,6 +55,8 @@ def test_directories_of_dead_owners_are_cleared(
     (left / "run").mkdir(parents=True)
     sleeper = subprocess.Popen(["sleep", "60"], env={"CEPH_CONF": f"{left}/ceph.conf"})
     stranger = subprocess.Popen(["sleep", "60"])
+    while b"CEPH_CONF" not in Path(f"/proc/{sleeper.pid}/environ").read_bytes():
+        time.sleep(0.01)  # it is still being made
     try:
         (left / "run" / "rgw.pid").write_text(f"{sleeper.pid}\n")
         (left / "run" / "mon.pid").write_text(f"{stranger.pid}\n")
