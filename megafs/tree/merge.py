@@ -73,14 +73,18 @@ class Seen:
 
 @dataclass(slots=True)
 class View:
-    """The inodes that others changed, as this mount saw them, with the directories above."""
+    """The inodes that others changed, as this mount saw them, with the directories above.
+
+    complete: an inode that others changed and that is not here, this mount had removed itself.
+    """
 
     seen: dict[int, Seen] = field(default_factory=dict)
+    complete: bool = False
 
     @classmethod
     def of(cls, tree: Tree, inos: Iterable[int]) -> View:
         """Look at these inodes now; those that do not exist are left out."""
-        view = cls()
+        view = cls(complete=True)
         for ino in inos:
             view.add(tree, ino)
         return view
@@ -318,6 +322,8 @@ class Merge:
             return
         if inode.nlink == 0:
             return  # nobody can reach an unlinked file but those who have it open
+        if self.view.complete and op.ino not in self.view.seen:
+            return  # we removed it afterwards; what others made of it stays
         places = self.tree.places(op.ino)
         parent, name = places[0] if places else (self._lost_found(op.ctime_ns), b"file")
         copy = self._conflict_name(parent, name)
@@ -379,6 +385,8 @@ class Merge:
     def _come_back(self, op: Contents) -> None:
         """A file we wrote to was removed elsewhere."""
         seen = self.view.seen.get(op.ino)
+        if seen is None and self.view.complete:
+            return  # we removed it as well, afterwards
         if seen is None:
             name = self._free_name(self._lost_found(op.ctime_ns), b"file")
             self._do(
