@@ -41,6 +41,7 @@ from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
 from megafs.fs.filesystem import Caller, FileSystem, Invalidation
+from megafs.fs.past import is_past, is_top
 from megafs.metrics import Registry
 from megafs.tree.inode import Inode, SetAttr
 
@@ -197,8 +198,11 @@ class View:
         """Return *inode* as the kernel is to see it."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode.ino
-        entry.entry_timeout = self.entry_timeout
-        entry.attr_timeout = self.attr_timeout
+        if is_top(inode.ino):  # of the past: it may turn out to be closed to whoever asks
+            entry.entry_timeout = entry.attr_timeout = 0.0
+        else:
+            entry.entry_timeout = self.entry_timeout
+            entry.attr_timeout = self.attr_timeout
         entry.st_mode = inode.mode if self.umask is None else self._masked(inode.mode, self.umask)
         entry.st_nlink = inode.nlink
         entry.st_uid = inode.uid if self.uid is None else self.uid
@@ -275,6 +279,8 @@ class Adapter(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         with self._answering("lookup"):
             try:
+                if is_past(parent_inode):
+                    await self._fs.reach(parent_inode, name)
                 return self._new(self._fs.lookup(parent_inode, name))
             except Refused as no:
                 if no.errno == errno.ENOENT and self._view.negative_timeout > 0:
@@ -290,6 +296,8 @@ class Adapter(pyfuse3.Operations):
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         with self._answering("getattr"):
+            if is_past(inode):
+                await self._fs.reach(inode, attributes=True)
             return self._view.show(self._fs.getattr(inode))
 
     async def setattr(
@@ -314,6 +322,8 @@ class Adapter(pyfuse3.Operations):
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
         with self._answering("readlink"):
+            if is_past(inode):
+                await self._fs.reach(inode)
             return self._fs.readlink(inode)
 
     async def mknod(
@@ -364,6 +374,8 @@ class Adapter(pyfuse3.Operations):
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         with self._answering("open"):
+            if is_past(inode):
+                await self._fs.reach(inode)
             fh, keep_cache = await self._fs.open(inode, flags, _caller(ctx))
             return pyfuse3.FileInfo(fh=fh, keep_cache=keep_cache)
 
@@ -397,6 +409,8 @@ class Adapter(pyfuse3.Operations):
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         with self._answering("opendir"):
+            if is_past(inode):
+                await self._fs.reach(inode)
             fh = self._fs.opendir(inode)
             self._directories[fh] = inode
             return fh
@@ -404,6 +418,8 @@ class Adapter(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         # Cookies: 1 follows ".", 2 follows "..", and n + 2 follows the entry with cookie n.
         with self._answering("readdir"):
+            if is_past(self._directories[fh]):
+                await self._fs.reach(self._directories[fh])
             if start_id < 2 and not self._reply_dots(fh, start_id, token):
                 return
             after = max(start_id - 2, 0)
@@ -469,10 +485,14 @@ class Adapter(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         with self._answering("getxattr"):
+            if is_past(inode):
+                await self._fs.reach(inode, attributes=True)
             return self._fs.getxattr(inode, name)
 
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         with self._answering("listxattr"):
+            if is_past(inode):
+                await self._fs.reach(inode, attributes=True)
             return self._fs.listxattr(inode)
 
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -55,6 +55,7 @@ class MemoryFS:
         self._handles: dict[int, int] = {}
         self._cookie = 0
         self._make(stat.S_IFDIR | 0o755, Caller(os.getuid(), os.getgid(), 0, 0), 0)
+        self._next = 1 << 25  # numbers below are those of the past
 
     # -- inside
 
