@@ -575,7 +575,7 @@ class DiskCached(ObjectStore):
             free += cost
         room = self._limit - measured.overhead - self._slack
         # Of the file system, until others would miss it.
-        spare = free - self._min_free - self._slack
+        spare = free - self._min_free - min(self._slack, 1 << 20)
         if self._drops:
             return drops, []  # first things first: a long list of drops is room for all
         writes: Row = []
@@ -589,6 +589,11 @@ class DiskCached(ObjectStore):
             segment.cost = shelf.cost(segment.size)
             spare += self._evict(max(self._used + segment.cost - room, segment.cost - spare), drops)
             if self._used + segment.cost > room or segment.cost > spare:
+                if segment.cost > spare:
+                    self._trouble = (
+                        f"nothing is written: the file system has {measured.free >> 20} MiB free,"
+                        f" and {self._min_free >> 20} MiB are for others"
+                    )
                 self._queued -= len(segment.data or b"")
                 segment.data = None
                 segment.handle = None

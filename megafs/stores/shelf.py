@@ -193,7 +193,9 @@ class Shelf:
         self.block = max(512, os.statvfs(self.directory).f_frsize)
         try:
             return self._load()
-        except (sqlite3.Error, ValueError, TypeError, diskcache.Timeout) as exc:
+        except (sqlite3.Error, ValueError, TypeError) as exc:
+            if isinstance(exc, sqlite3.Error) and not _is_damage(exc):
+                raise  # a disk that is full or broken: what is there may be good
             log.info("cache %s: damaged (%s), begun anew", self.directory, exc)
             self._wipe()
             return self._load()
@@ -350,6 +352,20 @@ class Shelf:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+
+
+def _is_damage(exc: sqlite3.Error) -> bool:
+    """Whether the table is not what it should be, rather than the disk below it."""
+    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    # SQLITE_ERROR: SQL that does not fit, for want of a table or column.
+    return code in (
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_FORMAT,
+        sqlite3.SQLITE_MISMATCH,
+        sqlite3.SQLITE_CONSTRAINT,
+    )
 
 
 def _segment_of(

@@ -466,6 +466,13 @@ async def test_free_space_is_left_to_others(autojump_clock, below, tmp_path, mon
         await store.get(ONE, 0, 100)
         await store.settle()
         assert store.stats()["entries"] == 0
+        assert "1 MiB are for others" in store.stats()["trouble"]
+
+        others = 0
+        await store.get(ONE, 0, 100)
+        await store.settle()
+        assert store.stats()["entries"] == 1
+        assert store.stats()["trouble"] == ""
         await store.aclose()
 
 
@@ -633,6 +640,31 @@ async def test_a_damaged_table_is_begun_anew(cached, below, tmp_path, damage):
     assert store.stats()["state"] == "ok"
     assert store.cached(ONE, 0, 5000)
     assert len(list((tmp_path / "cache").glob("?/*"))) == store.stats()["entries"]
+    await store.aclose()
+
+
+async def test_a_full_disk_at_the_start_is_not_damage(cached, below, tmp_path, monkeypatch):
+    await cached.get(ONE, 0, 5000)
+    await cached.aclose()
+    wiped = []
+    monkeypatch.setattr(Shelf, "_wipe", lambda self: wiped.append(self))
+
+    def full(self):
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "_load", full)
+        store = DiskCached(below, tmp_path / "cache", 64 * MIB)
+        assert len(await store.get(ONE, 0, 5000)) == 5000
+        assert store.stats()["state"] == "off"
+        await store.aclose()
+
+    assert wiped == []
+    store = DiskCached(below, tmp_path / "cache", 64 * MIB)
+    await store.settle()
+    assert store.cached(ONE, 0, 5000)
     await store.aclose()
 
 
