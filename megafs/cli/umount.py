@@ -89,7 +89,8 @@ def _ask(card: Card, how: str) -> dict[str, Any]:
                 beside += f"; {progress['error']}"
             step(progress["staged_bytes"] or min(progress["pending_operations"], 1), beside)
 
-        facts = control.call(card, "umount", how=how, patience=30.0, progress=told)
+        patience = FORCE_STEP if how == "force" else 30.0
+        facts = control.call(card, "umount", how=how, patience=patience, progress=told)
     if how != "lazy" and not control.wait_for_end(card.pid, END_WITHIN):
         output.warn(f"process {card.pid} has not ended yet")
     return facts

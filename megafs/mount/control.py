@@ -127,14 +127,8 @@ def remove_card(card: Card) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process *pid*."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether process *pid* is there and has not ended (a zombie has)."""
+    return not wait_for_end(pid, 0)
 
 
 def wait_for_end(pid: int, patience: float) -> bool:

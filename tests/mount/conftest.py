@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mount.machine import Machine
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _MNT_DETACH = 2
 
@@ -86,3 +88,20 @@ def processes(place: Path) -> Iterator[Processes]:
     started = Processes()
     yield started
     started.end()
+
+
+@pytest.fixture
+def machine(place: Path) -> Iterator[Machine]:
+    """A machine with a new volume, not mounted yet; its mount is killed at the end if need be."""
+    made = Machine(place)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+def volume(machine: Machine) -> Machine:
+    """The machine, with a volume formatted at its URL."""
+    machine.format()
+    return machine

@@ -1,0 +1,99 @@
+"""The megafs command as a user of one machine has it: own state, cache and sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from megafs.mount import control
+
+PASSPHRASE = "correct horse battery staple"
+
+
+class Machine:
+    """Runs `megafs` with directories of its own below *place*."""
+
+    def __init__(self, place: Path, name: str = "a", url: str | None = None) -> None:
+        self.place = place / name
+        self.place.mkdir()
+        self.url = url or f"file://{place}/store"
+        self.mnt = self.place / "mnt"
+        self.mnt.mkdir()
+        self.environ = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("MEGAFS_", "AWS_"))},
+            "MEGAFS_STATE_DIR": str(self.place / "state"),
+            "MEGAFS_CACHE_DIR": str(self.place / "cache"),
+            "MEGAFS_RUNTIME_DIR": str(self.place / "run"),
+            "MEGAFS_CONFIG": str(self.place / "config.toml"),
+            "MEGAFS_KDF": "low-memory",
+            "MEGAFS_PASSPHRASE": PASSPHRASE,
+        }
+        (self.place / "config.toml").touch()
+
+    def command(self, *args: str | Path) -> list[str]:
+        return [sys.executable, "-m", "megafs", *map(str, args)]
+
+    def run(
+        self, *args: str | Path, code: int = 0, environ: dict[str, str] | None = None, **more: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command; its exit code must be *code*."""
+        done = subprocess.run(
+            self.command(*args),
+            env={**self.environ, **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            # A session without a terminal, so that nothing can ask.
+            start_new_session=True,
+            **more,
+        )
+        assert done.returncode == code, f"{args}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def format(self, *args: str) -> None:
+        self.run("format", self.url, *args)
+
+    def mount(self, *args: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self.run("mount", self.url, self.mnt, *args, code=code)
+
+    def umount(self, *args: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self.run("umount", self.mnt, *args, code=code)
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.run("status", self.mnt, "--json").stdout))
+
+    @property
+    def pid(self) -> int:
+        """The mount's process."""
+        (card,) = control.cards(self.place / "run")
+        return card.pid
+
+    def kill(self) -> None:
+        """kill -9 for whatever still runs of this machine."""
+        for card in control.cards(self.place / "run"):
+            if control.is_running(card.pid):
+                os.kill(card.pid, signal.SIGKILL)
+                control.wait_for_end(card.pid, 10)
+
+
+def is_mounted(path: Path) -> bool:
+    return any(
+        line.split()[4] == str(path)
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    )
+
+
+def eventually(ask: Any, *, within: float = 10.0) -> None:
+    """Wait until *ask* answers yes."""
+    deadline = time.monotonic() + within
+    while not ask():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
