@@ -38,6 +38,9 @@ setup-test:
 	@tools/setup.sh test
 
 clean:
+	@! grep -q "^file://$(CURDIR)/.demo/store " /proc/mounts || \
+	    { echo "clean: the demo is still mounted; megafs umount it first" >&2; exit 1; }
+	rm -rf .demo
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \
 	    .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
