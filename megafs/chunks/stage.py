@@ -48,7 +48,10 @@ class Adopter(Protocol):
 
 @dataclass(slots=True)
 class StagedPack:
-    """One pack file.  size: bytes given out to chunks; busy: puts that may still write into it."""
+    """One pack file.  size: bytes given out to chunks; busy: puts that may still write into it.
+
+    stored: when the store took it, in seconds since 1970.
+    """
 
     number: int
     name: bytes
@@ -59,6 +62,7 @@ class StagedPack:
     size: int = 0
     busy: int = 0
     cut: bool = False
+    stored: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -338,9 +342,23 @@ class Stage:
         self.uploaded_bytes += len(data)
         if self._adopt is not None:
             await self._adopt(name, pack.path, pack.size)
+        pack.stored = clock.now()
         self._uploaded[pack.number] = pack
         self._packs.pop(pack.number, None)
         self._tell()
+
+    def doubt(self, older_than: float) -> None:
+        """Send the packs again that the store took so many seconds ago and no commit names yet.
+
+        After a long time away gc may have taken them for nobody's; the store has most of them, and
+        says so.
+        """
+        now = clock.now()
+        for number, pack in list(self._uploaded.items()):
+            if not 0 <= now - pack.stored <= older_than:
+                self._packs[number] = self._uploaded.pop(number)
+                self._queue.append(pack)
+                self._wake.set()
 
     def release(self, named: Collection[int]) -> None:
         """Remove the packs that the store has, but for those that uncommitted batches name."""
@@ -359,6 +377,18 @@ class Stage:
             os.close(pack.fd)
         self._packs.clear()
         self._uploaded.clear()
+
+
+def staged_ids(directory: Path) -> dict[int, tuple[bytes, int]]:
+    """The packs that lie in *directory*: by number, the random id and the epoch."""
+    found = {}
+    for path in directory.iterdir():
+        try:
+            number, name, epoch = path.name.split("-")
+            found[int(number, 16)] = (bytes.fromhex(name), int(epoch))
+        except ValueError:
+            continue
+    return found
 
 
 def _padded(pack: StagedPack) -> bytes:

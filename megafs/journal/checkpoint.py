@@ -29,7 +29,7 @@ import trio
 from megafs import clock, compression
 from megafs.concurrency import offload
 from megafs.crypto.keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Missing, leaf
+from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable, leaf
 from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.parts import Key, Part
 from megafs.journal.replica import Replica
@@ -236,6 +236,11 @@ class Checkpointer:
                 raise
 
     async def _write(self) -> int:
+        base = self._replica.checkpoint
+        if base and not await self._is_there(base):
+            # gc has removed it, and may have removed parts of it that this one would name again.
+            self._replica.parts.forget()
+            base = 0
         reader = self._replica.committed_reader()
         try:
             plan = self._plan()
@@ -253,8 +258,19 @@ class Checkpointer:
             plan.history,
         )
         await self._publish(manifest)
+        if base and not await self._is_there(base):
+            # It went while we wrote; gc may not have seen in time that we name parts of it.
+            await self._store.delete(manifest_name(plan.sequence))
+            raise Unavailable(f"checkpoint {base} was removed meanwhile; the next one is whole")
         self._replica.adopt_parts(parts, plan.sequence)
         return plan.sequence
+
+    async def _is_there(self, sequence: int) -> bool:
+        try:
+            await self._store.get(manifest_name(sequence), 0, 1)
+        except Missing:
+            return False
+        return True
 
     def _plan(self) -> _Plan:
         replica = self._replica

@@ -63,6 +63,12 @@ class Parts:
         """The parts of a table, in order; empty if no checkpoint is known."""
         return self._parts[_NUMBER[table]]
 
+    def forget(self) -> None:
+        """The next checkpoint writes every row anew.  Inside the caller's transaction."""
+        self._db.execute("DELETE FROM parts")
+        self._parts = [[] for _ in REPLICATED]
+        self._lows = [[] for _ in REPLICATED]
+
     def mark(self, rows: Iterable[tuple[str, Key]]) -> None:
         """These rows changed: (table, key)."""
         for table, key in rows:

@@ -34,6 +34,8 @@ INTERVAL: Final = 30.0
 #: Several missed beats, and room for a store that was away for a moment.
 DEAD: Final = 300.0
 MAX_OBJECT: Final = 64 << 10
+#: The most packs that a heartbeat names; each takes 18 bytes.
+HOLDS: Final = 2500
 
 LEASE: Final = "mounts/lease"
 SETTLE: Final = 10.0
@@ -42,7 +44,10 @@ LEASE_DEAD: Final = 120.0
 
 
 class Beat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """One mount's heartbeat.  beat: counts up.  time_ns: by the mount's own clock."""
+    """One mount's heartbeat.  beat: counts up.  time_ns: by the mount's own clock.
+
+    holds: the ids of packs that its pending operations name, which gc must leave alone.
+    """
 
     mount: int
     host: str
@@ -51,6 +56,7 @@ class Beat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=T
     beat: int
     read_only: bool
     token: bytes = b""
+    holds: tuple[bytes, ...] = ()
 
 
 def name_of(mount: int) -> str:
@@ -88,13 +94,17 @@ class Presence:
 
     def _own(self) -> Beat:
         self._beat += 1
+        named = self._replica.named_packs
+        # One that holds more than can be said stands nowhere: then gc deletes nothing at all.
+        sequence = self._replica.sequence if len(named) <= HOLDS else 0
         return Beat(
             self._replica.mount,
             self._replica.host,
-            self._replica.sequence,
+            sequence,
             clock.now_ns(),
             self._beat,
             self._read_only,
+            holds=tuple(self._replica.pack_ids(named)) if sequence else (),
         )
 
     async def run(self) -> None:

@@ -279,6 +279,12 @@ class Replica:
         self._counter += 1
         return self._prefix << _COUNTER_BITS | self._counter
 
+    @property
+    def last_number(self) -> tuple[int, int]:
+        """The last number given out, and the last one that may follow it in its range."""
+        first = self._prefix << _COUNTER_BITS
+        return first | self._counter, first | (1 << _COUNTER_BITS) - 1
+
     def _claim(self) -> None:
         while True:
             prefix = int.from_bytes(clock.random_bytes(5), "big") >> (40 - _PREFIX_BITS)
@@ -318,6 +324,13 @@ class Replica:
     def named_packs(self) -> set[int]:
         """The packs that operations name which are not in the journal yet."""
         return self._packs.union(*(info.packs for info in self.pending.values()))
+
+    def pack_ids(self, numbers: Iterable[int]) -> list[bytes]:
+        """The random ids of these packs, in a fixed order."""
+        found = (
+            self.tree.one("SELECT name FROM packs WHERE pack=?", (n,)) for n in sorted(numbers)
+        )
+        return [bytes(name) for name in found if name is not None]
 
     @property
     def unsealed(self) -> int:

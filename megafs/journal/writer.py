@@ -51,6 +51,9 @@ _USUAL = 4 << 20
 #: An idle mount looks for others' commits this many times less often.
 _IDLE_FACTOR = 5
 _IDLE_AFTER = 30.0
+#: For so many seconds after the end of the journal was seen, gc cannot have folded it: gc leaves
+#: alone what is younger than a day (volume/gc.py).
+_TAIL_TRUST = 3600.0
 
 
 class Packs(Protocol):
@@ -62,6 +65,7 @@ class Packs(Protocol):
     def last_error(self) -> Fault | None: ...
     def cut(self) -> None: ...
     def release(self, named: Collection[int]) -> None: ...
+    def doubt(self, older_than: float) -> None: ...
     async def wait_change(self) -> None: ...
 
 
@@ -108,6 +112,7 @@ class Writer:
         self._allowed = trio.Event()
         self.last_error: Fault | None = None
         self.last_contact: float = 0.0
+        self._tail_seen: float = 0.0
         self.commits = 0
         self.races_lost = 0
 
@@ -214,6 +219,9 @@ class Writer:
             replica = self._replica
             if replica.committed >= candidate.first or candidate.first not in replica.pending:
                 return  # the follower changed what is pending while we waited for our turn
+            if not self._tail_is_fresh():
+                await self._check_tail()
+                self._packs.doubt(_TAIL_TRUST)
             sequence = replica.sequence + 1
             fresh = replica.next_commit(self._packs.blocked)
             if fresh is None:
@@ -248,8 +256,10 @@ class Writer:
                         f"{commit_format.object_name(sequence)} exists and cannot be read"
                     ) from None
                 return
+            if not self._tail_is_fresh():
+                await self._withdraw_if_folded(sequence)
             self.commits += 1
-            self.last_contact = clock.now()
+            self.last_contact = self._tail_seen = clock.now()
             # The head first: once the replica says that the batch is committed, an fsync returns.
             await self._remember(sequence, digest(data))
             replica.won(sequence, digest(data), commit, fresh.changeset)
@@ -305,6 +315,8 @@ class Writer:
             got = await self._read_commits(self._replica.sequence + 1, window)
             self.last_contact = clock.now()
             if not got:
+                if not self._tail_is_fresh():
+                    await self._check_tail()
                 return total
             touched = self._replica.touched(commit for _, _, commit in got)
             if self.before_follow is not None:
@@ -318,6 +330,40 @@ class Writer:
             if len(got) < window and window > 1:
                 return total
             window = _WINDOW
+
+    def _tail_is_fresh(self) -> bool:
+        """Whether the end of the journal was seen so lately that nobody can have folded it since.
+
+        By the wall clock, which goes on while a machine sleeps; one set back proves nothing.
+        """
+        return 0 <= clock.now() - self._tail_seen < _TAIL_TRUST
+
+    async def _check_tail(self) -> None:
+        """See that there really is no commit after ours.
+
+        gc removes old commits, so after a long sleep a missing one may mean that the journal has
+        gone on without us.  Committing there would be a history that nobody else ever sees.
+        """
+        now = clock.now()
+        sequence = self._replica.sequence
+        page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
+        if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:
+            raise Corrupt(
+                f"commit {sequence + 1} is gone although later commits exist: this mount was away"
+                " for longer than the volume keeps its journal. Unmount and mount again; what is"
+                " staged here is kept and will be written then"
+            )
+        self._tail_seen = now
+
+    async def _withdraw_if_folded(self, sequence: int) -> None:
+        """Our commit took so long that its place may have been in the past already."""
+        page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
+        if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:
+            await self._store.delete(commit_format.object_name(sequence))
+            raise Corrupt(
+                f"commit {sequence} came too late: this mount was away for longer than the volume"
+                " keeps its journal. Unmount and mount again; what is staged here is kept"
+            )
 
     async def _read_commits(self, first: int, count: int) -> list[tuple[int, bytes, Commit]]:
         """Up to *count* commits from *first* on, verified one by one and against the chain."""
@@ -394,25 +440,40 @@ class Writer:
         "there", "folded" (only checkpoints tell of it, and what follows it is gone), or "gone".
         """
         replica = self._replica
+        cut_off = False
         for patience in (1.0, 0.0):
             try:
                 data = await self._get(replica.sequence)
             except Missing:
                 pass
             else:
-                return "there" if digest(data) == replica.head else "gone"
+                if digest(data) != replica.head:
+                    return "gone"
+                if not await self._is_cut_off():
+                    return "there"
+                cut_off = True
+                break
             if patience:
                 await trio.sleep(patience)  # a store may show a new object a little late
         manifest = await checkpoint.find_usable(self._store, self._keyring)
         if manifest is None or manifest.sequence < replica.sequence:
-            return "gone"
+            return "there" if cut_off else "gone"  # check_gap says what is missing
         at = len(manifest.history) - 32 * (manifest.sequence - replica.sequence + 1)
         if at < 0 or manifest.history[at : at + 32] != replica.head:
             return "gone"
         return "folded" if manifest.sequence > replica.sequence else "there"
 
+    async def _is_cut_off(self) -> bool:
+        """Whether the commit after ours is gone and later ones exist: folded, or a bad store."""
+        sequence = self._replica.sequence
+        page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
+        return bool(
+            page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1
+        )
+
     async def check_gap(self) -> None:
         """Raise Corrupt if the store lists a commit later than the first missing one."""
+        now = clock.now()
         async for page in list_all(
             self._store, "commits/", commit_format.object_name(self._replica.sequence)
         ):
@@ -426,6 +487,7 @@ class Writer:
                             f"commit {self._replica.sequence + 1} is missing although commit"
                             f" {later} exists"
                         )
+        self._tail_seen = now
 
     def check_seen(self, seen: head.Seen | None) -> None:
         """Raise Rollback if the store's history is not the one this machine has seen."""

@@ -423,11 +423,17 @@ class MarkGarbage(Operation, frozen=True, tag="garbage"):
 class DropPacks(Operation, frozen=True, tag="droppacks"):
     """Packs that were marked for long enough go; those that are named again, or whose mark was
     taken away meanwhile, stay.
+
+    snapshots: the moments whose trees were looked at; if there is another by now, all stay.
     """
 
     packs: tuple[int, ...]
+    snapshots: tuple[int, ...]
 
     def apply(self, tree: Tree) -> None:
+        for (seq,) in tree.db.execute("SELECT seq FROM snapshots"):
+            if seq not in self.snapshots:
+                raise Refused(e.EBUSY)
         for pack in self.packs:
             if tree.is_named(pack):
                 tree.unmark((pack,))

@@ -25,7 +25,7 @@ from typing import Any
 import trio
 
 from megafs import clock
-from megafs.chunks.stage import Stage
+from megafs.chunks.stage import Stage, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.concurrency import offload
 from megafs.config import Parameters, Settings
@@ -395,6 +395,8 @@ async def _opened(
             raise Unavailable(
                 "the store is away, and this machine does not hold the volume's tree yet"
             )
+        # Should others have dropped a pack that lies here and that pending operations name.
+        replica.gone_packs.update(staged_ids(places.packs))
         taken = replica.recover()
         if taken:
             say(f"taking up {taken} operations that were not committed")
