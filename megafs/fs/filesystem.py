@@ -118,6 +118,14 @@ class _Handle:
 
 
 @dataclass(slots=True)
+class _Listing:
+    """An open directory.  skip: (after, up to) of the cookies made since its listing began."""
+
+    ino: int
+    skip: tuple[int, int] = (0, 0)
+
+
+@dataclass(slots=True)
 class Spawner:
     """Starts tasks that end with the mount; set by whoever runs the filesystem."""
 
@@ -169,7 +177,7 @@ class FileSystem:
         self.spawner = Spawner()
         self.on_invalidate: Callable[[list[Invalidation]], None] | None = None
         self._handles: dict[int, _Handle] = {}
-        self._directories: dict[int, int] = {}
+        self._directories: dict[int, _Listing] = {}
         self._next_handle = 1
         self._contents: dict[int, Contents] = {}
         self._known: dict[int, int] = {}
@@ -302,18 +310,28 @@ class FileSystem:
             if ino not in self._ghosts:
                 self._tree.directory(ino)
         handle = self._handle_number()
-        self._directories[handle] = ino
+        self._directories[handle] = _Listing(ino)
         return handle
 
     def readdir(self, fh: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries whose cookies follow *after*: (name, inode, cookie).
 
         Names that stay while others come and go are given exactly once; without "." and "..".
+        Names that this mount makes while a listing is under way are not in it: a program that makes
+        a file for each one it finds would never come to the end.  after=0 begins anew.
         """
-        ino = self._directories[fh]
+        listing = self._directories[fh]
+        ino = listing.ino
         if ino < FIRST_REAL and ino != ROOT:
             return self._the_past().readdir(ino, after, limit)
-        entries = self._tree.entries(self._real(ino), after, limit)
+        if after == 0:
+            listing.skip = self._replica.last_number
+        newest, end = listing.skip
+        ino = self._real(ino)
+        entries = self._tree.entries(ino, after, limit)
+        if any(newest < cookie <= end for _, _, cookie in entries):
+            entries = [entry for entry in entries if entry[2] <= newest]
+            entries += self._tree.entries(ino, end, limit - len(entries))
         if self._contents:
             for _, inode, _ in entries:
                 self._shown(inode)
