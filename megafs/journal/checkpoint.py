@@ -276,6 +276,7 @@ class Checkpointer:
         replica = self._replica
         keep: dict[str, list[Part]] = {}
         runs: dict[str, list[tuple[Key, Key | None]]] = {}
+        replica.parts.blind.clear()
         for table in REPLICATED:
             parts = replica.parts.of(table.name)
             if not parts:

@@ -44,6 +44,9 @@ class Parts:
         self._db = db
         self._parts: list[list[Part]] = []
         self._lows: list[list[Key]] = []
+        #: Tables that changed while no parts of them were known: while the first checkpoint is
+        #: written, for example.
+        self.blind: set[str] = set()
         self.reload()
 
     def reload(self) -> None:
@@ -75,6 +78,7 @@ class Parts:
             number = _NUMBER[table]
             lows = self._lows[number]
             if not lows:
+                self.blind.add(table)
                 continue
             part = self._parts[number][max(0, bisect_right(lows, key) - 1)]
             if not part.dirty:

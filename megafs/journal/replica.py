@@ -786,6 +786,9 @@ class Replica:
             old = [part.low for part in self.parts.of(table)]
             if changed:
                 _carry_marks(old, changed, made)
+            if table in self.parts.blind:
+                for part in made:
+                    part.dirty = True
         self.parts.replace(parts)
         self._put("checkpoint", sequence)
         self._turn()
