@@ -208,6 +208,8 @@ class Writer:
                 error = self._packs.last_error
                 if error is not None:
                     raise error
+                # A lost race may have brought bytes that lie in the open pack into an early batch.
+                self._packs.cut()
                 await self._packs.wait_change()
                 continue
             await self._publish(candidate)
