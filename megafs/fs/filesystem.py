@@ -940,7 +940,9 @@ class FileSystem:
 
     def _find_duplicate(self, data: memoryview | bytearray | bytes) -> Extent | None:
         row = self._tree.db.execute(
-            "SELECT pack, offset, sealed, plain, digest FROM duplicates WHERE hash=?",
+            # gc may have dropped the pack, or be about to (docs/maintenance.md).
+            "SELECT pack, offset, sealed, plain, digest FROM duplicates WHERE hash=?"
+            " AND pack IN (SELECT pack FROM packs) AND pack NOT IN (SELECT pack FROM garbage)",
             (self._duplicate_hash(data),),
         ).fetchone()
         if row is None or row[3] != len(data):
