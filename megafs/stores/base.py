@@ -14,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from megafs.errors import BadUsage
@@ -109,6 +110,14 @@ class ObjectStore(ABC):
 
     async def aclose(self) -> None:  # noqa: B027
         """Give back connections, files and threads; the store is not usable afterwards."""
+
+    async def remember(  # noqa: B027
+        self, name: str, start: int, data: Buffer | Path | str
+    ) -> None:
+        """Cache what was just stored: bytes from *start* on, or the file that holds them.
+
+        Does nothing without a cache; never asks the store, never fails.
+        """
 
     async def forget(self, name: str) -> None:  # noqa: B027
         """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""

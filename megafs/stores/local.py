@@ -196,25 +196,8 @@ class LocalStore(ObjectStore):
 
     def _write(self, data: Buffer) -> tuple[str, int]:
         """Write *data* to a new temporary file and to the disk; return its path and descriptor."""
-        path = f"{self._temporary}/{random_bytes(16).hex()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        path, fd = self._new_temporary()
         try:
-            fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            try:
-                os.mkdir(self._temporary, 0o700)
-            except FileExistsError:
-                pass
-            except FileNotFoundError:
-                raise self._absent("") from None
-            fd = os.open(path, flags, 0o600)
-        except NotADirectoryError:
-            raise self._absent("") from None
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # no locks here: then nobody cleans, either
-                pass
             view = memoryview(data).cast("B")
             while view:
                 view = view[os.write(fd, view) :]
@@ -224,6 +207,34 @@ class LocalStore(ObjectStore):
             os.close(fd)
             raise
         return path, fd
+
+    def _new_temporary(self) -> tuple[str, int]:
+        """Make an empty temporary file, locked."""
+        while True:
+            path = f"{self._temporary}/{random_bytes(16).hex()}"
+            try:
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                try:
+                    os.mkdir(self._temporary, 0o700)
+                except FileExistsError:
+                    pass
+                except FileNotFoundError:
+                    raise self._absent("") from None
+                continue
+            except NotADirectoryError:
+                raise self._absent("") from None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours = os.fstat(fd).st_nlink > 0
+            except BlockingIOError:
+                ours = False
+            except OSError:  # no locks here: then nobody removes what others left, either
+                ours = True
+            if ours:
+                return path, fd
+            # Another program took it for left over in the moment before we locked it.
+            os.close(fd)
 
     def _place_new(self, temporary: str, path: str, name: str) -> None:
         """Give the temporary file its name, if the name is free."""

@@ -171,8 +171,7 @@ class Retrying(ObjectStore):
             if not (again and await self._holds(name, data)):
                 raise taken
 
-        # Twice the length: the reading back.
-        await self._run("put_new", name, once, 2 * len(data))
+        await self._run("put_new", name, once, len(data), back=len(data))
         self._numbers.sent.add(len(data))
 
     async def put(self, name: str, data: Buffer) -> None:
@@ -243,12 +242,21 @@ class Retrying(ObjectStore):
         return Health(self.state, self._last_error or below.last_error, details)
 
     async def _run(
-        self, op: str, name: str, once: Callable[[bool], Awaitable[T]], length: int = 0
+        self,
+        op: str,
+        name: str,
+        once: Callable[[bool], Awaitable[T]],
+        length: int = 0,
+        back: int = 0,
     ) -> T:
-        """Ask until there is an answer that stands, or patience or the budget ends."""
+        """Ask until there is an answer that stands, or patience or the budget ends.
+
+        once: one attempt; told whether it is not the first.
+        length: bytes to be transferred; an attempt that is not the first may read *back* more.
+        """
         begun = trio.current_time()
         allowance = length / self._min_speed
-        deadline = begun + self._patience + allowance
+        deadline = begun + self._patience + (length + back) / self._min_speed
         probe = self._refuse_while_down()
         tries = 0
         paid = 0.0
@@ -282,6 +290,7 @@ class Retrying(ObjectStore):
                 self._answered(paid)
                 return result
             tries += 1
+            allowance = (length + back) / self._min_speed
             maybe_done |= error.maybe_done
             self._failed(error, sent)
 
