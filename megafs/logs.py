@@ -72,7 +72,9 @@ def in_journal(environ: Mapping[str, str], fd: int = 2) -> bool:
 
 
 def set_up(target: str, *, debug: bool = False, environ: Mapping[str, str] | None = None) -> None:
-    """Send all logging to *target*: "stderr", "syslog" or the path of a file.
+    """Send all logging to *target*: "stderr", "syslog", or the path of a file.
+
+    "terminal": what a person at a terminal should see while a command works.
 
     Where there is no syslog, its lines go nowhere: a background mount has no other place, and
     `megafs status` shows the last errors all the same.
@@ -83,8 +85,8 @@ def set_up(target: str, *, debug: bool = False, environ: Mapping[str, str] | Non
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    logging.getLogger("megafs").setLevel(logging.DEBUG if debug else logging.INFO)
+    root.setLevel(logging.WARNING if target == "terminal" and not debug else logging.INFO)
+    logging.getLogger("megafs").setLevel(logging.DEBUG if debug else logging.NOTSET)
     for noisy in ("httpx", "httpcore", "botocore", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.INFO if debug else logging.WARNING)
     # A full disk or a closed terminal must not turn a log line into an error of the mount.
@@ -102,6 +104,9 @@ def _handler(target: str, environ: Mapping[str, str]) -> logging.Handler:
         )
         handler.ident = f"megafs[{os.getpid()}]: "
         handler.setFormatter(_Redacting("%(message)s"))
+    elif target == "terminal":
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Redacting("megafs: %(message)s"))
     elif target == "stderr":
         handler = logging.StreamHandler(sys.stderr)
         if in_journal(environ):

@@ -82,15 +82,17 @@ def mount(
         session.run(request, _Told(told))
         return
 
+    at_terminal = options.log in (None, "syslog")
+
     def serve(report: daemon.Report) -> None:
         daemon.harden()
         # Until the directory is usable, what there is to say may be said here.
-        logs.set_up(options.log or "stderr", debug=debug)
+        logs.set_up("terminal" if at_terminal else str(options.log), debug=debug)
         os.chdir("/")
         session.run(request, report)
 
     def ready() -> None:
-        if options.log in (None, "syslog"):
+        if at_terminal:
             logs.set_up("syslog", debug=debug)
         if options.log != "stderr":
             daemon.detach_output()

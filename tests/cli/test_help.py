@@ -1,0 +1,91 @@
+"""Every command explains itself, quickly."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from megafs.cli.main import COMMANDS, EXIT_CODES, cli
+from megafs.errors import MegafsError
+
+
+def commands() -> list[list[str]]:
+    """Every command and subcommand, as words."""
+    found: list[list[str]] = []
+    for name in COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        found.append([name])
+        if isinstance(command, click.Group):
+            found += [[name, sub] for sub in command.commands]
+    return found
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_command_and_option_has_help(words: list[str]) -> None:
+    shown = CliRunner().invoke(cli, [*words, "--help"])
+    assert shown.exit_code == 0
+    assert shown.output.startswith("Usage: ")
+    ctx = click.Context(cli)
+    command: click.Command | None = cli
+    for word in words:
+        assert isinstance(command, click.Group)
+        command = command.get_command(ctx, word)
+    assert command is not None
+    assert command.help, words
+    for param in command.params:
+        if isinstance(param, click.Option):
+            assert param.help, (words, param.name)
+
+
+def test_the_list_of_commands_is_shown_without_importing_them() -> None:
+    program = (
+        "import sys\n"
+        "from megafs.cli.main import run\n"
+        "run(['--help'])\n"
+        "heavy = {'trio', 'httpx', 'botocore', 'cryptography', 'pyfuse3', 'apsw', 'rich'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"  {name} " in done.stdout
+
+
+def test_status_needs_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from megafs.cli.main import run\n"
+        "run(['status'])\n"
+        "heavy = {'trio', 'httpx', 'botocore', 'cryptography', 'pyfuse3', 'apsw', 'rich'}\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_exit_code_of_an_error_is_documented() -> None:
+    def below(kind: type[MegafsError]) -> set[int]:
+        return {kind.exit_code}.union(*(below(sub) for sub in kind.__subclasses__()))
+
+    assert below(MegafsError) <= {code for code, _ in EXIT_CODES}
+    shown = CliRunner().invoke(cli, ["help", "exit-codes"])
+    for code, text in EXIT_CODES:
+        assert f"{code:>4}  {text}" in shown.output
+
+
+def test_help_topics() -> None:
+    assert "cache_size=20G" in CliRunner().invoke(cli, ["help", "options"]).output
+    assert "MEGAFS_PASSPHRASE" in CliRunner().invoke(cli, ["help", "passphrase"]).output
+    assert "Usage: " in CliRunner().invoke(cli, ["help"]).output
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(cli, ["--version"]).output.startswith("megafs ")
