@@ -438,7 +438,7 @@ class FileSystem:
             raise Refused(e.EISDIR)
         self._replica.record(
             ops.Unlink(
-                parent, name, inode.ino, inode.version, clock.now_ns(), self._keeps(inode.ino)
+                parent, name, inode.ino, inode.version, clock.now_ns(), self.keeps(inode.ino)
             ),
             ticket,
         )
@@ -500,7 +500,7 @@ class FileSystem:
         if replaced is not None and replaced.ino == moved.ino:
             return None
         exchange = bool(flags & RENAME_EXCHANGE)
-        keep = 0 if replaced is None or exchange else self._keeps(replaced.ino)
+        keep = 0 if replaced is None or exchange else self.keeps(replaced.ino)
         self._replica.record(
             ops.Rename(
                 parent,
@@ -557,7 +557,7 @@ class FileSystem:
             raise Refused(e.ENOENT)
         return found
 
-    def _keeps(self, ino: int) -> int:
+    def keeps(self, ino: int) -> int:
         """This mount, if it has the file open: then its bytes outlive its last name."""
         contents = self._contents.get(ino)
         return self._replica.mount if contents is not None and contents.opens else 0
