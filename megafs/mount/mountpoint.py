@@ -174,7 +174,8 @@ def _conf_allows() -> bool:
 
 def _clear_if_dead(at: Mounted, patience: float) -> None:
     try:
-        _in_time(lambda: os.stat(at.mountpoint), patience)
+        # Not stat(2), which the kernel may answer from memory although nobody serves any more.
+        _in_time(lambda: os.statvfs(at.mountpoint), patience)
     except TimeoutError:
         raise Busy(
             f"a megafs mount at {at.mountpoint} does not answer:"
@@ -214,9 +215,9 @@ def _in_time(ask: Callable[[], T], patience: float) -> T:
 
 
 def responds(mountpoint: str, patience: float) -> bool:
-    """Whether a stat(2) of *mountpoint* comes back in time and well."""
+    """Whether a statvfs(2) of *mountpoint* comes back in time and well."""
     try:
-        _in_time(lambda: os.stat(mountpoint), patience)
+        _in_time(lambda: os.statvfs(mountpoint), patience)
     except (TimeoutError, OSError):
         return False
     return True

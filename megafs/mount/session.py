@@ -154,6 +154,7 @@ class _Session:
             "flush": self._flush,
             "cache-clear": self._clear_cache,
             "metrics": self._metrics,
+            "job": self._job,
         }
         self._kernel.open()
         try:
@@ -370,6 +371,32 @@ class _Session:
     async def _flush(self, request: Message, say: Say) -> Message:
         await self._telling(say, self._volume.drain)
         return asdict(self._volume.progress())
+
+    async def _job(self, request: Message, say: Say) -> Message:
+        """fsck, scrub, gc and the like (volume/jobs.py); it ends when whoever asked has gone."""
+        latest: Message = {"done": 0, "total": 0, "text": ""}
+        result: Message = {}
+
+        def progress(step: Message) -> None:
+            nonlocal latest
+            latest = step
+
+        async def report() -> None:
+            while True:
+                await trio.sleep(0.5)
+                await say(latest)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(report)
+            args = request.get("args")
+            result = await jobs.run(
+                self._volume,
+                str(request.get("job")),
+                args if isinstance(args, dict) else {},
+                progress,
+            )
+            nursery.cancel_scope.cancel()
+        return result
 
     async def _clear_cache(self, request: Message, say: Say) -> Message:
         before = self._volume.status()["cache_bytes"]
