@@ -28,6 +28,9 @@ COMMANDS = {
     "status": ("megafs.cli.status", "Show how the mounts are."),
     "key": ("megafs.cli.key", "Who can open a volume: list, add, remove, change, recover."),
     "cache": ("megafs.cli.cache", "Show or clear the cache of a mount or volume."),
+    "fsck": ("megafs.cli.fsck", "Check a volume, and repair it."),
+    "scrub": ("megafs.cli.scrub", "Read everything in the store and verify it."),
+    "gc": ("megafs.cli.gc", "Remove from the store what nothing needs any more."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }
 

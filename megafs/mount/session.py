@@ -31,6 +31,7 @@ from megafs.mount.daemon import Notifier, Report, Signals
 from megafs.mount.fuse import KernelMount, View
 from megafs.mount.listener import Say, listening
 from megafs.mount.options import MountOptions
+from megafs.volume import jobs
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume
 

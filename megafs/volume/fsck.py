@@ -679,8 +679,8 @@ async def _journal_problems(volume: Volume, progress: Progress, notes: list[str]
         known = volume.replica.hash_at(sequence)
         if known is not None and known != hash_before:
             found.append(Problem("commit", f"{name} is not the one that was applied here"))
-    notes.append(f"commits {first + 1} to {last} follow one another" if not found else "")
-    notes[:] = [note for note in notes if note]
+    if not found and last > first:
+        notes.append(f"commits {first + 1} to {last} follow one another")
     return found
 
 

@@ -52,6 +52,8 @@ _GAP: Final = 256 << 10
 _RANGE: Final = 16 << 20
 #: Objects without a known name that are listed one by one.
 _SHOWN: Final = 200
+#: Damaged places that are told one by one.
+_SHOWN_DAMAGE: Final = 5000
 
 
 @dataclass(slots=True)
@@ -102,7 +104,8 @@ async def job(volume: Volume, args: Args, progress: Progress) -> Result:
         "chunks": state.chunks,
         "bytes": state.bytes,
         "objects": scrub.objects,
-        "damaged": damaged,
+        "damaged": damaged[:_SHOWN_DAMAGE],
+        "damaged_count": len(damaged),
         "unnamed": scrub.unnamed[:_SHOWN],
         "unnamed_count": len(scrub.unnamed),
         "unnamed_bytes": sum(entry["size"] for entry in scrub.unnamed),
