@@ -1,0 +1,399 @@
+"""Reading and writing chunks through the stage and a store: once, verified, in few requests."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+import trio
+import trio.testing
+
+from megafs.chunks import format as chunk_format
+from megafs.chunks.stage import Stage
+from megafs.chunks.store import ChunkStore
+from megafs.concurrency import in_place
+from megafs.crypto.keys import FSID_SIZE, Keyring
+from megafs.errors import Corrupt, Full, Missing, Unavailable
+from megafs.stores.cache import DiskCached
+from megafs.stores.memory import MemoryStore
+from megafs.tree.schema import INDEXES, REPLICATED
+from megafs.tree.tree import Extent, Tree
+from tests.fakes.faulty import Faulty, before, hang
+
+KEYRING = Keyring(bytes(FSID_SIZE), {1: bytes(32)}, 1)
+CHUNK = 16384
+
+
+@dataclass
+class Parts:
+    memory: MemoryStore
+    faulty: Faulty
+    stage: Stage
+    chunks: ChunkStore
+    tree: Tree
+
+    @property
+    def packs(self) -> list[str]:
+        return [name for name in self.memory.objects if name.startswith("packs/")]
+
+    def gets(self) -> int:
+        return self.faulty.count("get")
+
+    async def put(self, pieces: list[bytes]) -> list[Extent]:
+        """Seal pieces into packs and have them uploaded and nowhere else."""
+        extents = await self.stage.put(list(pieces))
+        self.stage.cut()
+        while self.stage.blocked:
+            await self.stage.wait_change()
+        self.stage.release(())
+        return extents
+
+
+@asynccontextmanager
+async def parts(
+    place: Path, *, cache: bool = False, memory_cache: int = 1 << 20, **settings: Any
+) -> AsyncIterator[Parts]:
+    memory = MemoryStore()
+    faulty = Faulty(memory)
+    below = DiskCached(faulty, place / "cache", size_limit=1 << 24, min_free=0) if cache else faulty
+    db = apsw.Connection(":memory:")
+    for table in REPLICATED:
+        db.execute(table.sql)
+    for sql in INDEXES:
+        db.execute(sql)
+    tree = Tree(db, CHUNK)
+    (place / "packs").mkdir(exist_ok=True)
+    numbers = itertools.count(1)
+    chosen: dict[str, Any] = {
+        "pack_size": 64 * CHUNK,
+        "limit": 1 << 30,
+        "min_free": 0,
+        "uploads": 2,
+        "compress": True,
+    }
+    stage = Stage(
+        place / "packs",
+        below,
+        KEYRING,
+        number=lambda: next(numbers),
+        announce=tree.add_pack,
+        **(chosen | settings),
+    )
+    chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.run)
+        yield Parts(memory, faulty, stage, chunks, tree)
+        nursery.cancel_scope.cancel()
+    stage.close()
+    if cache:
+        await below.aclose()
+
+
+def pieces(count: int, size: int = CHUNK) -> list[bytes]:
+    return [os.urandom(size) for _ in range(count)]
+
+
+async def read(p: Parts, extents: list[Extent]) -> list[bytes]:
+    return [bytes(data) for data in await p.chunks.read(extents)]
+
+
+# ---- reading ----------------------------------------------------------------------------------
+
+
+async def test_a_staged_chunk_is_read_without_the_store(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(3)
+        extents = await p.stage.put(list(data))
+        assert await read(p, extents) == data
+        assert p.gets() == 0 and not p.packs
+
+
+async def test_neighbours_come_in_one_request(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(10)
+        extents = await p.put(data)
+        assert await read(p, extents) == data
+        assert p.gets() == 1
+        assert await read(p, extents[3:5]) == data[3:5]
+        assert p.gets() == 1  # they are open
+
+
+async def test_chunks_far_apart_come_in_requests_of_their_own(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(30)
+        extents = await p.put(data)
+        assert await read(p, [extents[0], extents[29]]) == [data[0], data[29]]
+        assert p.gets() == 2
+
+
+async def test_a_chunk_wanted_twice_at_once_is_given_twice(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(2)
+        one, two = await p.put(data)
+        assert await read(p, [two, one, two]) == [data[1], data[0], data[1]]
+        assert p.gets() == 1
+
+
+async def test_however_many_wait_for_a_chunk_it_is_fetched_once(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(4)
+        extents = await p.put(data)
+        answers: list[list[bytes]] = []
+
+        async def reader(n: int) -> None:
+            answers.append(await read(p, extents[n % 3 : 4]))
+
+        async with trio.open_nursery() as nursery:
+            for n in range(20):
+                nursery.start_soon(reader, n)
+        assert len(answers) == 20
+        assert sum(len(answer) for answer in answers) == sum(4 - n % 3 for n in range(20))
+        assert p.chunks.misses == 4
+        assert p.gets() <= 3
+
+
+async def test_when_the_one_who_fetches_is_cancelled_a_waiter_takes_over(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        (data,) = pieces(1)
+        (extent,) = await p.put([data])
+        p.faulty.script = [hang()]
+        answers: list[list[bytes]] = []
+
+        async def waiter() -> None:
+            answers.append(await read(p, [extent]))
+
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(p.chunks.read, [extent])
+                    await trio.testing.wait_all_tasks_blocked()
+                    nursery.start_soon(waiter)
+                    nursery.start_soon(waiter)
+                    await trio.testing.wait_all_tasks_blocked()
+                    scope.cancel()
+        assert answers == [[data], [data]]
+        assert p.gets() == 2
+
+
+async def test_an_error_reaches_all_who_wait_and_is_not_remembered(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        (data,) = pieces(1)
+        (extent,) = await p.put([data])
+        p.faulty.script = [before()]
+        failed = 0
+
+        async def reader() -> None:
+            nonlocal failed
+            with pytest.raises(Unavailable):
+                await p.chunks.read([extent])
+            failed += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(reader)
+        assert failed == 3
+        assert await read(p, [extent]) == [data]
+
+
+async def test_memory_for_opened_chunks_is_bounded(tmp_path: Path) -> None:
+    limit = 5 * CHUNK
+    async with parts(tmp_path, memory_cache=limit) as p:
+        data = pieces(20)
+        extents = await p.put(data)
+        for extent, expected in zip(extents, data, strict=True):
+            assert await read(p, [extent]) == [expected]
+            assert p.chunks.size <= limit
+        before_ = p.gets()
+        assert await read(p, extents[-5:]) == data[-5:]
+        assert p.gets() == before_
+        p.chunks.clear()
+        assert p.chunks.size == 0
+
+
+async def test_reading_ahead_makes_the_read_free_and_hides_errors(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(4)
+        extents = await p.put(data)
+        p.faulty.script = [before()]
+        await p.chunks.fetch_ahead(extents)
+        p.faulty.script = []
+        await p.chunks.fetch_ahead(extents)
+        count = p.gets()
+        assert await read(p, extents) == data
+        assert p.gets() == count
+
+
+# ---- bad bytes --------------------------------------------------------------------------------
+
+
+async def test_bytes_that_went_bad_in_the_cache_are_fetched_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with parts(tmp_path, cache=True) as p:
+        data = pieces(3)
+        extents = await p.put(data)
+        (name,) = p.packs
+        good = p.memory.objects[name]
+        spoilt = bytearray(good)
+        spoilt[extents[1].offset + 100] ^= 1
+        p.memory.objects[name] = bytes(spoilt)
+        cache: Any = p.chunks._store
+        await cache.clear()
+        with pytest.raises(Corrupt):
+            await p.chunks.read([extents[1]])
+        # What is in the cache now is bad; what the store has is good again.
+        await cache.get(name, 0, len(good))
+        await cache.settle()
+        p.memory.objects[name] = good
+        assert await read(p, extents) == data
+
+
+async def test_one_bad_chunk_does_not_take_its_neighbours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(5)
+        extents = await p.put(data)
+        (name,) = p.packs
+        spoilt = bytearray(p.memory.objects[name])
+        spoilt[extents[2].offset + 100] ^= 1
+        p.memory.objects[name] = bytes(spoilt)
+        with caplog.at_level(logging.CRITICAL), pytest.raises(Corrupt) as bad:
+            await p.chunks.read(extents)
+        assert name in str(bad.value)
+        for n in (0, 1, 3, 4):
+            assert await read(p, [extents[n]]) == [data[n]]
+
+
+async def test_a_chunk_moved_to_another_place_does_not_open(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = [b"a" * CHUNK, b"b" * CHUNK]
+        one, two = await p.put(data)
+        assert one.sealed == two.sealed
+        (name,) = p.packs
+        body = p.memory.objects[name]
+        first, second = (body[x.offset : x.offset + x.sealed] for x in (one, two))
+        p.memory.objects[name] = second + first + body[two.offset + two.sealed :]
+        for extent in (one, two):
+            with pytest.raises(Corrupt):
+                # Not even when the tree does not know what it should be.
+                await p.chunks.read([extent._replace(digest=None)])
+
+
+async def test_a_missing_pack_is_missing_not_zeros(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        (extent,) = await p.put(pieces(1))
+        (name,) = p.packs
+        await p.memory.delete(name)
+        with pytest.raises(Missing):
+            await p.chunks.read([extent])
+        with pytest.raises(Corrupt):
+            await p.chunks.read([extent._replace(pack=999)])
+
+
+# ---- the stage --------------------------------------------------------------------------------
+
+
+async def test_packs_are_of_the_size_that_was_chosen_and_tell_nothing(tmp_path: Path) -> None:
+    async with parts(tmp_path, pack_size=10 * CHUNK) as p:
+        data = pieces(95, 3000) + pieces(30)
+        extents: list[Extent] = []
+        for n in range(0, len(data), 5):
+            extents += await p.stage.put(list(data[n : n + 5]))
+        await p.put([])
+        assert await read(p, extents) == data
+        sizes = [len(p.memory.objects[name]) for name in p.packs]
+        assert len(sizes) >= 4
+        for size in sizes:
+            assert size < 10 * CHUNK + 6 * CHUNK
+            # Padmé: only the highest few bits may be set.
+            bits = size.bit_length()
+            assert size % (1 << bits - 1 - (bits - 1).bit_length()) == 0
+        assert not [n for body in p.memory.objects.values() for n in data if n[:64] in body]
+
+
+async def test_a_pack_is_uploaded_until_the_store_takes_it(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with in_place():
+        async with parts(tmp_path) as p:
+            p.faulty.script = [before() for _ in range(6)]
+            data = pieces(2)
+            with trio.fail_after(300):
+                extents = await p.put(data)
+            assert p.faulty.count("put_new") == 7
+            assert p.stage.last_error is None
+            assert await read(p, extents) == data
+
+
+async def test_what_an_earlier_process_staged_is_taken_up(tmp_path: Path) -> None:
+    data = pieces(3)
+    async with parts(tmp_path) as p:
+        extents = await p.stage.put(list(data))
+        p.stage.sync()
+        rows = list(p.tree.db.execute("SELECT pack, name, epoch FROM packs"))
+    (tmp_path / "packs" / "foreign file").touch()
+    async with parts(tmp_path) as p:
+        for row in rows:
+            p.tree.add_pack(*row)
+        p.stage.take_up(lambda number: True)
+        assert p.stage.blocked == {extents[0].pack}
+        assert await read(p, extents) == data
+        while p.stage.blocked:
+            await p.stage.wait_change()
+        p.stage.release(())
+        p.chunks.clear()
+        assert await read(p, extents) == data
+        assert p.gets() == 1
+    assert [path.name for path in (tmp_path / "packs").iterdir()] == ["foreign file"]
+
+
+async def test_what_nothing_names_is_thrown_away(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        await p.stage.put(list(pieces(3)))
+    async with parts(tmp_path) as p:
+        p.stage.take_up(lambda number: False)
+        assert not p.stage.blocked
+    assert not list((tmp_path / "packs").iterdir())
+
+
+async def test_a_pack_the_store_has_already_counts_if_it_is_the_same(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(2)
+        extents = await p.stage.put(list(data))
+        (file,) = (tmp_path / "packs").iterdir()
+        name = chunk_format.pack_name(bytes.fromhex(file.name.split("-")[1]))
+        await p.memory.put_new(name, file.read_bytes() + b"other padding")
+        p.stage.cut()
+        while p.stage.blocked:
+            await p.stage.wait_change()
+        p.stage.release(())
+        assert await read(p, extents) == data
+
+
+async def test_a_full_stage_says_so_before_anything_is_written(tmp_path: Path) -> None:
+    async with parts(tmp_path, limit=3 * CHUNK) as p:
+        p.stage.check_room(CHUNK)
+        await p.stage.put(list(pieces(2)))
+        with pytest.raises(Full):
+            p.stage.check_room(CHUNK)
+        p.stage.cut()
+        while p.stage.blocked:
+            await p.stage.wait_change()
+        p.stage.check_room(CHUNK)
+
+
+async def test_nothing_staged_is_plaintext(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        await p.stage.put([b"a secret of some length, " * 50])
+        for path in (tmp_path / "packs").iterdir():
+            assert b"secret" not in path.read_bytes()
+            assert path.stat().st_mode & 0o077 == 0
