@@ -883,8 +883,8 @@ class FileSystem:
         error, contents.error = contents.error, None
         try:
             await contents.flush()
-        except Refused:
-            pass  # removed by another mount: its bytes are in the conflict copy or unwanted
+        except Refused as no:
+            raise Refused(e.ESTALE) from no  # the file is gone: whoever wrote must hear of it
         except Fault as exc:
             self.errors.add(str(exc))
             raise
@@ -918,9 +918,11 @@ class FileSystem:
             return
         inode = self._tree.find(contents.ino)
         if inode is None or inode.nlink:
-            if contents.is_dirty:  # written through a mapping after close(2)
-                await self._stage_file(contents)
-            self._settle(contents)
+            try:
+                if contents.is_dirty:  # written through a mapping after close(2)
+                    await self._stage_file(contents)
+            finally:
+                self._settle(contents)
             return
         self._contents.pop(contents.ino, None)
         self.writeback.account(-contents.dirty)

@@ -36,7 +36,7 @@ from megafs.journal.oplog import OpLog
 from megafs.journal.parts import Part, Parts
 from megafs.tree import ops as tree_ops
 from megafs.tree.merge import Merge, View
-from megafs.tree.ops import AddPack, ClaimRange, Operation
+from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
 from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION
 from megafs.tree.tree import Extent, Tree
 
@@ -77,9 +77,11 @@ class Ticket:
     """Stands for one operation whose caller waits for it to be committed as it is, or refused.
 
     refused: what the operation met when it was done again after a lost race.
+    ino: the file it makes, or 0.
     """
 
     refused: Refused | None = None
+    ino: int = 0
 
 
 @dataclass(slots=True)
@@ -308,6 +310,8 @@ class Replica:
         op.apply(self.tree)
         if ticket is not None:
             self._tickets[len(self._ops)] = ticket
+            if isinstance(op, Create):
+                ticket.ino = op.ino
         self._ops.append(op)
         self._packs.update(piece.pack for piece in op.laid() if piece.pack)
 
@@ -333,6 +337,12 @@ class Replica:
             self.tree.one("SELECT name FROM packs WHERE pack=?", (n,)) for n in sorted(numbers)
         )
         return [bytes(name) for name in found if name is not None]
+
+    @property
+    def undecided(self) -> set[int]:
+        """The files whose making may still be refused, visible as they are on this machine."""
+        waiting = (self._tickets, *self._batch_tickets.values())
+        return {t.ino for tickets in waiting for t in tickets.values() if t.ino}
 
     @property
     def unsealed(self) -> int:
@@ -593,6 +603,7 @@ class Replica:
                 op.apply(self.tree)
             except Refused as no:
                 ticket.refused = no
+                merge.refused(op)
             else:
                 self._batch_tickets.setdefault(batch, {})[len(done)] = ticket
                 done.append(op)

@@ -322,7 +322,7 @@ class Writer:
                 return total
             touched = self._replica.touched(commit for _, _, commit in got)
             if self.before_follow is not None:
-                await self.before_follow(touched)
+                await self.before_follow(touched | self._replica.undecided)
             news = self._replica.follow(got)
             await self._remember(self._replica.sequence, self._replica.head)
             self._tell()

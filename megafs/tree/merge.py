@@ -133,6 +133,7 @@ class Merge:
         self._revived: set[int] = set()
         #: Files that go on as a conflict copy, for want of a view of what they were.
         self._copies: dict[int, int] = {}
+        self._refused: dict[int, Create] = {}
         self._done: list[Operation] = []
 
     def redo(self, op: Operation) -> list[Operation]:
@@ -180,6 +181,15 @@ class Merge:
         inode = self.tree.find(ino)
         if inode is not None and inode.is_file and inode.version != version:
             raise Refused(e.ESTALE)
+
+    def refused(self, op: Operation) -> None:
+        """*op* was refused to its caller (strict consistency) and will not be done again.
+
+        A file was visible on this machine until then: should somebody have written into it, it is
+        made after all, by the conflict rules.
+        """
+        if isinstance(op, Create):
+            self._refused[op.ino] = op
 
     # ---- the rules --------------------------------------------------------------------------
 
@@ -307,6 +317,8 @@ class Merge:
     def _contents(self, op: Contents) -> None:
         if op.ino in self._settled:
             return
+        if op.ino in self._refused:
+            self._create(self._refused.pop(op.ino))
         copied = self._copies.get(op.ino)
         if copied is not None:
             op = msgspec.structs.replace(op, ino=copied)
