@@ -305,22 +305,28 @@ class _Session:
 
     async def _tell_of_draining(self) -> None:
         """Tell systemd and the log how far it is, while it takes long."""
-        quiet = 0
+        seconds = 0
+        before, moved = None, 0
         while True:
             await trio.sleep(1)
             if self._state != "draining":
-                quiet = 0
+                seconds = 0
                 continue
             now = self._volume.progress()
             text = f"sending {now.staged_bytes} bytes, {now.pending_operations} operations"
             text += f"; {now.error}" if now.error else ""
-            fields: dict[str, str | int] = {"EXTEND_TIMEOUT_USEC": EXTENSION * 10**6}
-            if quiet == 0:
+            fields: dict[str, str | int] = {"STATUS": text}
+            if self._stopping.is_set():
                 fields["STOPPING"] = 1
-            self._notify(STATUS=text, **fields)
-            if quiet and quiet % 10 == 0:
+            if (left := (now.staged_bytes, now.pending_operations)) != before:
+                before, moved = left, seconds
+            # While nothing moves, systemd's own patience counts.
+            if seconds - moved < EXTENSION:
+                fields["EXTEND_TIMEOUT_USEC"] = EXTENSION * 10**6
+            self._notify(**fields)
+            if seconds % 10 == 9:
                 log.info("%s", text)
-            quiet += 1
+            seconds += 1
 
     # -- what is asked over the socket
 
