@@ -33,6 +33,12 @@ _PLACES: Final = {
     "scrub": "megafs.volume.scrub:job",
     "gc": "megafs.volume.gc:job",
     "reencrypt": "megafs.volume.gc:reencrypt",
+    "log": "megafs.volume.changes:log",
+    "undelete": "megafs.volume.changes:undelete",
+    "restore": "megafs.volume.restore:job",
+    "snapshot-create": "megafs.volume.snapshots:create",
+    "snapshot-list": "megafs.volume.snapshots:listing",
+    "snapshot-delete": "megafs.volume.snapshots:delete",
 }
 
 
