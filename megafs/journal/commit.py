@@ -129,6 +129,8 @@ def open_padded(
         raise Corrupt(f"{name}: unknown format {data[0]}")
     epoch = int.from_bytes(data[1:5], "big")
     context = aead.context(purpose, keyring.fsid, epoch, version, *place)
+    if epoch not in keyring.epochs:
+        raise Corrupt(f"{name}: sealed with a key of epoch {epoch}, which this volume does not have")
     plain = aead.open_sealed(
         keyring.subkey(purpose, epoch), context, memoryview(data)[_HEAD:], name
     )

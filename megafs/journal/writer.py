@@ -99,6 +99,8 @@ class Writer:
         self._state = state
         self._interval = interval
         self.generation = generation
+        #: The newest generation of the key header that a commit read here names.
+        self.newest_generation = 0
         self.slot = slot
         self.before_follow = before_follow
         self.on_news = on_news
@@ -113,6 +115,11 @@ class Writer:
         self.last_error: Fault | None = None
         self.last_contact: float = 0.0
         self._tail_seen: float = 0.0
+        #: How far the store's history was compared with what this machine has seen (`seen`):
+        #: "full", "checking" (a mount does so now; nothing is remembered until it has), or
+        #: "doubtful" (the mount began without the store; to be done at the first contact).
+        self.trust = "full"
+        self.seen: head.Seen | None = None
         self.commits = 0
         self.races_lost = 0
 
@@ -221,6 +228,9 @@ class Writer:
             replica = self._replica
             if replica.committed >= candidate.first or candidate.first not in replica.pending:
                 return  # the follower changed what is pending while we waited for our turn
+            if self.trust == "doubtful":
+                await self._first_contact()
+                return
             if not self._tail_is_fresh():
                 await self._check_tail()
                 self._packs.doubt(_TAIL_TRUST)
@@ -269,6 +279,8 @@ class Writer:
         self._tell()
 
     async def _remember(self, sequence: int, newest: bytes) -> None:
+        if self.trust != "full":
+            return  # else a history that is refused now would be the known one next time
         seen = head.Seen(
             self._keyring.fsid.hex(), sequence, newest.hex(), self.generation, self.slot
         )
@@ -310,7 +322,33 @@ class Writer:
         async with self._turn:
             return await self._catch_up()
 
+    async def _first_contact(self) -> int:
+        """Check what a mount checks, for one that began while the store was away."""
+        self.trust = "checking"
+        try:
+            standing = await self.standing()
+            if standing == "gone":
+                raise Rollback(
+                    f"the store does not hold commit {self._replica.sequence}, which this machine"
+                    " has seen: it was rolled back, or shows another history"
+                )
+            if standing == "folded":
+                raise Corrupt(
+                    f"the journal has gone on without this machine since commit"
+                    f" {self._replica.sequence}: mount again, to read the tree anew"
+                )
+            total = await self._catch_up()
+            self.check_seen(self.seen)
+        except BaseException:
+            self.trust = "doubtful"
+            raise
+        self.trust = "full"
+        await self._remember(self._replica.sequence, self._replica.head)
+        return total
+
     async def _catch_up(self) -> int:
+        if self.trust == "doubtful":
+            return await self._first_contact()
         total = 0
         window = 1
         while True:
@@ -432,6 +470,7 @@ class Writer:
                 f"{commit_format.object_name(sequence)} does not follow the commit before it:"
                 " the store shows different histories"
             )
+        self.newest_generation = max(self.newest_generation, commit.generation)
         return commit
 
     # ---- at mount ---------------------------------------------------------------------------
@@ -469,9 +508,7 @@ class Writer:
         """Whether the commit after ours is gone and later ones exist: folded, or a bad store."""
         sequence = self._replica.sequence
         page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
-        return bool(
-            page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1
-        )
+        return bool(page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1)
 
     async def check_gap(self) -> None:
         """Raise Corrupt if the store lists a commit later than the first missing one."""

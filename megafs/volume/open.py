@@ -376,6 +376,8 @@ async def _opened(
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
             replica.reset()
+        writer.seen = None if settings.accept_state else seen
+        writer.trust = "checking"
         if not offline:
             try:
                 try:
@@ -395,6 +397,7 @@ async def _opened(
             raise Unavailable(
                 "the store is away, and this machine does not hold the volume's tree yet"
             )
+        writer.trust = "doubtful" if offline else "full"
         # Should others have dropped a pack that lies here and that pending operations name.
         replica.gone_packs.update(staged_ids(places.packs))
         taken = replica.recover()
@@ -555,6 +558,14 @@ async def _catch_up(
     await writer.check_gap()
     if not settings.accept_state:
         writer.check_seen(seen)
+    if writer.newest_generation > header.generation and not settings.accept_state:
+        # Changed while we were reading, or rolled back.
+        now = await keys.load(store)
+        if now.generation < writer.newest_generation:
+            raise Rollback(
+                f"the store serves generation {now.generation} of the keys, but the journal was"
+                f" written with generation {writer.newest_generation}: the keys were rolled back"
+            )
     _check_head(replica, settings)
     if replica.sequence == 0:
         if settings.read_only:

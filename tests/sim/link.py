@@ -43,9 +43,7 @@ STORM = {
 class Link(ObjectStore):
     """See above.  later: starts a task that outlives this machine."""
 
-    def __init__(
-        self, store: MemoryStore, rng: random.Random, later: Callable[..., None]
-    ) -> None:
+    def __init__(self, store: MemoryStore, rng: random.Random, later: Callable[..., None]) -> None:
         self.url = store.url
         self.store = store
         self.rates = CALM
@@ -60,7 +58,9 @@ class Link(ObjectStore):
         self.ended = True
 
     async def get(self, name: str, start: int, length: int) -> bytes:
-        return await self._with(("slow", "hang", "before", "short"), self.store.get, name, start, length)
+        return await self._with(
+            ("slow", "hang", "before", "short"), self.store.get, name, start, length
+        )
 
     async def put_new(self, name: str, data: Buffer) -> None:
         await self._with(

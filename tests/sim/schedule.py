@@ -144,9 +144,7 @@ class Plan:
             machines,
             operations or rng.randrange(20, 45),
             rng.choice((1, 1, 2)),
-            tuple(
-                style < 0.15 or (style < 0.35 and rng.random() < 0.5) for _ in range(machines)
-            ),
+            tuple(style < 0.15 or (style < 0.35 and rng.random() < 0.5) for _ in range(machines)),
             tuple(rng.choice(("local", "store")) for _ in range(machines)),
             rng.choice(("noatime", "noatime", "relatime")),
             rng.random() < 0.5,
@@ -497,12 +495,12 @@ class Machine:
         size = contents.size // TAG
         at = rng.choice((0, size, size, rng.randrange(size + 1), CHUNK // TAG - 2))
         count = rng.choice((1, 1, 2, 8, 8, 70))
-        numbers, data = self.world.witness.new(
-            self.index, contents.ino, trio.current_time(), count
-        )
+        numbers, data = self.world.witness.new(self.index, contents.ino, trio.current_time(), count)
         nameless = inode.nlink == 0
         self.attributes.pop(contents.ino, None)
-        self.world.tell(f"{self.host}:     tags {numbers[0]}..{numbers[-1]} at {at * TAG} of {contents.ino}")
+        self.world.tell(
+            f"{self.host}:     tags {numbers[0]}..{numbers[-1]} at {at * TAG} of {contents.ino}"
+        )
         if not nameless:
             self.unacknowledged.setdefault(contents.ino, []).extend(numbers)
         try:
@@ -512,7 +510,9 @@ class Machine:
             self.unacknowledged[contents.ino] = [n for n in waiting if n not in set(numbers)]
             raise
 
-    async def _acknowledged(self, file: Open, act: Callable[[], Awaitable[None]], level: int) -> None:
+    async def _acknowledged(
+        self, file: Open, act: Callable[[], Awaitable[None]], level: int
+    ) -> None:
         """Do what acknowledges all that was written to a file so far."""
         ino = self.fs._handle(file.fh).contents.ino
         numbers = list(self.unacknowledged.get(ino, []))
@@ -961,9 +961,8 @@ async def _agree(volumes: list[Volume]) -> None:
             await volume.drain()
         for volume in volumes:
             await volume.writer.catch_up()
-        if (
-            len({volume.replica.head for volume in volumes}) == 1
-            and not any(v.replica.pending or v.replica.unsealed for v in volumes)
+        if len({volume.replica.head for volume in volumes}) == 1 and not any(
+            v.replica.pending or v.replica.unsealed for v in volumes
         ):
             return
     raise Wrong("the machines never come to rest")
@@ -1020,9 +1019,7 @@ async def _newcomer(world: World, rows: dict[str, list[Any]] | None) -> None:
     await _mount_copy(world, store, rows)
 
 
-async def _mount_copy(
-    world: World, store: MemoryStore, rows: dict[str, list[Any]] | None
-) -> None:
+async def _mount_copy(world: World, store: MemoryStore, rows: dict[str, list[Any]] | None) -> None:
     directory = world.directory / "newcomer"
     shutil.rmtree(directory, ignore_errors=True)
     settings = Settings(
@@ -1046,7 +1043,10 @@ async def _prefixes(world: World, rng: random.Random) -> None:
             kind, _, rest = name.partition("/")
             if kind == "commits" and name > commits[last - 1]:
                 continue
-            if kind == "checkpoints" and rest.partition("/")[0] > commits[last - 1].partition("/")[2]:
+            if (
+                kind == "checkpoints"
+                and rest.partition("/")[0] > commits[last - 1].partition("/")[2]
+            ):
                 continue
             store._place(name, objects[name])
         try:
