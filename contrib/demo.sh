@@ -35,7 +35,7 @@ if mounted; then
     run "$megafs" status "$mountpoint"
     exit 0
 fi
-mkdir -p "$mountpoint"
+mkdir -p "$mountpoint" 2>/dev/null || true # a dead mount may be in the way: megafs clears it
 if [ -n "$(ls -A "$mountpoint" 2>/dev/null)" ]; then
     echo "demo: $mountpoint is not empty; give another one with MOUNTPOINT=..." >&2
     exit 1

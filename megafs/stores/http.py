@@ -531,7 +531,11 @@ def _system_error(exc: BaseException | None) -> str:
     if isinstance(exc, BaseExceptionGroup):  # of the addresses of one name, any failure will do
         return next(filter(None, map(_system_error, exc.exceptions)), "")
     inner = _system_error(exc.__cause__ or exc.__context__)
-    return inner or (isinstance(exc, OSError) and exc.strerror) or ""
+    if inner or not isinstance(exc, OSError):
+        return inner
+    if exc.errno and not isinstance(exc, socket.gaierror | ssl.SSLError):
+        return os.strerror(exc.errno)  # trio's own text repeats the address
+    return exc.strerror or ""
 
 
 def _find(exc: BaseException | None, kind: type[E]) -> E | None:
