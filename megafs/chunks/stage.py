@@ -107,6 +107,7 @@ class Stage:
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._unsynced: set[int] = set()
+        self._new_files = False
         self.uploading = 0
         self.last_error: Fault | None = None
         self.uploaded_bytes = 0
@@ -233,6 +234,7 @@ class Stage:
             except OSError as exc:
                 raise Full(f"{self._directory}: {exc.strerror}") from exc
             pack = StagedPack(number, name, epoch, path, fd, self._keyring.pack_key(name, epoch))
+            self._new_files = True
             self._announce(number, name, epoch)
             self._packs[number] = pack
             self._open = pack
@@ -260,13 +262,24 @@ class Stage:
         """Make everything that was put durable against a power cut; runs in a thread."""
         for number in list(self._unsynced):
             self._unsynced.discard(number)
-            pack = self._packs.get(number)
+            # One that the store has counts too: until a commit names it, what lies here decides
+            # after a power cut whether its batch is whole.
+            pack = self._packs.get(number) or self._uploaded.get(number)
             if pack is not None:
                 try:
                     os.fdatasync(pack.fd)
                 except OSError:
+                    if number not in self._packs and number not in self._uploaded:
+                        continue  # committed and closed meanwhile
                     self._unsynced.add(number)
                     raise
+        if self._new_files:
+            self._new_files = False
+            try:
+                _sync_directory(self._directory)
+            except OSError:
+                self._new_files = True
+                raise
 
     def read(self, extent: Extent) -> bytes | None:
         """The sealed chunk, if its pack lies here."""
@@ -319,26 +332,29 @@ class Stage:
                         log.warning("cannot bring a pack to the store, will go on trying: %s", exc)
                     self.last_error = exc
                     self._tell()
-                    await trio.sleep(clock.uniform(pause / 2, pause))
-                    pause = min(30.0, pause * 2)
+                await trio.sleep(clock.uniform(pause / 2, pause))
+                pause = min(30.0, pause * 2)
             self.last_error = None
         finally:
             self.uploading -= 1
             self._wake.set()
 
     async def _upload_once(self, pack: StagedPack) -> None:
-        while pack.busy:  # a chunk is being written by a thread: milliseconds
+        while pack.busy:  # noqa: ASYNC110  (a thread is writing a chunk: milliseconds)
             await trio.sleep(0.001)
         data = await offload(_padded, pack, kind="disk")
         name = chunk_format.pack_name(pack.name)
+        there: bytes | None = None
         try:
             await self._store.put_new(name, data)
         except Exists:
+            there = b""
+        if there is not None:
             # An earlier process stored it and died before it could note that; the name is random.
             # What it padded it with was random too, so only what chunks lie in is compared.
             there = await self._store.get(name, 0, pack.size)
             if there != data[: pack.size]:
-                raise Corrupt(f"{name}: the store holds other bytes than were staged") from None
+                raise Corrupt(f"{name}: the store holds other bytes than were staged")
         self.uploaded_bytes += len(data)
         if self._adopt is not None:
             await self._adopt(name, pack.path, pack.size)
@@ -389,6 +405,15 @@ def staged_ids(directory: Path) -> dict[int, tuple[bytes, int]]:
         except ValueError:
             continue
     return found
+
+
+def _sync_directory(path: Path) -> None:
+    """Make the names of new files durable: a power cut may take them with the bytes left behind."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _padded(pack: StagedPack) -> bytes:

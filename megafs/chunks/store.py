@@ -191,11 +191,12 @@ class ChunkStore:
             try:
                 return await self._open(pack, key, group, parts)
             except Corrupt as exc:
-                # The disk cache may have gone bad: drop what it holds and ask the store itself.
-                await self._store.forget(name)
-                if attempt == 2:
-                    log.error("%s", exc)
-                    raise
+                bad = exc
+            # The disk cache may have gone bad: drop what it holds and ask the store itself.
+            await self._store.forget(name)
+            if attempt == 2:
+                log.error("%s", bad)
+                raise bad
         raise AssertionError("unreachable")
 
     async def _open(

@@ -533,11 +533,14 @@ class FileSystem:
             return result
         for attempt in range(_STRICT_ATTEMPTS):
             ticket = Ticket()
+            no: Refused | None = None
             try:
                 result = change(ticket)
-            except Refused:
+            except Refused as refused:
+                no = refused
+            if no is not None:
                 if attempt or not await self._writer.catch_up():
-                    raise
+                    raise no
                 continue
             await self._writer.committed(self._replica.seal(), self._settings.deadline)
             if ticket.refused is None:

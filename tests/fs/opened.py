@@ -89,7 +89,6 @@ async def put_file(fs: FileSystem, parent: int, name: bytes, data: bytes = b"") 
 async def contents(fs: FileSystem, ino: int) -> bytes:
     """All bytes of a file."""
     handle, _ = await fs.open(ino, 0, ROOT)
-    try:
-        return bytes(await fs.read(handle, 0, fs.getattr(ino).size))
-    finally:
-        await fs.release(handle)
+    data = bytes(await fs.read(handle, 0, fs.getattr(ino).size))
+    await fs.release(handle)
+    return data

@@ -185,21 +185,21 @@ async def test_an_acl_and_the_mode_stay_in_step_as_on_this_machine(
         await fs.release(handle)
         ino = inode.ino
 
-        async def same() -> None:
+        def same() -> None:
             found = {name.decode(): fs.getxattr(ino, name) for name in fs.listxattr(ino)}
             assert (oct(fs.getattr(ino).mode), found) == seen(path)
 
         for change in ("u:5:rwx", "g:7:r-x", "m::r--", "g::rwx"):
             setfacl("-m", change, path)
             await fs.setxattr(ino, acl.ACCESS, os.getxattr(path, acl.ACCESS), 0, ROOT)
-            await same()
+            same()
             path.chmod(0o751)
             await fs.setattr(ino, SetAttr(mode=0o751), ROOT)
-            await same()
+            same()
         minimal = acl.build([Entry(t, 5, UNDEFINED) for t in (USER_OBJ, GROUP_OBJ, OTHER)])
         os.setxattr(path, acl.ACCESS, minimal)
         await fs.setxattr(ino, acl.ACCESS, minimal, 0, ROOT)
-        await same()
+        same()
 
 
 async def test_a_default_acl_belongs_to_directories_only(tmp_path: Path) -> None:
