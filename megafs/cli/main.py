@@ -31,6 +31,7 @@ COMMANDS = {
     "fsck": ("megafs.cli.fsck", "Check a volume, and repair it."),
     "scrub": ("megafs.cli.scrub", "Read everything in the store and verify it."),
     "gc": ("megafs.cli.gc", "Remove from the store what nothing needs any more."),
+    "salvage": ("megafs.cli.salvage", "Export what is left of a damaged volume."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }
 

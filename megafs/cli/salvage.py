@@ -1,0 +1,64 @@
+"""`megafs salvage`: get out of a damaged volume what still verifies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, jobs, output
+
+
+@click.command(name="salvage", short_help="Export what is left of a damaged volume.")
+@click.argument("url")
+@click.option(
+    "--to",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="New or empty directory for the files.",
+)
+@click.option("--at", type=click.IntRange(min=1), metavar="N", help="As of commit N.")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def command(url: str, to: Path, at: int | None, as_json: bool, **given: Any) -> int:
+    """Export everything of the volume at URL that can still be read and verified.
+
+    Writes nothing to the store, and needs no replica or state of this machine.  Bytes that cannot
+    be had are left as holes; salvage-report.json, beside the directory, names each file and range.
+
+    Exit codes: 0 everything was exported, 4 something is missing; others as for every command.
+    """
+    import trio
+
+    from megafs.cli.secrets import credential
+    from megafs.stores.open import open_store
+    from megafs.volume.salvage import salvage
+
+    read = arguments.read(url, given.pop("options"), **given)
+    opened_by = credential(read.secrets, what=f"Passphrase for {url}")
+
+    async def work(step: jobs.Step) -> dict[str, Any]:
+        store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
+        try:
+            return await salvage(
+                store, url, opened_by, read.settings, to.absolute(), at=at, progress=step
+            )
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await store.aclose()
+
+    with jobs.progress("salvage") as step:
+        result = trio.run(work, step)
+    if as_json:
+        output.show_json(result)
+        return int(result["exit_code"])
+    lines = [jobs.place(item) for item in result["damaged"][:100]]
+    if len(result["damaged"]) > 100:
+        lines.append(f"... and {len(result['damaged']) - 100} more")
+    lines += [f"without a name: {name}" for name in result["lost"][:100]]
+    for text in result["problems"]:
+        output.note(text)
+    lines.append(f"report: {result['report']}")
+    return jobs.finish(result, False, lines)
