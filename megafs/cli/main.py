@@ -32,6 +32,10 @@ COMMANDS = {
     "scrub": ("megafs.cli.scrub", "Read everything in the store and verify it."),
     "gc": ("megafs.cli.gc", "Remove from the store what nothing needs any more."),
     "salvage": ("megafs.cli.salvage", "Export what is left of a damaged volume."),
+    "snapshot": ("megafs.cli.snapshot", "Names for moments: create, list, delete."),
+    "log": ("megafs.cli.log", "Show what happened to a file, or to the whole volume."),
+    "restore": ("megafs.cli.restore", "Bring a file or directory back as it was."),
+    "undelete": ("megafs.cli.undelete", "Show what was removed; bring it back."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }
 

@@ -86,6 +86,11 @@ def ago(when: float | None) -> str:
     return f"{span(clock.now() - when)} ago" if when else "never"
 
 
+def moment(when: float) -> str:
+    """A time in seconds since 1970 as this machine's clock on the wall shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
+
+
 Step = Callable[[int, str], None]
 
 

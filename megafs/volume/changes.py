@@ -30,6 +30,8 @@ from megafs.volume.restore import clean, show
 _WINDOW: Final = 64
 #: Changesets larger than this (packed) are gone through in a thread.
 _LARGE: Final = 64 << 10
+#: The most events, commits or removals of one answer.
+MOST: Final = 10_000
 #: What was removed below a directory without a longer pause went together with it.
 TOGETHER_NS: Final = 60 * 10**9
 
@@ -407,7 +409,7 @@ def _finished(step: Step, draft: _Draft, rewind: Rewind) -> list[Event]:
 async def log(volume: Volume, args: Args, progress: Progress) -> Result:
     """args: path ("/" without recursive: the commits themselves), recursive, since, limit."""
     path = clean(str(args.get("path") or "/"))
-    limit = int(args["limit"]) if args.get("limit") else None
+    limit = _limit(args)
     await _bring_in(volume)
     since = await _since(volume, args.get("since"))
     if path == b"/" and not args.get("recursive"):
@@ -418,18 +420,24 @@ async def log(volume: Volume, args: Args, progress: Progress) -> Result:
 
         def take(event: Event) -> bool:
             events.append(event)
-            return limit is None or len(events) < limit
+            return len(events) <= limit
 
         await _path_events(backwards, path, bool(args.get("recursive")), take)
         if not events and backwards.rewind.walk(path) is None:
             raise BadUsage(f"{show(path)}: no such file now, nor as far back as the journal goes")
         return {
             "path": show(path),
-            "events": [event.as_json() for event in events],
+            "events": [event.as_json() for event in events[:limit]],
+            "more": len(events) > limit,
             "cut_short": backwards.cut_short,
         }
     finally:
         backwards.close()
+
+
+def _limit(args: Args) -> int:
+    """The most lines that are wanted: the answer of a mount must stay below control.LINE_LIMIT."""
+    return max(1, min(int(args.get("limit") or MOST), MOST))
 
 
 async def _bring_in(volume: Volume) -> None:
@@ -454,12 +462,13 @@ async def _since(volume: Volume, text: Any) -> int:
         raise
 
 
-async def _commits(volume: Volume, since: int, limit: int | None, progress: Progress) -> Result:
+async def _commits(volume: Volume, since: int, limit: int, progress: Progress) -> Result:
     commits: list[dict[str, Any]] = []
     history = volume.history
-    cut_short = False
+    cut_short = more = False
     for sequence in range(volume.replica.sequence, since - 1, -1):
-        if limit is not None and len(commits) >= limit:
+        if len(commits) >= limit:
+            more = True
             break
         row: Any = volume.replica.tree.db.execute(
             "SELECT hash, mount, host, time, operations FROM history WHERE seq=? AND time>0",
@@ -483,7 +492,7 @@ async def _commits(volume: Volume, since: int, limit: int | None, progress: Prog
                 "hash": bytes(digest).hex(),
             }
         )
-    return {"commits": commits, "cut_short": cut_short}
+    return {"commits": commits, "more": more, "cut_short": cut_short}
 
 
 async def _path_events(
@@ -635,14 +644,16 @@ class _Gathering:
 
 
 async def _list_removed(volume: Volume, path: bytes, args: Args, progress: Progress) -> Result:
-    limit = int(args["limit"]) if args.get("limit") else None
+    limit = _limit(args)
     everything = bool(args.get("all"))
     backwards = Backwards(volume, progress, await _since(volume, args.get("since")))
     found: list[Removal] = []
     gathering = _Gathering()
+    more = False
     try:
 
         def take(removal: Removal) -> bool:
+            nonlocal more
             home = gathering.home(removal)
             if home is not None:
                 home.files += 1
@@ -650,9 +661,10 @@ async def _list_removed(volume: Volume, path: bytes, args: Args, progress: Progr
                 removal.below = home.path
                 if not everything:
                     return True
-            elif limit is not None and len(found) >= limit:
+            if len(found) >= limit:
+                more = True
                 return False
-            elif removal.is_dir:
+            if home is None and removal.is_dir:
                 gathering.add(removal)
             found.append(removal)
             return True
@@ -678,6 +690,7 @@ async def _list_removed(volume: Volume, path: bytes, args: Args, progress: Progr
             }
             for removal in found
         ],
+        "more": more,
         "cut_short": cut_short,
     }
 

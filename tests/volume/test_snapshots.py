@@ -321,6 +321,7 @@ async def test_the_log_of_a_file_follows_it(tmp_path: Path) -> None:
         assert events[6]["size"] == 5
         assert all(event["host"] == "here" for event in events)
         assert await told(volume, "/d/c", limit=2) == [("unlinked", "/b"), ("linked", "/d/c")]
+        assert (await job(volume, "log", path="/d/c", limit=2))["more"]
         since = str(events[3]["sequence"])
         assert len(await told(volume, "/d/c", since=since)) == 4
 

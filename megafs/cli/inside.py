@@ -1,0 +1,86 @@
+"""Which volume a command means, and which path inside it.
+
+A path on this machine names the mount it lies in, whether it exists now or not.  For a volume that
+is not mounted the URL is given, and after it the path inside the volume.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from megafs.errors import BadUsage
+from megafs.mount import mountpoint
+
+_PAST = "/.megafs/snapshots/"
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """where: a mountpoint or URL.  path: inside the volume, from "/".  moment: see `of`."""
+
+    where: str
+    path: str
+    moment: str | None = None
+
+    def other(self, to: str | None) -> str | None:
+        """Another path that the user gave, inside the same volume."""
+        if to is None:
+            return None
+        if "://" in self.where:
+            return to if to.startswith("/") else f"/{to}"
+        there = of(to, None)
+        if there.where != self.where:
+            raise BadUsage(f"{to} does not lie in the mount at {self.where}")
+        return there.path
+
+    def outside(self, path: str) -> str:
+        """A path inside the volume as the user would write it."""
+        if "://" in self.where:
+            return path
+        return os.path.join(self.where, path.lstrip("/")) if path != "/" else self.where
+
+
+def of(where: str, path: str | None) -> Inside:
+    """What WHERE and PATH mean together.
+
+    moment: what a path below .megafs/snapshots names, "monday" in .megafs/snapshots/monday/f.
+    """
+    if "://" in where:
+        inner = "/" + (path or "").strip("/")
+        return Inside(where, inner)
+    if path is not None:
+        raise BadUsage("a PATH of its own goes with a URL only; say one path inside the mount")
+    whole = os.path.abspath(where)
+    mounted = _mount_of(whole)
+    if mounted is None:
+        # A link outside may lead into the mount; the last part stays what it is, link or not.
+        parent, name = os.path.split(whole)
+        whole = os.path.join(os.path.realpath(parent), name)
+        mounted = _mount_of(whole) or _mount_of(os.path.realpath(whole))
+        if mounted is not None and not _lies_in(whole, mounted):
+            whole = os.path.realpath(whole)
+    if mounted is None:
+        raise BadUsage(
+            f"{where} does not lie in a megafs mount; for a volume that is not mounted say its URL"
+            " and the path inside it"
+        )
+    inner = "/" + whole[len(mounted) :].strip("/")
+    if inner.startswith(_PAST):
+        moment, _, rest = inner[len(_PAST) :].partition("/")
+        if moment:
+            return Inside(mounted, "/" + rest, moment)
+    return Inside(mounted, inner)
+
+
+def _mount_of(path: str) -> str | None:
+    """The mountpoint of the megafs mount that *path* lies in."""
+    found = [m for m in mountpoint.mounts() if _lies_in(path, m.mountpoint)]
+    deepest = max(found, key=lambda m: len(m.mountpoint), default=None)
+    if deepest is None or deepest.fstype != mountpoint.FSTYPE:
+        return None
+    return deepest.mountpoint
+
+
+def _lies_in(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")

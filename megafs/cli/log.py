@@ -1,0 +1,91 @@
+"""`megafs log`: what happened to a file, or to a volume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, inside, jobs, output
+
+
+@click.command(name="log", short_help="Show what happened to a file, or to the whole volume.")
+@click.argument("where", metavar="PATH|URL", default=".")
+@click.argument("path", metavar="[PATH]", required=False)
+@click.option("-r", "--recursive", is_flag=True, help="Also what lies below a directory.")
+@click.option("--since", metavar="TIME", help="No further back: 2026-11-23, '2h ago', a commit.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 10_000), default=1000, help="At most so many. [1000]"
+)
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def command(
+    where: str,
+    path: str | None,
+    recursive: bool,
+    since: str | None,
+    limit: int,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Show the changes of the file or directory at PATH, newest first: when, where, what.
+
+    Renames are followed, and a file that is gone has a log, too.  Of a mountpoint (or a URL alone)
+    the commits are listed; with --recursive, what they did.
+
+    For a volume that is not mounted give its URL and the path inside it.
+    """
+    place = inside.of(where, path)
+    result = jobs.run(
+        place.where,
+        "log",
+        {"path": place.path, "recursive": recursive, "since": since, "limit": limit},
+        read_only=True,
+        **given,
+    )
+    if as_json:
+        output.show_json(result)
+        return 0
+    if "commits" in result:
+        lines = [
+            [
+                str(commit["sequence"]),
+                output.moment(commit["time"]),
+                str(commit["host"]),
+                f"{commit['operations']} operation{'s' if commit['operations'] != 1 else ''}",
+                commit["hash"][:16],
+            ]
+            for commit in result["commits"]
+        ]
+        heads = ["commit", "time", "host", "what", "hash"]
+    else:
+        lines = [
+            [
+                str(event["sequence"]),
+                output.moment(event["time"]),
+                str(event["host"]),
+                event["what"],
+                _said(place, event),
+            ]
+            for event in result["events"]
+        ]
+        heads = ["commit", "time", "host", "what", ""]
+    if lines:
+        output.show(output.table(heads, lines))
+    if result.get("more"):
+        output.note(f"there is more: --limit {limit} ends it here")
+    if result["cut_short"]:
+        output.note("the journal goes no further back")
+    return 0
+
+
+def _said(place: inside.Inside, event: dict[str, Any]) -> str:
+    text = place.outside(event["path"])
+    if event.get("was"):
+        text = f"{place.outside(event['was'])} -> {text}"
+    if event.get("old_size") is not None:
+        text += f"  {event['old_size']} -> {event['size']} bytes"
+    elif event.get("size") is not None:
+        text += f"  {event['size']} bytes"
+    return f"{text}  {event['text']}" if event.get("text") else text

@@ -1,0 +1,56 @@
+"""`megafs restore`: bring a file or directory back as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, inside, jobs, output
+from megafs.errors import BadUsage
+
+
+@click.command(name="restore", short_help="Bring a file or directory back as it was.")
+@click.argument("where", metavar="PATH|URL")
+@click.argument("path", metavar="[PATH]", required=False)
+@click.option(
+    "--at",
+    metavar="TIME",
+    help="As of when: 2026-11-23T14:05:00Z, '2h ago', a snapshot, or a commit's number.",
+)
+@click.option("--to", metavar="NEWPATH", help="Put it there, not where it was.")
+@click.option("--replace", is_flag=True, help="Over what lies there now, which stays in the log.")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def command(
+    where: str,
+    path: str | None,
+    at: str | None,
+    to: str | None,
+    replace: bool,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Bring PATH back as it was at --at TIME, with everything below it.
+
+    Contents are not sent again.  Without a zone a time is this machine's.  A path below
+    .megafs/snapshots needs no --at.  For a volume that is not mounted give its URL and the path
+    inside it; --to is then a path inside it as well.
+    """
+    place = inside.of(where, path)
+    moment = at or place.moment
+    if moment is None:
+        raise BadUsage("say as of when: --at '2h ago', for example")
+    args = {
+        "path": place.path,
+        "at": moment,
+        "to": place.other(to),
+        "replace": replace,
+    }
+    result = jobs.run(place.where, "restore", args, **given)
+    if as_json:
+        output.show_json(result)
+    else:
+        output.show(str(result["text"]))
+    return 0

@@ -1,0 +1,74 @@
+"""`megafs snapshot`: names for moments of a volume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, jobs, output
+
+
+@click.group(name="snapshot", short_help="Names for moments: create, list, delete.")
+def command() -> None:
+    """Give moments of a volume names.  What lies in a snapshot is kept until it is deleted.
+
+    In a mount, .megafs/snapshots/NAME shows the volume as it was, read-only.
+    """
+
+
+@command.command(name="create")
+@click.argument("where", metavar="MOUNTPOINT|URL")
+@click.argument("name")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def create(where: str, name: str, as_json: bool, **given: Any) -> int:
+    """Give the present moment NAME.  Everything written before belongs to it."""
+    result = jobs.run(where, "snapshot-create", {"name": name}, **given)
+    if as_json:
+        output.show_json(result)
+    else:
+        output.show(str(result["text"]))
+    return 0
+
+
+@command.command(name="list")
+@click.argument("where", metavar="MOUNTPOINT|URL")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def listing(where: str, as_json: bool, **given: Any) -> int:
+    """List the snapshots, oldest first."""
+    result = jobs.run(where, "snapshot-list", {}, read_only=True, **given)
+    if as_json:
+        output.show_json(result)
+    elif result["snapshots"]:
+        output.show(
+            output.table(
+                ["name", "time", "commit"],
+                [
+                    [row["name"], output.moment(row["time"]), str(row["sequence"])]
+                    for row in result["snapshots"]
+                ],
+            )
+        )
+    else:
+        output.note("there are no snapshots")
+    return 0
+
+
+@command.command(name="delete")
+@click.argument("where", metavar="MOUNTPOINT|URL")
+@click.argument("name")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def delete(where: str, name: str, as_json: bool, **given: Any) -> int:
+    """Delete the snapshot NAME; what only it kept is removed by megafs gc."""
+    result = jobs.run(where, "snapshot-delete", {"name": name}, **given)
+    if as_json:
+        output.show_json(result)
+    else:
+        output.show(str(result["text"]))
+    return 0

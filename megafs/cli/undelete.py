@@ -1,0 +1,76 @@
+"""`megafs undelete`: what was removed, and bringing it back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, inside, jobs, output
+
+
+@click.command(name="undelete", short_help="Show what was removed; bring it back.")
+@click.argument("where", metavar="PATH|URL", default=".")
+@click.argument("path", metavar="[PATH]", required=False)
+@click.option("--list", "only_list", is_flag=True, help="Only show what was removed.")
+@click.option("--all", "everything", is_flag=True, help="Also each file of a removed directory.")
+@click.option("--to", metavar="NEWPATH", help="Put it there, not where it was.")
+@click.option("--since", metavar="TIME", help="No further back: 2026-11-23, '2h ago', a commit.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 10_000), default=1000, help="At most so many. [1000]"
+)
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def command(
+    where: str,
+    path: str | None,
+    only_list: bool,
+    everything: bool,
+    to: str | None,
+    since: str | None,
+    limit: int,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Bring PATH back if it is gone; below a directory that exists, list what was removed.
+
+    A directory comes back with what was removed with it: what went without a pause of more than a
+    minute in between.  For a volume that is not mounted give its URL and the path inside it.
+    """
+    place = inside.of(where, path)
+    args = {
+        "path": place.path,
+        "list": only_list,
+        "all": everything,
+        "to": place.other(to),
+        "since": since,
+        "limit": limit,
+    }
+    result = jobs.run(place.where, "undelete", args, read_only=only_list, **given)
+    if as_json:
+        output.show_json(result)
+        return 0
+    if "removed" not in result:
+        output.show(str(result["text"]))
+        return 0
+    lines = [
+        [
+            output.moment(item["time"]),
+            str(item["host"]),
+            output.size(item["size"]),
+            f"{item['files']} files" if item["directory"] else "",
+            place.outside(item["path"]) + ("/" if item["directory"] else ""),
+            "exists again" if item["exists"] else "",
+        ]
+        for item in result["removed"]
+    ]
+    if lines:
+        output.show(output.table(["removed", "host", "size", "", "what", ""], lines))
+    else:
+        output.note(f"nothing was removed below {place.outside(place.path)}")
+    if result.get("more"):
+        output.note(f"there is more: --limit {limit} ends it here")
+    if result["cut_short"]:
+        output.note("the journal goes no further back")
+    return 0
