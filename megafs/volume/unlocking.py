@@ -11,6 +11,8 @@ that nobody else holds, and nothing secret is on its command line or in its envi
 
 from __future__ import annotations
 
+import os
+import resource
 import subprocess
 import sys
 from typing import Any
@@ -50,8 +52,12 @@ async def unlock(
             else (remembered.fsid, remembered.generation, remembered.slot_id, remembered.digest),
         )
     )
+    # The same code as ours, wherever we came from: the mount has left the directory that it was
+    # started in, and a directory that happens to be the current one must not bring its own.
+    ours = [entry for entry in sys.path if os.path.isabs(entry)]
+    code = f"import sys; sys.path[:] = {ours!r}; from {__name__} import main; main()"
     done = await trio.run_process(
-        [sys.executable, "-m", "megafs.volume.unlocking"],
+        [sys.executable, "-P", "-c", code],
         stdin=request,
         capture_stdout=True,
         stderr=subprocess.DEVNULL,
@@ -87,8 +93,7 @@ def _serve(request: bytes) -> Any:
     return "ok", unlocked.slot_id, ring.epoch, masters, unlocked.digest
 
 
-if __name__ == "__main__":
-    import resource
-
+def main() -> None:
+    """The child: a request on standard input, its answer on standard output."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.stdout.buffer.write(msgspec.msgpack.encode(_serve(sys.stdin.buffer.read())))
