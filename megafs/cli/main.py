@@ -28,6 +28,8 @@ COMMANDS = {
     "status": ("megafs.cli.status", "Show how the mounts are."),
     "key": ("megafs.cli.key", "Who can open a volume: list, add, remove, change, recover."),
     "cache": ("megafs.cli.cache", "Show or clear the cache of a mount or volume."),
+    "pin": ("megafs.cli.pin", "Keep a subtree readable without the store."),
+    "unpin": ("megafs.cli.unpin", "Let a pinned subtree be evicted again."),
     "fsck": ("megafs.cli.fsck", "Check a volume, and repair it."),
     "scrub": ("megafs.cli.scrub", "Read everything in the store and verify it."),
     "gc": ("megafs.cli.gc", "Remove from the store what nothing needs any more."),

@@ -819,6 +819,10 @@ class Replica:
         )
         return b"".join(row[0] for row in rows)
 
+    def reader(self) -> apsw.Connection:
+        """A second connection, for long queries in a thread; it sees every sealed batch."""
+        return self._connect()
+
     def committed_reader(self) -> apsw.Connection:
         """A second connection that sees the tree as of `sequence`, without pending operations.
 

@@ -1,0 +1,49 @@
+"""`megafs pin` and `megafs unpin`: keep a subtree readable without the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from megafs.cli import arguments, inside, jobs, output
+from megafs.errors import BadUsage
+
+
+@click.command(name="pin", short_help="Keep a subtree readable without the store.")
+@click.argument("path", metavar="PATH")
+@click.option("--list", "listing", is_flag=True, help="Show what is pinned in the mount of PATH.")
+@arguments.json_option
+def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
+    """Fetch the file or directory PATH, in a mount, and keep it in the cache.
+
+    What is pinned is never evicted, follows renames, and grows with what is put below it.  It must
+    fit into the cache (mount option cache_size).
+    """
+    there = _mounted(path)
+    if not listing:
+        result = jobs.run(there.where, "pin", {"path": there.path})
+        return jobs.finish(result, as_json, [result["text"]])
+    result = jobs.run(there.where, "pin-list", {})
+    lines = [
+        f"{there.outside(row['path'])}  {output.size(row['cached_bytes'])}"
+        f" of {output.size(row['bytes'])} cached"
+        for row in result["pins"]
+    ]
+    return jobs.finish(result, as_json, lines or ["nothing is pinned"])
+
+
+@click.command(name="unpin", short_help="Let a pinned subtree be evicted again.")
+@click.argument("path", metavar="PATH")
+@arguments.json_option
+def unpin(path: str, as_json: bool, **given: Any) -> int:
+    """Undo `megafs pin PATH`; what is cached stays until the room is needed."""
+    there = _mounted(path)
+    result = jobs.run(there.where, "unpin", {"path": there.path})
+    return jobs.finish(result, as_json, [result["text"]])
+
+
+def _mounted(path: str) -> inside.Inside:
+    if "://" in path:
+        raise BadUsage("pins belong to a mount: give a path inside one")
+    return inside.of(path, None)

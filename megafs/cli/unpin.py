@@ -1,0 +1,5 @@
+"""`megafs unpin`; see cli/pin.py."""
+
+from megafs.cli.pin import unpin as command
+
+__all__ = ["command"]
