@@ -128,6 +128,8 @@ class Contents:
         self._mtime = 0
         self.generation = 0
         self.opens = 0
+        #: Calls under way that need no handle: this object must outlive them.
+        self.users = 0
         self.dirty = 0
         self.dirty_since = 0.0
         self.error: Fault | None = None

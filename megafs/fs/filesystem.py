@@ -623,9 +623,11 @@ class FileSystem:
         if size > FILE_SIZE_MAX:
             raise Refused(e.EFBIG)
         contents = self._of(inode.ino)
+        contents.users += 1
         try:
             await contents.truncate(size, now)
         finally:
+            contents.users -= 1
             self._settle(contents)
         await self._drop_set_id(inode.ino, caller.uid)
         self._writer.poke()
@@ -770,7 +772,7 @@ class FileSystem:
 
     def _settle(self, contents: Contents) -> None:
         """Forget a file's contents object when nobody needs it."""
-        if not contents.opens and not contents.is_dirty:
+        if not contents.opens and not contents.users and not contents.is_dirty:
             self._contents.pop(contents.ino, None)
 
     def _handle(self, fh: int) -> _Handle:

@@ -14,7 +14,7 @@ import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -93,9 +93,11 @@ def answer(function: Callable[[], Any]) -> Any:
 
 
 class AgainstDirectory(RuleBasedStateMachine):
+    options: ClassVar[dict[str, Any]] = {}
+
     @initialize()
     def start(self) -> None:
-        self.machine = Machine(new_store())
+        self.machine = Machine(new_store(), **self.options)
         self.real = Real()
         self.opens: list[Open] = []
 
@@ -542,8 +544,23 @@ def _every_mode_bit() -> Any:
 
 TestAgainstDirectory = AgainstDirectory.TestCase
 TestAgainstDirectory.settings = settings(
-    max_examples=50,
+    max_examples=35,
     stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class StrictAgainstDirectory(AgainstDirectory):
+    """The same when every name is committed before it is answered."""
+
+    options: ClassVar[dict[str, Any]] = {"consistency": "strict", "fsync": "store"}
+
+
+TestStrictAgainstDirectory = StrictAgainstDirectory.TestCase
+TestStrictAgainstDirectory.settings = settings(
+    max_examples=10,
+    stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
