@@ -52,5 +52,20 @@ def command(
     if as_json:
         output.show_json(result)
     else:
-        output.show(str(result["text"]))
+        output.show(told(place, result))
     return 0
+
+
+def told(place: inside.Inside, result: dict[str, Any]) -> str:
+    """What came back, as one line."""
+    parts = []
+    for number, one, many in (
+        (result["directories"], "directory", "directories"),
+        (result["files"], "file", "files"),
+    ):
+        if number:
+            parts.append(f"{number} {one if number == 1 else many}")
+    return (
+        f"{place.outside(result['path'])} is as it was at {output.moment(result['time'])}"
+        f" (commit {result['sequence']}): {', '.join(parts)}, {output.size(result['bytes'])}"
+    )

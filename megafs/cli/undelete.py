@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, inside, jobs, output
+from megafs.cli.restore import told
 
 
 @click.command(name="undelete", short_help="Show what was removed; bring it back.")
@@ -52,7 +53,7 @@ def command(
         output.show_json(result)
         return 0
     if "removed" not in result:
-        output.show(str(result["text"]))
+        output.show(told(place, result))
         return 0
     lines = [
         [

@@ -585,11 +585,25 @@ class Removal:
     below: bytes | None = None
 
 
-async def _removals(backwards: Backwards, path: bytes, take: Callable[[Removal], bool]) -> None:
-    """Give *take* what was removed at *path* or below, newest first, until it returns False."""
+async def _removals(
+    backwards: Backwards,
+    path: bytes,
+    take: Callable[[Removal], bool],
+    changed: Callable[[int, bytes], None],
+    watching: Callable[[], bool],
+) -> None:
+    """Give *take* what was removed at *path* or below, newest first, until it returns False.
+
+    changed: told first, while *watching*, of what a commit made or wrote to: (sequence, path).
+    """
     rewind = backwards.rewind
     prefix = b"" if path == b"/" else path
     while (step := await backwards.next()) is not None:
+        if watching():
+            for ino, touched in step.inodes.items():
+                new = touched.new
+                if new is not None and (touched.old is None or isinstance(new[_VERSION], int)):
+                    changed(step.sequence, rewind.path(ino) or b"")
         gone = [
             (ino, touched.gone)
             for ino, touched in step.inodes.items()
@@ -620,27 +634,49 @@ async def _removals(backwards: Backwards, path: bytes, take: Callable[[Removal],
 
 
 class _Gathering:
-    """Directories that went, each with what went with it, while the journal is read backwards."""
+    """Directories that went, each with what went with it, while the journal is read backwards.
+
+    What was removed below one goes with it if there was no longer pause in between, and nothing was
+    made or written there meanwhile: then it was one `rm -r`, not two decisions.
+    """
 
     def __init__(self) -> None:
         self._open: dict[bytes, tuple[Removal, list[int]]] = {}
 
+    def watching(self) -> bool:
+        """Whether there is a directory to which something might belong."""
+        return bool(self._open)
+
+    def changed(self, sequence: int, path: bytes) -> None:
+        """Something was made or written to at *path*."""
+        for above in _above(path):
+            found = self._open.get(above)
+            if found is not None and found[0].sequence != sequence:
+                del self._open[above]
+
     def home(self, removal: Removal) -> Removal | None:
         """The removed directory that *removal* went with, the topmost one, or None."""
-        parts = removal.path.split(b"/")
-        for count in range(2, len(parts)):
-            found = self._open.get(b"/".join(parts[:count]))
+        for above in _above(removal.path):
+            found = self._open.get(above)
             if found is None:
                 continue
-            top, newest_first = found
-            if newest_first[0] - removal.time_ns <= TOGETHER_NS:
-                newest_first[0] = min(newest_first[0], removal.time_ns)
-                return top
+            top, latest = found
+            if latest[0] - removal.time_ns > TOGETHER_NS:
+                del self._open[above]
+                continue
+            latest[0] = removal.time_ns
+            return top
         return None
 
     def add(self, removal: Removal) -> None:
         """A directory went that belongs to no other."""
         self._open[removal.path] = (removal, [removal.time_ns])
+
+
+def _above(path: bytes) -> list[bytes]:
+    """The directories above a path but the root, topmost first."""
+    parts = path.split(b"/")
+    return [b"/".join(parts[:count]) for count in range(2, len(parts))]
 
 
 async def _list_removed(volume: Volume, path: bytes, args: Args, progress: Progress) -> Result:
@@ -669,7 +705,7 @@ async def _list_removed(volume: Volume, path: bytes, args: Args, progress: Progr
             found.append(removal)
             return True
 
-        await _removals(backwards, path, take)
+        await _removals(backwards, path, take, gathering.changed, gathering.watching)
         cut_short = backwards.cut_short
     finally:
         backwards.close()
@@ -706,24 +742,25 @@ def _exists(volume: Volume, path: bytes) -> bool:
 async def _removal(volume: Volume, path: bytes, progress: Progress, since: int) -> int:
     """The commit before which *path* was whole: it, or the first of what lay below, went then."""
     backwards = Backwards(volume, progress, since)
+    gathering = _Gathering()
     first: Removal | None = None
-    try:
 
-        def take(removal: Removal) -> bool:
-            nonlocal first
-            if first is None:
-                if removal.path != path:
-                    return True
-                first = removal
-                return removal.is_dir
+    def take(removal: Removal) -> bool:
+        nonlocal first
+        if first is None:
             if removal.path == path:
-                return False  # an earlier life of the same path
-            if first.time_ns - removal.time_ns > TOGETHER_NS:
-                return False
-            first = removal
-            return True
+                first = removal
+                gathering.add(removal)
+            return first is None or removal.is_dir
+        if removal.path == path:
+            return False  # an earlier life of the same path
+        if gathering.home(removal) is None:
+            return False
+        first = removal
+        return True
 
-        await _removals(backwards, path, take)
+    try:
+        await _removals(backwards, path, take, gathering.changed, gathering.watching)
     finally:
         backwards.close()
     if first is None:

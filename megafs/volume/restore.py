@@ -59,9 +59,10 @@ def show(path: bytes) -> str:
 
 @dataclass(slots=True)
 class _Plan:
-    """What is to be made: how many inodes and bytes, and from which packs."""
+    """What is to be made: how many inodes (directories among them), bytes; from which packs."""
 
     inodes: int = 0
+    directories: int = 0
     bytes: int = 0
     packs: set[int] = field(default_factory=set)
 
@@ -89,7 +90,8 @@ async def restore(
         progress({"done": done, "total": total, "text": f"reading the tree of commit {sequence}"})
 
     async with volume.history.view(sequence, progress=reading) as past:
-        when = show_time(await volume.history.time_of(sequence))
+        time_ns = await volume.history.time_of(sequence)
+        when = show_time(time_ns)
         try:
             source = past.inode(past.walk(path))
         except Refused:
@@ -121,11 +123,11 @@ async def restore(
         "path": show(target),
         "from": show(path),
         "sequence": sequence,
-        "time": when,
-        "inodes": plan.inodes,
+        "time": time_ns / 1e9,
+        "files": plan.inodes - plan.directories,
+        "directories": plan.directories,
         "bytes": plan.bytes,
-        "text": f"{show(target)} is as it was at {when} (commit {sequence}):"
-        f" {plan.inodes} {'files' if plan.inodes != 1 else 'file'}",
+        "text": f"{show(target)} is as it was at {when} (commit {sequence})",
     }
 
 
@@ -173,6 +175,7 @@ async def _plan(past: Tree, source: Inode, progress: Progress) -> _Plan:
 
 def _count(plan: _Plan, past: Tree, inode: Inode) -> None:
     plan.inodes += 1
+    plan.directories += inode.is_dir
     plan.bytes += inode.blocks
     if inode.is_file and inode.blocks:
         rows = past.db.execute("SELECT DISTINCT pack FROM extents WHERE ino=?", (inode.ino,))

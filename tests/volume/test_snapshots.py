@@ -170,7 +170,7 @@ async def test_a_directory_comes_back_as_it_was(tmp_path: Path) -> None:
         done = await job(volume, "restore", path="/d", at=str(at))
         assert await fingerprint(volume, b"/d") == was
         assert (volume.replica.tree.used, volume.replica.tree.files) == (used, files)
-        assert done["inodes"] == 8
+        assert (done["files"], done["directories"]) == (6, 2)
         assert volume.progress().done
 
 
@@ -489,6 +489,28 @@ async def test_a_removed_directory_comes_back_with_what_went_with_it(tmp_path: P
             await volume.fs.rmdir(1, b"d", ROOT)
             await job(volume, "undelete", path="/d")
             assert await fingerprint(volume, b"/d") == was
+
+
+async def test_what_was_removed_before_the_last_change_is_another_matter(tmp_path: Path) -> None:
+    """rm d/old; edit d/kept; rm -r d, all within a minute: `kept` must come back as edited."""
+    async with opened(tmp_path) as volume:
+        d = (await volume.fs.mkdir(1, b"d", 0o755, ROOT)).ino
+        for name in (b"old", b"kept"):
+            await put_file(volume.fs, d, name, b"first")
+        await commit(volume)
+        await remove(volume, b"/d/old")
+        await commit(volume)
+        await write(volume, b"/d/kept", b"edited")
+        await commit(volume)
+        await remove(volume, b"/d/kept")
+        await commit(volume)
+        await remove(volume, b"/d")
+        await commit(volume)
+        rows = (await job(volume, "undelete", path="/"))["removed"]
+        assert [(r["path"], r["files"]) for r in rows] == [("/d", 1), ("/d/old", 0)]
+        await job(volume, "undelete", path="/d")
+        assert listed(volume, b"/d") == [b"kept"]
+        assert await contents(volume.fs, ino(volume, b"/d/kept")) == b"edited"
 
 
 async def test_a_file_comes_back_with_the_directories_above_it(tmp_path: Path) -> None:
