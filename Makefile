@@ -1,6 +1,7 @@
 # make demo     mount a new volume and show it working (MOUNTPOINT=... to choose where)
 # make test     linters and every test; needs /dev/fuse, installs what is missing
 # make lint     the linters alone
+# make soak     the simulation of several machines, with fresh seeds (SECONDS=600 SEED=...)
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make clean    remove what the targets above made in the checkout
 #
@@ -14,7 +15,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test lint setup setup-test clean
+.PHONY: demo test lint soak setup setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -30,6 +31,10 @@ lint: setup-test
 	$(BIN)/mypy
 	find megafs tests -name '*.py' -exec $(BIN)/flake8-async $(ASYNC_RULES) {} +
 	$(BIN)/lint-imports
+
+SECONDS ?= 600
+soak: setup-test
+	$(BIN)/python -m tests.sim.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 setup:
 	@tools/setup.sh run

@@ -1,8 +1,8 @@
 """One simulated schedule: a seed decides everything that happens, and in which order.
 
 Two to four machines mount one volume; programs on them do random operations while requests fail,
-machines are cut off, crash, and come back with the disk they had.  Then the weather clears, all that
-waits is brought to the store, everybody catches up, and `_judge` looks at what is left:
+machines are cut off, crash, and come back with the disk they had.  Then the weather clears, all
+that waits is brought to the store, everybody catches up, and `_judge` looks at what is left:
 
     every replica holds the same rows, and they are a sound tree (tests/tree/invariants.py)
     every machine reads the same bytes, and so does a machine that has never seen the volume
@@ -52,7 +52,7 @@ from megafs.volume.format import format_volume
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume, write_checkpoint
 from tests.sim.link import CALM, ROUGH, STORM, Link
-from tests.sim.witness import LOCAL, STORE, TAG, Tag, Witness
+from tests.sim.witness import LOCAL, STORE, TAG, Tag, Witness, tags_in
 from tests.tree import invariants
 
 KEY = Credential(keyfile=bytes(range(64)))
@@ -188,7 +188,8 @@ class World:
 
     def waiting(self) -> list[str]:
         return [
-            f"{m.host}: {'up' if m.volume else 'down'}, {'idle' if m.idle else 'busy'}, {m.left} left"
+            f"{m.host}: {'up' if m.volume else 'down'}, {'idle' if m.idle else 'busy'},"
+            f" {m.left} left"
             for m in self.machines
         ]
 
@@ -299,7 +300,7 @@ class Machine:
             apply(op, ticket)
             self.world.witness.destroyed |= destroys
             if not isinstance(op, ops.AddPack | ops.ClaimRange):
-                self.world.tell(f"{self.host}:     {op}")
+                self.world.tell(f"{self.host}:     {_brief(op)}")
 
         volume.replica.record = record  # type: ignore[method-assign]
         volume.fs.on_invalidate = self._invalidate
@@ -404,7 +405,8 @@ class Machine:
             there = tree.child(fs._real(parent), name)
             if there != fs._real(ino):
                 raise Wrong(
-                    f"{self.host}'s kernel believes that {name!r} in {parent} is {ino}: it is {there}"
+                    f"{self.host}'s kernel believes that {name!r} in {parent} is {ino}:"
+                    f" it is {there}"
                 )
         for ino, believed in self.attributes.items():
             if tree.find(fs._real(ino)) is None:
@@ -516,7 +518,10 @@ class Machine:
         """Do what acknowledges all that was written to a file so far."""
         ino = self.fs._handle(file.fh).contents.ino
         numbers = list(self.unacknowledged.get(ino, []))
+        link = self.link
         await act()
+        if link is None or link.ended:
+            return  # the machine has crashed: nobody was told
         self.world.witness.acknowledge(numbers, level)
         if level == STORE:
             done = set(numbers)
@@ -544,9 +549,7 @@ class Machine:
         fh, keep = await self.fs.open(ino, flags, USER)
         if not keep or flags & os.O_TRUNC:
             self.attributes.pop(ino, None)
-        file = Open(fh, ino, flags & os.O_ACCMODE != os.O_RDONLY)
-        self.files.append(file)
-        return file
+        return Open(fh, ino, flags & os.O_ACCMODE != os.O_RDONLY)
 
     async def make(self) -> None:
         """Make a file, write it, close it or leave it open."""
@@ -555,11 +558,15 @@ class Machine:
         self._forget_names((parent, name))
         fh, inode = await self.fs.create(parent, name, 0o644, os.O_RDWR, USER)
         file = Open(fh, inode.ino, True)
-        self.files.append(file)
-        if self.rng.random() < 0.9:
-            await self._write_to(file)
-        if self.rng.random() < 0.8:
-            await self.close(file)
+        keep = self.rng.random() < 0.2
+        try:
+            if self.rng.random() < 0.9:
+                await self._write_to(file)
+        finally:
+            if not keep:
+                await self.close(file)
+        if keep:
+            self.files.append(file)
 
     async def change(self) -> None:
         """Open a file, write into it, perhaps sync, close it."""
@@ -583,7 +590,7 @@ class Machine:
         if not mine:
             found = self._existing(stat.S_ISREG)
             if found is not None:
-                await self.open(found[2], os.O_RDWR)
+                self.files.append(await self.open(found[2], os.O_RDWR))
             return
         file = self.rng.choice(mine)
         act = self.rng.random()
@@ -722,6 +729,14 @@ _ACTIONS: tuple[tuple[str, Callable[[Machine], Awaitable[None]]], ...] = tuple(
 )
 
 
+def _brief(op: ops.Operation) -> str:
+    """An operation without the bytes and the digests, which are not the seed's."""
+    if isinstance(op, ops.Contents):
+        pieces = ", ".join(f"{x.start}+{x.length}" for x in op.pieces)
+        return f"Contents({op.ino}, {op.base} -> {op.version}, cut={op.cut}, {op.size}: {pieces})"
+    return str(op)
+
+
 def _attributes(fs: FileSystem, ino: int) -> tuple[int, ...]:
     inode = fs.getattr(ino)
     return (inode.mode, inode.nlink, inode.size, inode.mtime_ns)
@@ -781,6 +796,18 @@ def _deterministic(seed: int) -> Iterator[None]:
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = allowed
 
 
+def memory(otherwise: Path) -> Path:
+    """Where syncing to disk costs nothing."""
+    shared = Path("/dev/shm")
+    return shared if os.access(shared, os.W_OK) else otherwise
+
+
+def explain(seed: int, exc: BaseException) -> str:
+    """One line for a broken schedule, and how to see more of it."""
+    cause = leaf(exc)
+    return f"seed {seed}: {type(cause).__name__}: {cause}  (python -m tests.sim.soak --only {seed})"
+
+
 _formatted: dict[int, dict[str, bytes]] = {}
 
 
@@ -812,7 +839,7 @@ def run(
     rng = random.Random(f"{seed}/plan")
     plan = Plan.draw(rng, operations)
     objects = _new_volume(plan.parameters)
-    directory = (base or Path("/dev/shm")) / f"megafs-sim-{os.getpid()}-{seed}"
+    directory = (base or memory(Path("/tmp"))) / f"megafs-sim-{os.getpid()}-{seed}"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
     world = World(seed, plan, directory)
@@ -927,8 +954,6 @@ async def _judge(world: World) -> Outcome:
     found: set[int] = set()
     for kind, _, data, _ in snapshots[0].values():
         if kind == "file":
-            from tests.sim.witness import tags_in
-
             found |= tags_in(data)
     missing = world.witness.missing(found)
     if missing:
@@ -969,7 +994,7 @@ async def _agree(volumes: list[Volume]) -> None:
 
 
 async def _snapshot(fs: FileSystem) -> dict[bytes, tuple[str, int, bytes, Any]]:
-    """Everything that can be seen from the root: path -> (kind, mode and links, contents, xattrs)."""
+    """All that can be seen from the root: path -> (kind, mode and links, contents, xattrs)."""
     found: dict[bytes, tuple[str, int, bytes, Any]] = {}
     tree = fs._tree
 

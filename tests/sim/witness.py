@@ -1,4 +1,4 @@
-"""What must still be there at the end: which bytes were acknowledged, and who may have removed them.
+"""What must still be there at the end: which bytes were acknowledged, and who removed which.
 
 Everything that the simulated programs write consists of tags: 16 bytes, each used once, at offsets
 that are multiples of 16.  So every tag can be followed through renames, links, conflict copies and

@@ -1,0 +1,74 @@
+"""Thousands of schedules; see schedule.py for what each must keep.
+
+A failure names its seed.  `python -m tests.sim.soak --only SEED` runs just that one and tells what
+happened; `make soak SECONDS=600` runs fresh seeds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sim import schedule
+
+#: Schedules of every run of the tests: MEGAFS_SCHEDULES changes how many.
+COUNT = int(os.environ.get("MEGAFS_SCHEDULES", "1500"))
+BLOCK = 50
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("first", range(0, COUNT, BLOCK))
+def test_nothing_is_lost_and_everyone_agrees(first: int, tmp_path: Path) -> None:
+    broken = []
+    for seed in range(first, min(first + BLOCK, COUNT)):
+        try:
+            schedule.run(seed, base=schedule.memory(tmp_path))
+        except BaseException as exc:
+            if isinstance(exc, KeyboardInterrupt):
+                raise
+            broken.append(schedule.explain(seed, exc))
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("seed", [1, 7, 23, 772])
+def test_one_seed_is_one_schedule(seed: int, tmp_path: Path) -> None:
+    """Also in another process, where strings have other hashes."""
+    first, again = [], []
+    one = schedule.run(seed, base=schedule.memory(tmp_path), log=first)
+    two = schedule.run(seed, base=schedule.memory(tmp_path), log=again)
+    assert one.digest == two.digest
+    assert first == again
+    other = subprocess.run(
+        [sys.executable, "-m", "tests.sim.soak", "--only", str(seed), "--digest"],
+        env=dict(os.environ, PYTHONHASHSEED="12345"),
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert other.stdout.strip() == one.digest
+
+
+def test_the_witness_notices_lost_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A merge that drops what we wrote to a file that others changed is found out."""
+    from megafs.tree.merge import Merge
+
+    def careless(self: Merge, op: schedule.ops.Contents) -> None:
+        inode = self.tree.find(op.ino)
+        if inode is not None and inode.version == op.base:
+            self._do(op)
+
+    monkeypatch.setattr(Merge, "_contents", careless)
+    lost = 0
+    for seed in range(60):
+        try:
+            schedule.run(seed, base=schedule.memory(tmp_path))
+        except schedule.Wrong as wrong:
+            lost += "lost" in str(wrong)
+    assert lost
