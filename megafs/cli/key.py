@@ -91,7 +91,7 @@ def list_slots(
 def _cost(cost: dict[str, int] | None) -> str:
     if cost is None:
         return "-"
-    return f"{cost['memory'] >> 10} MiB x {cost['time']}"
+    return f"{cost['memory_kib'] >> 10} MiB x {cost['time']}"
 
 
 @command.command(name="add")

@@ -27,6 +27,7 @@ class Machine:
         self.mnt.mkdir()
         self.environ = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("MEGAFS_", "AWS_"))},
+            "PYTHONPATH": str(Path(__file__).parents[2]),
             "MEGAFS_STATE_DIR": str(self.place / "state"),
             "MEGAFS_CACHE_DIR": str(self.place / "cache"),
             "MEGAFS_RUNTIME_DIR": str(self.place / "run"),
