@@ -194,6 +194,7 @@ class FileSystem:
         """The inode that *name* in *parent* stands for."""
         if parent < FIRST_REAL and parent != ROOT:
             return self._the_past().lookup(parent, name)
+        self._writer.stir()
         parent = self._real(parent)
         if name == b".":
             return self.getattr(parent)
@@ -727,6 +728,7 @@ class FileSystem:
             handle = self._handle_number()
             self._the_past().open(ino, flags, handle)
             return handle, True
+        self._writer.stir()
         ino = self._real(ino)
         inode = self._tree.find(ino)
         if inode is None:

@@ -109,12 +109,14 @@ class Writer:
         self._urgent = False
         self._advanced = trio.Event()
         self._active = -_IDLE_AFTER
+        self._stirred = trio.Event()
         self.frozen: Fault | None = None
         self.barred: str | None = None
         self._allowed = trio.Event()
         self.last_error: Fault | None = None
         self.last_contact: float = 0.0
         self._tail_seen: float = 0.0
+        self._epoch = 0
         #: How far the store's history was compared with what this machine has seen (`seen`):
         #: "full", "checking" (a mount does so now; nothing is remembered until it has), or
         #: "doubtful" (the mount began without the store; to be done at the first contact).
@@ -131,6 +133,13 @@ class Writer:
         if urgent:
             self._urgent = True
         self._poked.set()
+
+    def stir(self) -> None:
+        """Somebody looks at the volume: an idle mount asks for others' commits at once."""
+        now = trio.current_time()
+        if now - self._active > _IDLE_AFTER:
+            self._stirred.set()
+        self._active = now
 
     async def committed(self, batch: int, deadline: float) -> None:
         """Return when *batch* is in the journal.
@@ -274,6 +283,7 @@ class Writer:
             self.last_contact = self._tail_seen = clock.now()
             # The head first: once the replica says that the batch is committed, an fsync returns.
             await self._remember(sequence, digest(data))
+            replica.raise_epoch(self._keyring.epoch)
             replica.won(sequence, digest(data), commit, fresh.changeset)
             self._packs.release(replica.named_packs)
         self._tell()
@@ -305,7 +315,12 @@ class Writer:
         while True:
             idle = trio.current_time() - self._active > _IDLE_AFTER
             pause = self._interval * (_IDLE_FACTOR if idle else 1)
-            await trio.sleep(clock.uniform(pause * 0.8, pause * 1.2))
+            with trio.move_on_after(clock.uniform(pause * 0.8, pause * 1.2)):
+                if idle:
+                    await self._stirred.wait()  # somebody came: what others did is news now
+                else:
+                    await trio.sleep_forever()
+            self._stirred = trio.Event()
             if self.frozen is not None:
                 continue
             try:
@@ -361,6 +376,7 @@ class Writer:
             touched = self._replica.touched(commit for _, _, commit in got)
             if self.before_follow is not None:
                 await self.before_follow(touched | self._replica.undecided)
+            self._replica.raise_epoch(self._epoch)
             news = self._replica.follow(got)
             await self._remember(self._replica.sequence, self._replica.head)
             self._tell()
@@ -465,12 +481,20 @@ class Writer:
         if len(data) > commit_format.MAX_OBJECT:
             raise Corrupt(f"{commit_format.object_name(sequence)} is too large for a commit")
         commit = commit_format.open_commit(self._keyring, sequence, data)
+        epoch = commit_format.epoch_of(data)
+        if epoch < max(self._epoch, self._replica.epoch):
+            # Whoever still has only the old key must not write any more: rotating is for that.
+            raise Corrupt(
+                f"{commit_format.object_name(sequence)} is sealed under the key of an earlier epoch"
+                " than commits before it"
+            )
         if commit.prev != prev:
             raise Corrupt(
                 f"{commit_format.object_name(sequence)} does not follow the commit before it:"
                 " the store shows different histories"
             )
         self.newest_generation = max(self.newest_generation, commit.generation)
+        self._epoch = max(self._epoch, epoch)
         return commit
 
     # ---- at mount ---------------------------------------------------------------------------
