@@ -216,6 +216,76 @@ def recovery_key(url: str, as_json: bool, **given: Any) -> None:
     _change(url, read, keys.new_recovery_key, as_json)
 
 
+@command.command(name="rotate")
+@click.argument("url")
+@arguments.places
+@arguments.secrets
+@new_secrets
+@kdf_option
+@click.option("--new", "fresh", is_flag=True, help="Ask for a new passphrase as well.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@arguments.json_option
+def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **given: Any) -> None:
+    """Begin a new epoch: a new master key for everything that is written from now on.
+
+    For when the old key may have leaked.  Only the passphrase or key file that opens the volume now
+    (or the new one that is given) and a new recovery key, which is printed, open it afterwards;
+    other key slots go.  Running mounts stop writing and have to be mounted again; what they have
+    staged is kept.  What was written before stays sealed under the old key: megafs key reencrypt
+    changes that.
+    """
+    from megafs.cli import secrets
+    from megafs.errors import BadUsage
+    from megafs.volume import rotate as rotating
+
+    asked = bool(fresh or given.get("new_passphrase_file") or given.get("new_key_file"))
+    read, new = _split(url, given)
+    if not yes:
+        import sys
+
+        if as_json or not sys.stdin.isatty():
+            raise BadUsage("this drops the key slots of others and stops running mounts: say --yes")
+        click.confirm(
+            "Other key slots are dropped, and running mounts have to be mounted again. Go on?",
+            abort=True,
+            err=True,
+        )
+    credential = secrets.credential(read.secrets, what=f"Passphrase for {url}")
+
+    async def work(store: Any) -> Any:
+        return await rotating.rotate(
+            store, url, credential, read.settings, new if asked else None, profile=_profile(kdf)
+        )
+
+    _tell(_with_store(url, read, work), as_json)
+
+
+@command.command(name="reencrypt")
+@click.argument("where", metavar="MOUNTPOINT|URL")
+@click.option("--rate", metavar="SIZE", help="Copy at most so many bytes per second, e.g. 5MiB.")
+@click.option("--limit", metavar="SIZE", help="Stop after so many bytes; the next run goes on.")
+@arguments.places
+@arguments.secrets
+@arguments.json_option
+def reencrypt(where: str, rate: str | None, limit: str | None, as_json: bool, **given: Any) -> int:
+    """Seal what was written before the last megafs key rotate again, under the new key.
+
+    All of it is read and written once.  It can be interrupted; the next run goes on.  The old
+    objects go with megafs gc, after the retention.
+
+    Exit codes: 0 everything is sealed under the current key, 3 some is left; others as usual.
+    """
+    from megafs.cli import jobs
+    from megafs.config import parse_size
+
+    args = {
+        "rate": parse_size(rate) if rate else None,
+        "limit": parse_size(limit) if limit else None,
+    }
+    result = jobs.run(where, "reencrypt", args, **given)
+    return jobs.finish(result, as_json, list(result["notes"]))
+
+
 # -- what they share
 
 

@@ -64,6 +64,7 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     """What a checkpoint is made of.
 
     head: hash of the commit `sequence`.  last: of that commit, its time in ns, host and mount.
+    epoch: of the key that sealed the newest commits.
     tables: of each replicated table, its parts in order.
     history: the hashes of the last commits, oldest first, 32 bytes each; the last one is `head`.
     """
@@ -73,6 +74,7 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     last: tuple[int, str, int]
     tables: dict[str, tuple[PartEntry, ...]]
     history: bytes
+    epoch: int = 0
 
 
 def manifest_name(sequence: int) -> str:
@@ -178,6 +180,7 @@ async def load(
         name: [Part(tuple(p.low), p.object, p.digest, p.size, p.rows) for p in parts]
         for name, parts in manifest.tables.items()
     }
+    replica.raise_epoch(manifest.epoch)
     replica.finish_load(manifest.sequence, manifest.head, manifest.history, manifest.last, tables)
 
 
@@ -256,6 +259,7 @@ class Checkpointer:
                 for table, kept in parts.items()
             },
             plan.history,
+            self._replica.epoch,
         )
         await self._publish(manifest)
         if base and not await self._is_there(base):

@@ -86,6 +86,11 @@ def open_commit(keyring: Keyring, sequence: int, data: bytes) -> Commit:
         raise Corrupt(f"{name}: {exc}") from exc
 
 
+def epoch_of(data: bytes) -> int:
+    """The epoch that a sealed object says it is of; true only if it opens."""
+    return int.from_bytes(data[1:5], "big")
+
+
 def pack_changeset(changeset: bytes) -> bytes:
     return compression.compress(changeset)
 
@@ -130,7 +135,11 @@ def open_padded(
     epoch = int.from_bytes(data[1:5], "big")
     context = aead.context(purpose, keyring.fsid, epoch, version, *place)
     if epoch not in keyring.epochs:
-        raise Corrupt(f"{name}: sealed with a key of epoch {epoch}, which this volume does not have")
+        raise Corrupt(
+            f"{name} is sealed under the key of epoch {epoch}, which was not there when the volume"
+            " was opened here. If its key was rotated: unmount and mount again, what is staged here"
+            " is kept. Else the object is damaged"
+        )
     plain = aead.open_sealed(
         keyring.subkey(purpose, epoch), context, memoryview(data)[_HEAD:], name
     )

@@ -811,6 +811,16 @@ class Replica:
         """The newest checkpoint that this replica knows the parts of; 0 for none."""
         return int(self._get("checkpoint", 0))
 
+    @property
+    def epoch(self) -> int:
+        """The highest epoch whose key sealed a commit or checkpoint that this replica applied."""
+        return int(self._get("epoch", 0))
+
+    def raise_epoch(self, epoch: int) -> None:
+        """A commit or checkpoint of *epoch* is about to be applied."""
+        if epoch > self.epoch:
+            self._put("epoch", epoch)
+
     def hash_tail(self, count: int) -> bytes:
         """The hashes of the last *count* commits, oldest first."""
         rows = self.db.execute(

@@ -5,6 +5,8 @@ It lies in the store as ``keys/<generation, 8 digits>``, at most 64 KiB of JSON 
 
     magic "megafs" | format | fsid | generation | epoch | created | parameters | create_if_absent
     slots  1 to 16 of {id, kind, label, created, salt, kdf {time, memory, lanes} or null, wrap}
+    keyring  only after a rotation: the master keys of earlier epochs, sealed under a subkey of the
+             current one: 4 bytes of epoch and 32 of key each, oldest first
     mac    HMAC-SHA256 under the subkey "keys-mac" over all of the above
 
 Ids, salts and sealed bytes are lower-case hex, times nanoseconds since 1970.  `wrap` is the master
@@ -37,6 +39,8 @@ SIZE_LIMIT: Final = 64 * KIB
 SLOT_LIMIT: Final = 16
 LABEL_LIMIT: Final = 64
 GENERATION_LIMIT: Final = 10**8 - 1
+#: Rotations of the master key in a volume's life.
+EPOCH_LIMIT: Final = 256
 
 SLOT_ID_SIZE: Final = 8
 #: Random bytes that `enroll` needs: the slot's id and its salt.
@@ -53,6 +57,7 @@ RECOVERY: Final = "recovery"
 _KINDS: Final = (PASSPHRASE, PASSPHRASE_AND_KEYFILE, KEYFILE, RECOVERY)
 
 _WRAP_SIZE: Final = aead.sealed_size(keys.KEY_SIZE)
+_OLD_SIZE: Final = 4 + keys.KEY_SIZE
 _NAME: Final = re.compile(r"keys/([0-9]{8})\Z")
 
 
@@ -106,7 +111,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One generation of the header.  Believe it only as part of an `Unlocked`."""
+    """One generation of the header.  Believe it only as part of an `Unlocked`.
+
+    old_keys: the sealed master keys of earlier epochs; empty if there are none.
+    """
 
     fsid: bytes
     generation: int
@@ -116,6 +124,7 @@ class Header:
     create_if_absent: bool
     slots: tuple[Slot, ...]
     mac: bytes = b""
+    old_keys: bytes = field(default=b"", repr=False)
 
     @property
     def name(self) -> str:
@@ -272,6 +281,50 @@ def with_slots_replaced(
     return _next(header, keyring, (*(s for s in header.slots if s.id not in slot_ids), slot))
 
 
+def rotated(header: Header, keyring: keys.Keyring, slots: Iterable[Slot]) -> Header:
+    """Return the next generation, for a new epoch: *keyring* has its key as the current one.
+
+    slots: all of them; those of the header before give a key that is the current one no more.
+    """
+    if keyring.epoch != header.epoch + 1:
+        raise ValueError("epochs follow one another")
+    if len(keyring.epochs) > EPOCH_LIMIT:
+        raise BadUsage("the master key was changed so often that there is no room for another")
+    old = b"".join(
+        epoch.to_bytes(4, "big") + keyring.master(epoch)
+        for epoch in keyring.epochs
+        if epoch != keyring.epoch
+    )
+    sealed = aead.seal(keyring.subkey("keyring"), _old_context(keyring.fsid, keyring.epoch), old)
+    return _next(replace(header, epoch=keyring.epoch, old_keys=sealed), keyring, slots)
+
+
+def _old_context(fsid: bytes, epoch: int) -> bytes:
+    return aead.context("keyring", fsid, epoch)
+
+
+def _with_old_keys(header: Header, keyring: keys.Keyring) -> keys.Keyring:
+    """Return *keyring* with the master keys of the epochs before."""
+    if not header.old_keys:
+        return keyring
+    plain = bytes(
+        aead.open_sealed(
+            keyring.subkey("keyring", header.epoch),
+            _old_context(header.fsid, header.epoch),
+            header.old_keys,
+            header.name,
+        )
+    )
+    masters = {header.epoch: keyring.master(header.epoch)}
+    for at in range(0, len(plain), _OLD_SIZE):
+        epoch = int.from_bytes(plain[at : at + 4], "big")
+        masters[epoch] = plain[at + 4 : at + _OLD_SIZE]
+    try:
+        return keys.Keyring(header.fsid, masters, header.epoch)
+    except ValueError as exc:
+        raise Corrupt(f"{header.name}: the earlier keys in it cannot be: {exc}") from exc
+
+
 def _next(header: Header, keyring: keys.Keyring, slots: Iterable[Slot]) -> Header:
     if header.generation >= GENERATION_LIMIT:
         raise BadUsage("the key header was changed so often that its numbers are used up")
@@ -326,6 +379,7 @@ def unlock(
                 "authentication code is wrong: slots or parameters were added, removed or changed "
                 "by somebody without the key"
             )
+        keyring = _with_old_keys(header, keyring)
         return Unlocked(header, keyring, slot.id, digest_of(header))
     raise _nothing_opens(header, credential, skipped)
 
@@ -341,6 +395,11 @@ def check_successor(newer: Header, header: Header, keyring: keys.Keyring) -> Non
         raise Rollback(
             f"the store says that {name_of(header.generation + 1)} is there, but shows only "
             f"{newer.name}"
+        )
+    if newer.epoch not in keyring.epochs:
+        raise Corrupt(
+            f"{newer.name}: the volume's key was rotated (epoch {newer.epoch}) since it was opened:"
+            " open it again"
         )
     if not hmac.compare_digest(_mac(newer, keyring), newer.mac):
         raise Corrupt(f"{newer.name}: the authentication code is wrong: it was changed")
@@ -437,7 +496,7 @@ def _canonical(value: dict[str, Any]) -> bytes:
 
 
 def _body(header: Header) -> dict[str, Any]:
-    return {
+    body: dict[str, Any] = {
         "magic": MAGIC,
         "format": FORMAT,
         "fsid": header.fsid.hex(),
@@ -448,6 +507,9 @@ def _body(header: Header) -> dict[str, Any]:
         "create_if_absent": header.create_if_absent,
         "slots": [_slot_json(slot) for slot in header.slots],
     }
+    if header.old_keys:
+        body["keyring"] = header.old_keys.hex()
+    return body
 
 
 def _slot_json(slot: Slot) -> dict[str, Any]:
@@ -520,7 +582,8 @@ def _header_from(document: dict[str, Any]) -> Header:
         document,
         "the header",
         {"magic", "format", "fsid", "generation", "epoch", "created", "parameters", "slots"}
-        | {"create_if_absent", "mac"},
+        | {"create_if_absent", "mac"}
+        | ({"keyring"} if "keyring" in document else set()),
     )
     if type(document["format"]) is not int or document["format"] != FORMAT:
         raise _Malformed("format is not a known one")
@@ -536,10 +599,24 @@ def _header_from(document: dict[str, Any]) -> Header:
         create_if_absent=_boolean(document, "create_if_absent"),
         slots=tuple(_slot_from(slot) for slot in slots),
         mac=_hex(document, "mac", 32),
+        old_keys=_old_keys_from(document),
     )
     if len({slot.id for slot in header.slots}) != len(header.slots):
         raise _Malformed("two slots have the same id")
     return header
+
+
+def _old_keys_from(document: dict[str, Any]) -> bytes:
+    if "keyring" not in document:
+        return b""
+    value = document["keyring"]
+    if not isinstance(value, str):
+        raise _Malformed("keyring is not text")
+    for count in range(1, EPOCH_LIMIT):
+        size = aead.sealed_size(count * _OLD_SIZE)
+        if len(value) == 2 * size:
+            return _hex(document, "keyring", size)
+    raise _Malformed("keyring is of no size that it can have")
 
 
 def _slot_from(value: Any) -> Slot:

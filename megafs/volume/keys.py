@@ -301,6 +301,57 @@ async def new_recovery_key(store: ObjectStore, unlocked: Unlocked) -> Changed:
     return Changed(after, slot.id, text + remark, recovery)
 
 
+async def rotate(
+    store: ObjectStore,
+    unlocked: Unlocked,
+    credential: Credential,
+    *,
+    profile: str = "default",
+) -> Changed:
+    """Begin a new epoch: a new master key for everything that is written from now on.
+
+    credential: what opens the volume now, or a new one; it gets a slot for the new key.  So does a
+        new recovery key.  All other slots go: what they need was not given.
+    """
+    cost = kdf.profile(profile)
+    old = unlocked.header
+    keyring = unlocked.keyring.with_master(
+        old.epoch + 1, clock.random_bytes(KEY_SIZE), current=True
+    )
+    label = old.slot(unlocked.slot_id).label
+    slot = await _enrolled(keyring, credential, label, cost)
+    recovery = kdf.format_recovery(clock.random_bytes(kdf.RECOVERY_SIZE))
+    rescue = await _enrolled(keyring, Credential(recovery=recovery), "", cost)
+    gone: list[Slot] = []
+
+    def change(header: Header) -> Header:
+        nonlocal gone
+        if slot in header.slots:
+            return header
+        gone = [s for s in header.slots if s.id != unlocked.slot_id and s.kind != headers.RECOVERY]
+        return headers.rotated(header, keyring, [slot, rescue])
+
+    after, remark = await _publish(store, replace(unlocked, keyring=keyring), change, slot)
+    text = (
+        f"Epoch {after.header.epoch} begins: what is written from now on is sealed under a new key."
+        " Mounts that are running stop writing and say so: unmount and mount them again."
+    )
+    if gone:
+        names = ", ".join(
+            f"{s.id.hex()} ({s.kind}{', ' + s.label if s.label else ''})" for s in gone
+        )
+        text += (
+            f" These key slots open the volume no more, for what they need was not given: {names}."
+            " megafs key add makes new ones."
+        )
+    text += (
+        " The recovery key from before is no longer valid. What was written before can still be"
+        " read by whoever has the old key, until it is re-encrypted (megafs key reencrypt) and"
+        " megafs gc has removed the old objects; a copy that somebody kept stays readable for ever."
+    )
+    return Changed(after, slot.id, text + remark, recovery)
+
+
 def _adding(slot: Slot, keyring: Keyring) -> Callable[[Header], Header]:
     def change(header: Header) -> Header:
         if slot in header.slots:

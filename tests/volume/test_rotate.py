@@ -1,0 +1,236 @@
+"""After a rotation the old key writes nothing any more, and everything is there all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from megafs import clock
+from megafs.concurrency import in_place
+from megafs.config import Settings
+from megafs.crypto.keys import Keyring, digest
+from megafs.errors import BadPassphrase, Busy, Corrupt
+from megafs.journal import commit as commit_format
+from megafs.volume import jobs, keys
+from megafs.volume.header import Credential
+from megafs.volume.rotate import rotate
+from tests.fakes.machine import (
+    KEY,
+    URL,
+    Machine,
+    MemoryStore,
+    make_volume,
+    read_file,
+    snapshot,
+    write_file,
+)
+from tests.tree.invariants import check
+
+NEW = Credential(keyfile=bytes(range(100, 164)))
+
+
+def silent(_: dict[str, Any]) -> None:
+    pass
+
+
+@pytest.fixture
+async def store() -> MemoryStore:
+    made = MemoryStore("rotate")
+    await make_volume(made, chunk_size=16384, pack_size=65536)
+    return made
+
+
+async def turn(
+    store: MemoryStore, machine: Machine, old: Credential = KEY, new: Credential | None = NEW
+) -> keys.Changed:
+    settings = Settings(state_dir=machine.state, cache_dir=machine.base / "cache", stage_min_free=0)
+    with in_place():
+        return await rotate(store, URL, old, settings, None if new is None else lambda: new)
+
+
+async def test_everything_is_there_and_new_data_has_the_new_key(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "before", b"b" * 40_000)
+        await volume.flush()
+
+    changed = await turn(store, machine)
+
+    assert changed.recovery
+    async with machine.open(store, credential=NEW) as volume:
+        assert volume.keyring.epochs == [0, 1]
+        assert volume.keyring.epoch == 1
+        assert await read_file(volume.fs, "before") == b"b" * 40_000
+        await write_file(volume.fs, "after", b"a" * 40_000)
+        await volume.flush()
+        epochs = {row[0] for row in volume.replica.db.execute("SELECT epoch FROM packs")}
+        assert epochs == {0, 1}
+        last = store.objects[f"commits/{volume.replica.sequence:016d}"]
+        assert commit_format.epoch_of(last) == 1
+        everything = await snapshot(volume.fs)
+    for credential in (NEW, Credential(recovery=changed.recovery)):
+        where = Machine(tmp_path / credential.kind)
+        async with where.open(store, credential=credential) as volume:
+            assert await snapshot(volume.fs) == everything
+    with pytest.raises(BadPassphrase):
+        async with Machine(tmp_path / "old").open(store):
+            pass
+
+
+async def test_the_same_passphrase_may_go_on_and_other_slots_are_named(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    with in_place():
+        unlocked = await keys.unlock(store, KEY)
+        added = await keys.add_passphrase(store, unlocked, NEW, label="the office")
+
+    changed = await turn(store, Machine(tmp_path / "a"), KEY, None)
+
+    assert "the office" in changed.text
+    assert added.slot_id is not None
+    assert added.slot_id.hex() in changed.text
+    with in_place():
+        await keys.unlock(store, KEY)
+        with pytest.raises(BadPassphrase):
+            await keys.unlock(store, NEW)
+
+
+async def test_a_running_mount_stops_says_why_and_keeps_what_it_has(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    running = Machine(tmp_path / "running", "running")
+    async with running.open(store) as volume:
+        await write_file(volume.fs, "seen", b"seen")
+        await volume.flush()
+        await turn(store, Machine(tmp_path / "other"))
+        await write_file(volume.fs, "staged", b"s" * 30_000)
+        with pytest.raises(Corrupt, match="rotated"):
+            await volume.flush()
+        assert "rotated" in str(volume.writer.frozen)
+        assert await read_file(volume.fs, "seen") == b"seen"
+    async with running.open(store, credential=NEW) as volume:
+        await volume.flush()
+        assert await read_file(volume.fs, "staged") == b"s" * 30_000
+        check(volume.replica.tree)
+
+
+async def test_nobody_writes_with_the_old_key_not_even_with_the_stores_help(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    with in_place():
+        stolen: Keyring = (await keys.unlock(store, KEY)).keyring
+    machine = Machine(tmp_path / "a")
+    await turn(store, machine)
+    last = max(n for n in store.objects if n.startswith("commits/"))
+    number = int(last[-16:])
+    genuine = commit_format.Commit(
+        prev=digest(store.objects[last]),
+        mount=1,
+        host="thief",
+        commit_id=bytes(16),
+        first_batch=1,
+        last_batch=1,
+        time_ns=clock.now_ns(),
+        generation=1,
+        operations=0,
+        changeset=commit_format.pack_changeset(b""),
+    )
+    forged = commit_format.seal(stolen, number + 1, genuine)
+    await store.put_new(commit_format.object_name(number + 1), forged)
+
+    for where in (machine, Machine(tmp_path / "new")):
+        with pytest.raises(Corrupt, match="earlier epoch"):
+            async with where.open(store, credential=NEW):
+                pass
+
+
+async def test_the_keyring_in_the_header_is_authenticated(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    await turn(store, Machine(tmp_path / "a"))
+    (name,) = [n for n in store.objects if n.startswith("keys/")]
+    data = store.objects[name]
+    at = data.index(b'"keyring":"') + 20
+    digit = b"0" if data[at : at + 1] != b"0" else b"1"
+    store.objects[name] = data[:at] + digit + data[at + 1 :]
+    with in_place(), pytest.raises(Corrupt, match="authentication code"):
+        await keys.unlock(store, NEW)
+
+
+async def test_two_rotations_keep_all_epochs_readable(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "zero", b"0" * 30_000)
+        await volume.flush()
+    await turn(store, machine, KEY, NEW)
+    async with machine.open(store, credential=NEW) as volume:
+        await write_file(volume.fs, "one", b"1" * 30_000)
+        await volume.flush()
+    await turn(store, machine, NEW, KEY)
+    async with Machine(tmp_path / "b").open(store) as volume:
+        assert volume.keyring.epochs == [0, 1, 2]
+        assert await read_file(volume.fs, "zero") == b"0" * 30_000
+        assert await read_file(volume.fs, "one") == b"1" * 30_000
+
+
+async def test_a_volume_that_is_open_here_is_not_rotated(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store):
+        with pytest.raises(Busy):
+            await turn(store, machine)
+    with in_place():
+        assert (await keys.unlock(store, KEY)).header.epoch == 0
+
+
+@pytest.fixture
+def month_later() -> Iterator[Any]:
+    ahead = [0]
+    start = clock.now_ns()
+    with clock.replaced(now_ns=lambda: start + ahead[0]):
+        yield lambda days: ahead.__setitem__(0, ahead[0] + int(days * 86400e9))
+
+
+async def test_reencrypting_goes_on_after_an_interruption_and_gc_takes_the_old(
+    month_later: Any, tmp_path: Path, autojump_clock: Any
+) -> None:
+    store = MemoryStore("reencrypt")
+    await make_volume(store, chunk_size=16384, pack_size=65536, compression="none")
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        for n in range(6):
+            await write_file(volume.fs, f"f{n}", bytes([n]) * 60_000)
+            await volume.flush()
+        everything = await snapshot(volume.fs)
+    old = {n for n in store.objects if n.startswith("packs/")}
+    await turn(store, machine)
+    async with machine.open(store, credential=NEW) as volume:
+        first = await jobs.run(volume, "reencrypt", {"limit": 1}, silent)
+        assert first["exit_code"] == 3
+        assert first["left"] == 5
+    async with machine.open(store, credential=NEW) as volume:
+        rest = await jobs.run(volume, "reencrypt", {}, silent)
+        assert (rest["exit_code"], rest["packs"], rest["left"]) == (0, 5, 0)
+        assert await snapshot(volume.fs) == everything
+        month_later(1)
+        await jobs.run(volume, "gc", {}, silent)
+        month_later(32)
+        result = await jobs.run(volume, "gc", {}, silent)
+        assert result["exit_code"] == 0
+        assert old.isdisjoint(store.objects)
+        volume.chunks.clear()
+        assert await snapshot(volume.fs) == everything
+        assert (await jobs.run(volume, "fsck", {}, silent))["exit_code"] == 0
+        assert (await jobs.run(volume, "scrub", {}, silent))["exit_code"] == 0
+    async with Machine(tmp_path / "b").open(store, credential=NEW) as volume:
+        assert await snapshot(volume.fs) == everything
+    await trio.lowlevel.checkpoint()
