@@ -181,7 +181,11 @@ class ChunkStore:
         staged = [self._stage.read(extent) for extent in group]
         sealed = [part for part in staged if part is not None]
         if len(sealed) == len(group):
-            return await self._open(pack, key, group, sealed)
+            try:
+                return await self._open(pack, key, group, sealed)
+            except Corrupt as exc:
+                # A pack file that a power cut, or a backup, left short: the store may have it whole.
+                log.warning("staged bytes are not whole, asking the store: %s", exc)
         name = chunk_format.pack_name(pack.name)
         start = group[0].offset
         length = max(e.offset + e.sealed for e in group) - start

@@ -50,7 +50,7 @@ async def check(
 async def test_every_prefix_of_the_changes_of_a_store_mounts(
     tmp_path: Path, autojump_clock: MockClock, seed: int
 ) -> None:
-    store, history = await worked(tmp_path, seed, steps=60, latency=False)
+    store, history = await worked(tmp_path, seed, steps=40, latency=False)
 
     found = []
     # Before its first commit there is no volume to open yet.
@@ -77,7 +77,7 @@ def test_any_subset_of_what_was_under_way_mounts(tmp_path_factory: pytest.TempPa
 
     count = 0
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(sorted(made)), st.data())
     def mounts(seed: int, data: st.DataObject) -> None:
         nonlocal count

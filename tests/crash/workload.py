@@ -1,4 +1,4 @@
-"""A workload whose every moment is known: what the tree held after each step, what was promised when.
+"""A workload of which every moment is known: what the tree held, and what was promised, when.
 
 Each step is one change of the tree, whole or not there: so the tree after any crash must be one of
 the states that were passed through, and not one from before the last promise.
@@ -24,7 +24,7 @@ SIZES = (0, 1, 700, 1024, 1025, 5000, 20_000, 70_000)
 
 @dataclass
 class History:
-    """states: the tree after each step.  promises: (moment, index of the state that was promised)."""
+    """states: the tree after each step.  promises: (moment, index of the promised state)."""
 
     states: list[Snapshot] = field(default_factory=list)
     promises: list[tuple[int, int]] = field(default_factory=list)
@@ -69,7 +69,6 @@ async def run_steps(
     fs = volume.fs
     files: list[str] = [p for p, node in (await snapshot(fs)).items() if node[0] == "file"]
     directories = [""] + [p + "/" for p, node in (await snapshot(fs)).items() if node[0] == "dir"]
-    count = 0
     if not history.states:
         await history.note(fs)
 
@@ -83,13 +82,12 @@ async def run_steps(
         if sync or promise_close:
             history.promise(moment())
 
-    for _ in range(steps):
+    for count in range(1, steps + 1):
         kind = rng.choice(
             ["create", "create", "write", "write", "rename", "unlink", "truncate", "mkdir"]
             + ["symlink", "sleep", "sync", "replace"]
             + (["checkpoint"] if checkpoints else [])
         )
-        count += 1
         if kind == "create" or not files:
             path = f"{rng.choice(directories)}f{seed}-{count}"
             await machine.write_file(fs, path, b"", close=False)

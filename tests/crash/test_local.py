@@ -1,0 +1,330 @@
+"""This machine dies: what was closed is there again, the rest is a prefix, nothing happens twice.
+
+"Copies" below are copies of the state directory, taken after every step of a workload while it is
+in use, as a kill -9 or a power cut would leave it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from megafs.errors import Unavailable
+from tests.crash.workload import History, run_steps
+from tests.fakes.faulty import Faulty
+from tests.fakes.machine import (
+    ROOT_USER,
+    Machine,
+    Recording,
+    Snapshot,
+    make_volume,
+    read_file,
+    rename,
+    snapshot,
+    store_of,
+    write_file,
+)
+
+SMALL = {"chunk_size": 16384, "pack_size": 65536}
+STEPS = 45
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What lay on the disk, and in the store, after a step.
+
+    owed: the first state that was promised then.  synced: how many bytes of each file of the state
+    directory a power cut cannot take.
+    """
+
+    machine: Machine
+    objects: dict[str, bytes]
+    owed: int
+    synced: dict[str, int]
+
+    def taken(self, base: Path) -> Machine:
+        return self.machine.copy(base)
+
+
+@dataclass(frozen=True)
+class Life:
+    """A machine's whole life: its copies, what the tree went through, what the store holds."""
+
+    copies: list[Copy]
+    history: History
+    objects: dict[str, bytes]
+
+    def some(self, seed: int) -> list[tuple[int, Copy]]:
+        """Some of the copies with their numbers: opening one takes some twentieth of a second."""
+        count = int(os.environ.get("MEGAFS_CRASH_COPIES", "8"))
+        chosen = random.Random(seed).sample(range(len(self.copies)), min(count, len(self.copies)))
+        return [(n, self.copies[n]) for n in sorted(chosen)]
+
+
+@pytest.fixture(scope="module", params=[11, 12])
+def life(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Life:
+    seed: int = request.param
+    base = tmp_path_factory.mktemp(f"life{seed}")
+    rng = random.Random(seed)
+    store = Recording(latency=lambda: rng.uniform(0, 0.3))
+    history = History()
+    copies: list[Copy] = []
+    synced: dict[str, int] = {}
+    machine = Machine(base / "it")
+
+    def lengths() -> dict[str, int]:
+        return {
+            str(path.relative_to(machine.volume_dir)): path.stat().st_size
+            for path in machine.volume_dir.rglob("*")
+            if path.is_file() and (path.name.startswith("ops-") or path.parent.name == "packs")
+        }
+
+    def moment() -> int:  # called at every promise
+        synced.clear()
+        synced.update(lengths())
+        return len(copies)
+
+    async def after_step() -> None:
+        copies.append(
+            Copy(
+                machine.copy(base / f"copy{len(copies)}"),
+                dict(store.objects),
+                history.owed(len(copies)),
+                dict(synced),
+            )
+        )
+
+    async def live() -> None:
+        await make_volume(store, **SMALL)
+        async with machine.open(store) as volume:
+            await run_steps(
+                volume,
+                history,
+                moment,
+                steps=STEPS,
+                seed=seed,
+                promise_close=True,
+                after_step=after_step,
+            )
+            await volume.drain()
+
+    trio.run(live, clock=MockClock(autojump_threshold=0))
+    return Life(copies, history, dict(store.objects))
+
+
+async def survives(life: Life, copy: Copy, machine: Machine, base: Path) -> None:
+    """Opened again the tree is as promised; what another machine then sees is the same."""
+    store = store_of(copy.objects)
+    async with machine.open(store) as volume:
+        tree = await snapshot(volume.fs)
+        found = [n for n, state in enumerate(life.history.states) if state == tree]
+        assert found, "a tree that never was"
+        assert found[-1] >= copy.owed
+        await write_file(volume.fs, "after the crash", b"works")
+        with trio.fail_after(100):
+            await volume.drain()
+    async with Machine(base / "other").open(store) as volume:
+        assert await snapshot(volume.fs) == tree | {"after the crash": ("file", b"works")}
+    async with machine.open(store) as volume:  # and once more, from what is left now
+        assert await snapshot(volume.fs) == tree | {"after the crash": ("file", b"works")}
+
+
+def remove_replica(machine: Machine) -> None:
+    for path in machine.volume_dir.glob("replica.db*"):
+        path.unlink()
+
+
+def cut(machine: Machine, copy: Copy, rng: random.Random, what: Callable[[Path], bool]) -> None:
+    """A power cut: files keep what was synced and any part of what was not."""
+    for path in machine.volume_dir.rglob("*"):
+        if path.is_file() and what(path):
+            name = str(path.relative_to(machine.volume_dir))
+            size = path.stat().st_size
+            os.truncate(path, rng.randint(min(copy.synced.get(name, 0), size), size))
+    (machine.volume_dir / "boot").write_text("another boot")
+
+
+async def test_a_process_killed_at_any_moment(
+    autojump_clock: MockClock, life: Life, tmp_path: Path
+) -> None:
+    for n, copy in life.some(2):
+        await survives(life, copy, copy.taken(tmp_path / f"{n}"), tmp_path / f"{n}x")
+
+
+async def test_a_power_cut_takes_any_of_what_was_not_synced(
+    autojump_clock: MockClock, life: Life, tmp_path: Path
+) -> None:
+    rng = random.Random(1)
+    for n, copy in life.some(3):
+        machine = copy.taken(tmp_path / f"{n}")
+        if n % 2:
+            remove_replica(machine)
+        cut(
+            machine,
+            copy,
+            rng,
+            lambda path: path.name.startswith("ops-") or path.parent.name == "packs",
+        )
+        await survives(life, copy, machine, tmp_path / f"{n}x")
+
+
+async def test_a_replica_that_is_gone_is_made_again(
+    autojump_clock: MockClock, life: Life, tmp_path: Path
+) -> None:
+    for n, copy in life.some(4):
+        machine = copy.taken(tmp_path / f"{n}")
+        remove_replica(machine)
+        await survives(life, copy, machine, tmp_path / f"{n}x")
+
+
+async def test_a_replica_damaged_anywhere_is_made_again(
+    autojump_clock: MockClock, life: Life, tmp_path: Path
+) -> None:
+    rng = random.Random(2)
+    for n, copy in life.some(5):
+        machine = copy.taken(tmp_path / f"{n}")
+        for name in ("replica.db", "replica.db-wal"):
+            path = machine.volume_dir / name
+            if not path.exists():
+                continue
+            data = bytearray(path.read_bytes())
+            for _ in range(rng.choice([1, 1, 10])):
+                at = rng.randrange(len(data)) if data else 0
+                data[at : at + 32] = rng.randbytes(min(32, len(data) - at))
+            path.write_bytes(data)
+        (machine.volume_dir / "boot").write_text("another boot")
+        await survives(life, copy, machine, tmp_path / f"{n}x")
+
+
+async def test_a_replica_that_is_an_older_one(
+    autojump_clock: MockClock, life: Life, tmp_path: Path
+) -> None:
+    """A power cut takes the newest transactions of SQLite, but not what was synced beside it."""
+    rng = random.Random(3)
+    for n, copy in life.some(1):
+        machine = copy.taken(tmp_path / f"{n}")
+        older = life.copies[rng.randrange(n + 1)].machine
+        remove_replica(machine)
+        for path in older.volume_dir.glob("replica.db*"):
+            shutil.copy(path, machine.volume_dir / path.name)
+        await survives(life, copy, machine, tmp_path / f"{n}x")
+
+
+async def test_a_state_directory_from_a_backup_does_nothing_twice(
+    autojump_clock: MockClock, life: Life, tmp_path: Path
+) -> None:
+    """All of the state is old, and the journal holds what this machine did since."""
+    async with Machine(tmp_path / "new").open(store_of(life.objects)) as volume:
+        final = await snapshot(volume.fs)
+    assert final == life.history.states[-1]
+    for n, copy in life.some(6):
+        store = store_of(life.objects)
+        machine = copy.taken(tmp_path / f"{n}")
+        async with machine.open(store) as volume:
+            assert await snapshot(volume.fs) == final
+            await write_file(volume.fs, "then", b"x", sync=True)
+        async with Machine(tmp_path / f"{n}x").open(store) as volume:
+            assert await snapshot(volume.fs) == final | {"then": ("file", b"x")}
+
+
+async def test_an_old_state_used_without_the_store_loses_nothing_when_it_is_back(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A power cut took batches that are in the journal; new ones are made before it is seen."""
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "first", b"1", sync=True)
+    old = machine.copy(tmp_path / "old")
+    async with machine.open(store) as volume:
+        for n in range(3):
+            await write_file(volume.fs, f"second{n}", b"2", sync=True)
+    for path in old.volume_dir.iterdir():  # all but the head, which is always synced
+        if path.is_file() and path.name != "head":
+            shutil.copy(path, machine.volume_dir / path.name)
+    away = Faulty(store)
+    away.partitioned = True
+    async with machine.open(away) as volume:
+        assert volume.offline
+        for n in range(3):
+            await write_file(volume.fs, f"third{n}", b"3")
+        away.partitioned = False
+        with trio.fail_after(120):
+            await volume.drain()
+    async with Machine(tmp_path / "b").open(store) as volume:
+        names = set(await snapshot(volume.fs))
+    assert names == {"first"} | {f"{w}{n}" for w in ("second", "third") for n in range(3)}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+async def test_lost_replies_do_nothing_twice(
+    autojump_clock: MockClock, tmp_path: Path, seed: int
+) -> None:
+    store = Recording()
+    await make_volume(store, **SMALL)
+    faulty = Faulty(store, seed=seed, rates={"after": 0.4, "before": 0.1}, only={"put_new"})
+    history = History()
+    async with Machine(tmp_path / "a").open(faulty) as volume:
+        await run_steps(volume, history, lambda: 0, steps=60, seed=seed, checkpoints=False)
+        with trio.fail_after(600):
+            await volume.drain()
+        tree = await snapshot(volume.fs)
+    assert "after" in faulty.hit
+    assert tree == history.states[-1]
+    async with Machine(tmp_path / "b").open(store) as volume:
+        assert await snapshot(volume.fs) == tree
+        assert volume.status()["conflicts"] == []
+
+
+@pytest.mark.parametrize("landed", [True, False])
+async def test_a_process_that_dies_before_it_hears_of_its_commit(
+    autojump_clock: MockClock, tmp_path: Path, landed: bool
+) -> None:
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "x", b"1", sync=True)
+    faulty = Faulty(store, only={"put_new"}, rates={"after" if landed else "before": 1.0})
+    async with machine.open(faulty) as volume:
+        await write_file(volume.fs, "y", b"2")
+        await rename(volume.fs, "x", "z")
+        with pytest.raises(Unavailable):
+            with trio.move_on_after(5):
+                await volume.writer.commit_all()
+        crashed = machine.copy(tmp_path / "crashed")
+    assert any(c.op == "put_new" for c in store.changes[-2:]) or not landed
+
+    expected: Snapshot = {"z": ("file", b"1"), "y": ("file", b"2")}
+    async with crashed.open(store) as volume:
+        assert await snapshot(volume.fs) == expected
+        await volume.drain()
+        assert volume.status()["conflicts"] == []
+    async with Machine(tmp_path / "b").open(store) as volume:
+        assert await snapshot(volume.fs) == expected
+        assert await read_file(volume.fs, "z") == b"1"
+
+
+async def test_fsync_with_nothing_new_after_a_rebuild_returns(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "x", b"1", sync=True)
+    remove_replica(machine)
+    async with machine.open(store) as volume:
+        fh, _ = await volume.fs.open(volume.fs.lookup(1, b"x").ino, os.O_RDWR, ROOT_USER)
+        with trio.fail_after(5):
+            await volume.fs.fsync(fh, False)
+        await volume.fs.release(fh)
