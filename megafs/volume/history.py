@@ -254,18 +254,25 @@ class History:
             return replica.sequence
         if later > unknown + 1:
             return int(later) - 1
-        low, high = await self.oldest(), int(later)
-        if low >= high or await self.time_of(low) > time_ns:
-            raise BadUsage(
-                f"the journal begins at {show_time(await self.time_of(min(low, high)))}: nothing is"
-                f" known of {show_time(time_ns)}"
-            )
+        low, high = await self.oldest() - 1, int(later)
+        there = False
         while high - low > 1:
             middle = (low + high) // 2
-            if await self.time_of(middle) > time_ns:
+            try:
+                is_later = await self.time_of(middle) > time_ns
+                there = there or not is_later
+            except Missing:
+                # Folded by gc: what snapshots need lies apart from the rest, and has a name.
+                is_later = there = False
+            if is_later:
                 high = middle
             else:
                 low = middle
+        if not there:
+            raise BadUsage(
+                f"the journal begins at {show_time(await self.time_of(high))}: nothing is known of"
+                f" {show_time(time_ns)}"
+            )
         return low
 
     async def oldest(self) -> int:
@@ -495,7 +502,12 @@ class History:
         ).fetchone() or (None, None)
         while first is not None and sequence < first <= last:
             upto = min(first, sequence + _WINDOW)
-            commits = await self.commits(sequence + 1, upto)
+            try:
+                commits = await self.commits(sequence + 1, upto)
+            except Missing:
+                # Folded by gc.  That the keys open it, for its number, is what is left to go by.
+                log.info("commit %d: what follows it is gone, and so is its hash here", sequence)
+                return
             if commits[0][1].prev != head:
                 raise Corrupt(f"commit {sequence + 1} does not follow commit {sequence}")
             sequence, head = upto, commits[-1][0]

@@ -8,10 +8,11 @@ import pytest
 
 from megafs import clock
 from megafs.errors import BadUsage, Corrupt, Missing
+from megafs.volume import jobs
 from megafs.volume import open as opening
 from megafs.volume.history import Moment, parse_moment, show_time
 from megafs.volume.open import Volume
-from tests.fs.opened import ROOT, new_store_here, opened, put_file
+from tests.fs.opened import ROOT, contents, new_store_here, opened, put_file
 
 NOW = 1_800_000_000 * 10**9
 
@@ -188,3 +189,50 @@ async def test_a_view_is_checked_against_what_a_new_machine_knows(tmp_path: Path
         volume.replica.db.execute("DELETE FROM history WHERE seq<=?", (at,))
         tree = await volume.history.have(at - 2)
         assert [d.name for d in tree.names(1)] == [b"f0", b"f1", b"f2"]
+
+
+async def test_a_snapshot_outlives_the_journal_around_it(tmp_path: Path) -> None:
+    """gc keeps for a snapshot what leads to it, and nothing between it and the retention."""
+    store = await new_store_here()
+    now = [clock.now_ns()]
+    with clock.replaced(now_ns=lambda: now[0]):
+        async with opened(tmp_path / "one", store) as volume:
+            ino = await put_file(volume.fs, 1, b"f", b"text" * 50_000)
+            await jobs.run(volume, "snapshot-create", {"name": "s"}, lambda step: None)
+            await volume.fs.unlink(1, b"f", ROOT)
+            for n in range(10):
+                now[0] += 86400 * 10**9
+                await put_file(volume.fs, 1, b"g%d" % n, b"")
+                await moment(volume)
+                if n % 4 == 3:
+                    await opening.write_checkpoint(volume)
+            old = volume.history.snapshot("s")
+            now[0] += 40 * 86400 * 10**9
+            await put_file(volume.fs, 1, b"new", b"")
+            at = await moment(volume)
+            await opening.write_checkpoint(volume)
+            for _ in range(3):
+                done = await jobs.run(volume, "gc", {}, lambda step: None)
+                now[0] += 32 * 86400 * 10**9
+            assert f"commits/{old + 2:016d}" not in store.objects, done
+            assert f"commits/{at:016d}" in store.objects
+            past = volume.fs.past
+            assert past is not None
+            with pytest.raises(BadUsage, match="the journal begins at"):
+                await volume.history.resolve("200 days ago")
+        for place in ("one", "three"):
+            async with opened(tmp_path / place, store) as volume:
+                if place == "three":
+                    volume.replica.db.execute("DELETE FROM history WHERE seq<=?", (old,))
+                async with volume.history.view(await volume.history.resolve("s")) as tree:
+                    assert tree.inode(ino).size == 200_000
+                await jobs.run(
+                    volume,
+                    "restore",
+                    {"path": "/f", "at": "s", "to": f"/{place}"},
+                    lambda step: None,
+                )
+                back = volume.replica.tree.walk(f"/{place}".encode())
+                assert await contents(volume.fs, back) == b"text" * 50_000
+                with pytest.raises(BadUsage, match="the journal begins at"):
+                    await volume.history.resolve("150 days ago")
