@@ -11,9 +11,10 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import apsw
+import trio
 
 from megafs.concurrency import offload
 from megafs.errors import AlreadyThere, BadUsage, Missing, Refused
@@ -26,10 +27,14 @@ from megafs.volume.jobs import Args, Progress, Result, settle
 from megafs.volume.open import Volume
 from megafs.volume.restore import clean, show
 
+T = TypeVar("T")
+
 #: Commits read ahead while those before are looked at.
 _WINDOW: Final = 64
 #: Changesets larger than this (packed) are gone through in a thread.
 _LARGE: Final = 64 << 10
+#: So are commits that change more inodes than this.
+_MANY: Final = 50
 #: The most events, commits or removals of one answer.
 MOST: Final = 10_000
 #: What was removed below a directory without a longer pause went together with it.
@@ -316,6 +321,16 @@ class Backwards:
                 return sequence + 1, found
         return first, found
 
+    async def work(self, step: Step, look: Callable[[Step], list[T]]) -> list[T]:
+        """What *look* finds in a commit; of a large one, in a thread.
+
+        The connections below are used by nobody else meanwhile.
+        """
+        if len(step.inodes) > _MANY:
+            return await offload(look, step)
+        await trio.lowlevel.checkpoint()
+        return look(step)
+
     def back(self, step: Step) -> None:
         """Take the names and rows of a commit back."""
         self.rewind.undo(step.names)
@@ -506,7 +521,8 @@ async def _path_events(
     leaf = path.rpartition(b"/")[2]
     here = rewind.walk(path)
     tracked = set() if here is None else {here}
-    while (step := await backwards.next()) is not None:
+
+    def look(step: Step) -> list[Event]:
         # Whoever had the name before a rename over it, or before it was removed, counts, too.
         before = {ino for _, name, ino, _ in step.names if name == leaf and ino is not None}
         drafts = _drafts(step, None if recursive else tracked | before, rewind)
@@ -524,7 +540,10 @@ async def _path_events(
             elif recursive:
                 events += [x for x in _finished(step, draft, rewind) if _is_below(x, tops)]
         events.sort(key=lambda event: (_ORDER.index(event.what), event.path))
-        for event in events:
+        return events
+
+    while (step := await backwards.next()) is not None:
+        for event in await backwards.work(step, look):
             if not take(event):
                 return
 
@@ -598,7 +617,8 @@ async def _removals(
     """
     rewind = backwards.rewind
     prefix = b"" if path == b"/" else path
-    while (step := await backwards.next()) is not None:
+
+    def look(step: Step) -> list[Removal]:
         if watching():
             for ino, touched in step.inodes.items():
                 new = touched.new
@@ -628,7 +648,11 @@ async def _removals(
                     )
                 )
         # Of one commit, directories first: what lay in them belongs to them.
-        for removal in sorted(found, key=lambda removal: removal.path):
+        found.sort(key=lambda removal: removal.path)
+        return found
+
+    while (step := await backwards.next()) is not None:
+        for removal in await backwards.work(step, look):
             if not take(removal):
                 return
 
