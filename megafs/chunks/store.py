@@ -18,7 +18,7 @@ from megafs.chunks import format as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.concurrency import offload
 from megafs.crypto.keys import Keyring, digest
-from megafs.errors import Corrupt, Fault, leaf
+from megafs.errors import Corrupt, Fault, Missing
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import background
 from megafs.tree.tree import Extent, Pack, Tree
@@ -151,19 +151,14 @@ class ChunkStore:
         try:
             opened = await self._open_group(group)
         except Fault as exc:
-            if len(group) > 1:
+            if len(group) > 1 and isinstance(exc, Corrupt | Missing):
                 # One bad chunk must not take its neighbours with it.
                 for extent in group:
                     await self._fetch([extent])
                 return
-            self._finish(group[0], None, exc)
+            for extent in group:
+                self._finish(extent, None, exc)
             return
-        except BaseExceptionGroup as exc:
-            cause = leaf(exc)
-            if isinstance(cause, Fault):
-                self._finish(group[0], None, cause)
-                return
-            raise
         for extent, data in zip(group, opened, strict=True):
             self._finish(extent, data, None)
 

@@ -82,6 +82,8 @@ class Writeback:
         self._files: dict[int, Contents] = {}
         self._wake = trio.Event()
         self._drained = trio.Event()
+        self._stuck: Fault | None = None
+        self._told = -60.0
         self.durability = Durability(replica, stage)
         self.dirty = 0
 
@@ -104,10 +106,13 @@ class Writeback:
         Raises Refused(ENOSPC) if they could not be staged: the disk of the state directory is full,
         or the store is away and as much waits for it as may.
         """
-        while self.dirty and self.dirty + size > self._limit:
-            self._wake.set()
-            await self._drained.wait()
         patience = trio.current_time() + _ROOM_PATIENCE
+        while self.dirty and self.dirty + size > self._limit:
+            if self._stuck is not None or trio.current_time() >= patience:
+                raise self._refusal(self._stuck or Full("the state directory's disk is too slow"))
+            self._wake.set()
+            with trio.move_on_at(patience):
+                await self._drained.wait()
         while True:
             try:
                 self._stage.check_room(self.dirty + size)
@@ -115,12 +120,19 @@ class Writeback:
             except Full as exc:
                 away = self._stage.last_error is not None or not self._stage.staged_bytes
                 if away or trio.current_time() >= patience:
-                    log.warning("a write was refused: %s", exc)
-                    raise Refused(e.ENOSPC) from exc
+                    raise self._refusal(exc) from exc
                 self._stage.cut()
                 self._writer.poke(urgent=True)
                 with trio.move_on_at(patience):
                     await self._stage.wait_change()
+
+    def _refusal(self, cause: Fault) -> Refused:
+        """ENOSPC for a writer; a program that keeps trying makes one line a minute, not one each."""
+        now = trio.current_time()
+        if now - self._told >= 60:
+            self._told = now
+            log.warning("writes are refused: %s", cause)
+        return Refused(e.ENOSPC)
 
     async def run(self) -> None:
         """Flush files that have much, or old bytes, waiting; never returns."""
@@ -151,8 +163,14 @@ class Writeback:
         except Fault as exc:
             # Reaches the next fsync or close of this file; the bytes stay in memory.
             contents.error = exc
-            log.error("inode %d cannot be staged: %s", contents.ino, exc)
+            if self._stuck is None:
+                log.error("what was written cannot be staged, will go on trying: %s", exc)
+            self._stuck = exc
+            self._drained.set()  # whoever waits for room must not wait for this
+            self._drained = trio.Event()
             await trio.sleep(1)
+            return
+        self._stuck = None
         self._writer.poke()
 
     async def flush_all(self) -> None:
