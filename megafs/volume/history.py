@@ -486,12 +486,14 @@ class History:
                 progress(len(jobs) + last - start, total)
             await self._check_leads_on(sequence, head)
             await offload(_finish, db)
-        except BaseException as exc:
+        except apsw.FullError as exc:
             db.close()
-            if isinstance(exc, apsw.FullError):
-                raise Full(f"{self.directory}: the disk is full") from exc
-            if isinstance(exc, apsw.Error):
-                raise Corrupt(f"the tree as of commit {sequence}: {exc}") from exc
+            raise Full(f"{self.directory}: the disk is full") from exc
+        except apsw.Error as exc:
+            db.close()
+            raise Corrupt(f"the tree as of commit {sequence}: {exc}") from exc
+        except BaseException:
+            db.close()
             raise
         return db
 

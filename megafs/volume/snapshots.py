@@ -9,6 +9,8 @@ from __future__ import annotations
 import unicodedata
 from typing import Final
 
+import trio
+
 from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage
 from megafs.tree.ops import Snapshot
@@ -68,6 +70,7 @@ async def create(volume: Volume, args: Args, progress: Progress) -> Result:
 
 async def listing(volume: Volume, args: Args, progress: Progress) -> Result:
     """The snapshots, oldest first."""
+    await trio.lowlevel.checkpoint()
     there = sorted(volume.history.snapshots(), key=lambda row: (row[1], row[2]))
     return {
         "snapshots": [
