@@ -108,9 +108,11 @@ def progress(title: str) -> Iterator[Step]:
 
     def line(left: int, text: str) -> None:
         nonlocal last
-        if time.monotonic() - last >= LINE_EVERY and left:
+        if time.monotonic() - last >= LINE_EVERY and (left or text):
             last = time.monotonic()
-            note(f"{title}: {size(left)} left{f' ({text})' if text else ''}")
+            note(
+                f"{title}: {', '.join(part for part in (size(left) if left else '', text) if part)}"
+            )
 
     yield line
 

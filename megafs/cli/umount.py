@@ -84,10 +84,11 @@ def _ask(card: Card, how: str) -> dict[str, Any]:
     with output.progress("sending to the store") as step:
 
         def told(progress: dict[str, Any]) -> None:
-            beside = f"{progress['pending_operations']} operations"
+            operations = progress["pending_operations"]
+            beside = f"{operations} operations" if operations else ""
             if progress.get("error"):
                 beside += f"; {progress['error']}"
-            step(progress["staged_bytes"] or min(progress["pending_operations"], 1), beside)
+            step(progress["staged_bytes"], beside)
 
         patience = FORCE_STEP if how == "force" else 30.0
         facts = control.call(card, "umount", how=how, patience=patience, progress=told)

@@ -138,7 +138,7 @@ def _become_child(run: Callable[[Report], None], report: _Pipe, fd: int) -> NoRe
         os.close(null)
         run(report)
         code = 0
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: ASYNC103  (the process ends here, and trio has ended)
         cause = leaf(exc)
         heard = report.failed(exc)
         if isinstance(cause, MegafsError):

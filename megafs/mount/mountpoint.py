@@ -196,12 +196,12 @@ def _taken(at: Mounted) -> str:
 
 def _in_time(ask: Callable[[], T], patience: float) -> T:
     """Return what *ask* returns, or raise TimeoutError and leave its thread behind."""
-    answers: list[T | BaseException] = []
+    answers: list[T | Exception] = []
 
     def run() -> None:
         try:
             answers.append(ask())
-        except BaseException as exc:
+        except Exception as exc:
             answers.append(exc)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -209,7 +209,7 @@ def _in_time(ask: Callable[[], T], patience: float) -> T:
     thread.join(patience)
     if not answers:
         raise TimeoutError
-    if isinstance(answers[0], BaseException):
+    if isinstance(answers[0], Exception):
         raise answers[0]
     return answers[0]
 

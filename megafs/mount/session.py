@@ -27,7 +27,7 @@ from megafs.concurrency import offload
 from megafs.errors import Busy, Fault, MegafsError, MountFailed, Stopped
 from megafs.mount import control, mountpoint
 from megafs.mount.control import Message
-from megafs.mount.daemon import Notifier, Report, Signals
+from megafs.mount.daemon import Notifier, Report, Signals, end_soon
 from megafs.mount.fuse import KernelMount, View
 from megafs.mount.listener import Say, listening
 from megafs.mount.options import MountOptions
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds within which the kernel must have begun to ask.
 USABLE_WITHIN = 20.0
+#: Seconds within which the process must have ended after the last byte was sent.
+CLOSED_WITHIN = 60.0
 #: How long systemd is asked to wait on while staged data goes to the store.
 EXTENSION = 60
 
@@ -146,6 +148,7 @@ class _Session:
         self._failure: Fault | None = None
         self._leaving = trio.Lock()
         self._leavers = 0  # clients that still have to be told that all is done
+        self._all_told = trio.Event()
 
     async def run(self, report: Report) -> None:
         """Mount, serve until it ends, and bring everything to the store."""
@@ -280,9 +283,11 @@ class _Session:
                 log.error("%s%s", exc, self.left())
         self._state = "done"
         self._finished.set()
+        # Nobody uses the mount any more, and all is where it should be: files are closed, no more.
+        end_soon(CLOSED_WITHIN, Stopped.exit_code)
         with trio.move_on_after(5):  # let those who wait hear it
-            while self._leavers:
-                await trio.sleep(0.01)
+            if self._leavers:
+                await self._all_told.wait()
 
     async def _drained(self, say: Say | None) -> None:
         """Drain, telling *say* how it goes."""
@@ -367,6 +372,9 @@ class _Session:
         finally:
             # The answer goes out before anything else can run: nothing is awaited in between.
             self._leavers -= 1
+            if not self._leavers:
+                self._all_told.set()
+                self._all_told = trio.Event()
 
     def _gone_facts(self) -> Message:
         return {

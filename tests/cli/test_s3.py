@@ -57,3 +57,30 @@ def test_not_a_volume(bucket: Machine) -> None:
     config = bucket.place / "config.toml"
     config.write_text(config.read_text().replace(prefix, bucket.url))
     assert "megafs format makes a new volume" in bucket.mount(code=10).stderr
+
+
+def test_without_network_once_it_has_been_mounted_here(bucket: Machine) -> None:
+    bucket.format()
+    bucket.mount()
+    data = os.urandom(3 << 20)
+    (bucket.mnt / "f").write_bytes(data)
+    bucket.umount()
+
+    nowhere = ("-o", "endpoint=http://127.0.0.1:1,deadline=2s")
+    said = bucket.mount(*nowhere).stderr
+    assert "the store did not answer: working with what this machine has" in said
+    assert os.listdir(bucket.mnt) == ["f"]
+    os.statvfs(bucket.mnt)
+    (bucket.mnt / "g").write_text("written without network")
+    assert (bucket.mnt / "g").read_text() == "written without network"
+    status = bucket.status()
+    assert status["offline"]
+    assert status["pending_operations"] > 0
+    assert "not reached since the mount" in bucket.run("status").stdout
+    said = bucket.umount("--force").stderr
+    assert "go there with the next mount" in said
+
+    said = bucket.mount().stderr
+    assert "from last time are on their way" in said
+    assert (bucket.mnt / "g").read_text() == "written without network"
+    bucket.umount()

@@ -268,7 +268,7 @@ def test_progress_is_told_while_the_store_is_slow(volume: Machine, processes: Pr
     _back(store)
     _, said = leaving.communicate(timeout=60)
     assert leaving.returncode == 0, said
-    assert "sending to the store: 1.05 MB left" in said
+    assert "sending to the store: 1.05 MB, " in said
 
 
 def test_umount_given_up_leaves_it_mounted(volume: Machine, processes: Processes) -> None:
