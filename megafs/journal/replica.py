@@ -577,7 +577,7 @@ class Replica:
         if not left:
             return
         date = _date(clock.now_ns())
-        merge = Merge(self.tree, view, self.number, self.host, date)
+        merge = Merge(self.tree, view, self.number, self.host, date, self.mount)
         merge.aliases.update(self.aliases)
         for batch in left:
             encoded = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
@@ -669,7 +669,8 @@ class Replica:
         self._session.close()
         self._session = None
         news = News()
-        merge = Merge(self.tree, View(), self.number, self.host, _date(clock.now_ns()))
+        date = _date(clock.now_ns())
+        merge = Merge(self.tree, View(), self.number, self.host, date, self.mount)
         count = 0
         try:
             for batch, encoded in missing:

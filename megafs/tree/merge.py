@@ -114,17 +114,25 @@ class Merge:
 
     view: what the mount saw of the inodes that the others changed.
     number: gives a number never used before.  host, date: for the names of conflict copies.
+    mount: whose operations they are.
 
     aliases: directories of ours that became one with somebody else's of the same name.
     notes: one line for every rule that changed something.
     """
 
     def __init__(
-        self, tree: Tree, view: View, number: Callable[[], int], host: str, date: str
+        self,
+        tree: Tree,
+        view: View,
+        number: Callable[[], int],
+        host: str,
+        date: str,
+        mount: int = 0,
     ) -> None:
         self.tree = tree
         self.view = view
         self.number = number
+        self.mount = mount
         self.label = f"conflict from {_plain(host)} {date}".encode()
         self.aliases: dict[int, int] = {}
         self.notes: list[str] = []
@@ -319,6 +327,8 @@ class Merge:
             return
         if op.ino in self._refused:
             self._create(self._refused.pop(op.ino))
+        if not self.view.complete:
+            self._rescue(op)
         copied = self._copies.get(op.ino)
         if copied is not None:
             op = msgspec.structs.replace(op, ino=copied)
@@ -374,7 +384,10 @@ class Merge:
                 )
             )
             base = self.tree.inode(new).version
-            self._do(msgspec.structs.replace(op, ino=new, base=base, version=self.number()))
+            cut = op.size if op.cut is None else min(op.cut, op.size)  # theirs may be longer
+            self._do(
+                msgspec.structs.replace(op, ino=new, base=base, version=self.number(), cut=cut)
+            )
             self._copies[op.ino] = new
         else:
             self._do(
@@ -393,6 +406,47 @@ class Merge:
         self._note(
             f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
         )
+
+    def _rescue(self, op: Contents) -> None:
+        """Taken up from the log: others removed the file, and only still have it open."""
+        inode = self.tree.find(op.ino)
+        if inode is None or inode.nlink or not inode.is_file:
+            return
+        if self.tree.one("SELECT mount FROM orphans WHERE ino=?", (op.ino,)) == self.mount:
+            return  # we removed it ourselves
+        extents, xattrs = self.tree.all_extents(op.ino), self.tree.xattrs(op.ino)
+        self._do(Reap(op.ino))
+        parent = self._lost_found(op.ctime_ns)
+        name = self._free_name(parent, b"file")
+        self._do(
+            Create(
+                parent,
+                name,
+                op.ino,
+                self.number(),
+                inode.mode,
+                inode.uid,
+                inode.gid,
+                0,
+                op.ctime_ns,
+                0,
+                None,
+                tuple(xattrs),
+            )
+        )
+        self._do(
+            Contents(
+                op.ino,
+                0,
+                inode.version,
+                None,
+                inode.size,
+                inode.mtime_ns,
+                op.ctime_ns,
+                tuple(extents),
+            )
+        )
+        self._note(f"a file written here was removed elsewhere: it is lost+found/{_show(name)}")
 
     def _come_back(self, op: Contents) -> None:
         """A file we wrote to was removed elsewhere."""
