@@ -29,7 +29,7 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find megafs tests -name '*.py' -exec $(BIN)/flake8-async $(ASYNC_RULES) {} +
+	find megafs -name '*.py' -exec $(BIN)/flake8-async $(ASYNC_RULES) {} +
 	$(BIN)/lint-imports
 
 SECONDS ?= 600

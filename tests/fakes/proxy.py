@@ -227,7 +227,6 @@ class Proxy:
         """Stop listening and break every connection, as a server that is down."""
         assert self._serving is not None
         self._serving.cancel()
-        await trio.sleep(0)
         while self._serving is not None:
             await trio.sleep(0.001)
 

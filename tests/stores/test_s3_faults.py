@@ -376,3 +376,32 @@ async def test_a_stalled_cluster_is_waited_for(ceph: Ceph, connect: Connect) -> 
     assert await store.get("a", 0, len(DATA)) == DATA
     with pytest.raises(Exists):
         await store.put_new("a", b"")
+
+
+async def test_a_gateway_that_dies_loses_nothing(ceph: Ceph, connect: Connect) -> None:
+    """Killed while it creates objects, and started again: each is there, whole, and once."""
+    import trio
+
+    from megafs.stores.retry import Retrying
+
+    store = Retrying(connect(ceph.fresh_name()), patience=60)
+    await store.create()
+    under_way = trio.Event()
+
+    async def write(i: int) -> None:
+        for j in range(12):
+            await store.put_new(f"o/{i}/{j}", f"{i}-{j}".encode() * 1000)
+            under_way.set()
+
+    async with trio.open_nursery() as nursery:
+        for i in range(8):
+            nursery.start_soon(write, i)
+        await under_way.wait()
+        ceph.stop("rgw")
+        await trio.sleep(0.5)
+        await trio.to_thread.run_sync(ceph.restart, "rgw")
+
+    for i in range(8):
+        for j in range(12):
+            assert await store.get(f"o/{i}/{j}", 0, 10_000) == f"{i}-{j}".encode() * 1000
+    assert len((await store.list("o/")).entries) == 96

@@ -29,7 +29,7 @@ async def fed(pieces: list[bytes], *, closed: bool = True) -> AsyncIterator[Conn
         try:
             for piece in pieces:
                 await other.send_all(piece)
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             if closed:
                 await other.send_eof()
         except trio.BrokenResourceError:
