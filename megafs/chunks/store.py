@@ -179,7 +179,7 @@ class ChunkStore:
             try:
                 return await self._open(pack, key, group, sealed)
             except Corrupt as exc:
-                # A pack file that a power cut, or a backup, left short: the store may have it whole.
+                # A pack file that a power cut or a backup left short: the store may have it whole.
                 log.warning("staged bytes are not whole, asking the store: %s", exc)
         name = chunk_format.pack_name(pack.name)
         start = group[0].offset

@@ -127,7 +127,7 @@ class Writeback:
                     await self._stage.wait_change()
 
     def _refusal(self, cause: Fault) -> Refused:
-        """ENOSPC for a writer; a program that keeps trying makes one line a minute, not one each."""
+        """ENOSPC for a writer; a program that keeps trying makes one line a minute."""
         now = trio.current_time()
         if now - self._told >= 60:
             self._told = now

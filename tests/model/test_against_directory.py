@@ -28,7 +28,10 @@ from tests.fs.opened import CHUNK, ROOT, new_store
 from tests.model.loop import Machine
 from tests.tree.invariants import check
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="chown and mknod need root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="chown and mknod need root"),
+    pytest.mark.timeout(900),  # a failure is made small, which takes minutes
+]
 
 #: Times that the tests set lie before this one, times that an operation sets behind it.
 _YEAR_2010 = 1262304000 * 10**9
@@ -149,7 +152,7 @@ class AgainstDirectory(RuleBasedStateMachine):
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
 
         def real() -> None:
-            made.append(os.open(self.real.at(place, name), flags, mode))
+            made.append(os.open(self.real.at(place, name), flags | os.O_NOATIME, mode))
 
         def ours() -> None:
             parent = self.walk(place)

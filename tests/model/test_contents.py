@@ -26,6 +26,8 @@ from tests.fs.opened import CHUNK, ROOT, contents, new_store, opened, put_file
 from tests.model.loop import Machine
 from tests.tree.invariants import check
 
+pytestmark = pytest.mark.timeout(900)  # a failure is made small, which takes minutes
+
 TIB = 1 << 40
 WINDOW = 5 * CHUNK
 BASES = (0, TIB, 35 * TIB, (1 << 62) + 7)
