@@ -232,6 +232,8 @@ class Checkpointer:
     async def write(self) -> int:
         """Write a checkpoint of the committed tree; return its sequence number."""
         async with self._lock:
+            if self._replica.sequence and self._replica.checkpoint == self._replica.sequence:
+                return self._replica.sequence  # no commit since: it would be the same one
             try:
                 return await self._write()
             except BaseException:

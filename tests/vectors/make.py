@@ -9,9 +9,15 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 
+import msgspec
+
+from megafs import compression
+from megafs.chunks import format as chunk_format
 from megafs.config import Parameters
 from megafs.crypto import aead, kdf
-from megafs.crypto.keys import Keyring, chunk_key
+from megafs.crypto.keys import Keyring, chunk_key, digest
+from megafs.journal import checkpoint
+from megafs.journal import commit as commit_format
 from megafs.volume import header as headers
 from megafs.volume.header import Credential, Header
 from tests.vectors import golden
@@ -141,7 +147,105 @@ def sealed_bytes() -> Iterator[Object]:
             yield "sealed-v1-cut", {**common, **cut}, sealed[:-1]
 
 
-MAKERS: list[Callable[[], Iterator[Object]]] = [volume_header, sealed_bytes]
+def _common(kind: str, why: str) -> dict[str, str]:
+    return {
+        "kind": kind,
+        "format": "1",
+        "expect": "opens",
+        "why": why,
+        "fsid": FSID.hex(),
+        "master": MASTER.hex(),
+        "epoch": "0",
+    }
+
+
+def chunks() -> Iterator[Object]:
+    """A chunk as it lies in a pack: as it is, compressed, and not where it was put."""
+    pack = bytes(range(64, 80))
+    texts = {"raw": bytes(i * i * 31 % 256 for i in range(700)), "zstd": b"all the same " * 900}
+    for codec, data in texts.items():
+        plain = chunk_format.encode(data, compress=codec == "zstd")
+        sealed = chunk_format.seal(RING.pack_key(pack), FSID, 0, pack, 12345, plain)
+        place = {"pack": pack.hex(), "offset": "12345", "plain": str(len(data))}
+        gives = {"gives-digest": hashlib.sha256(data).hexdigest()}
+        fields = {**_common("chunk", f"{codec}, {len(data)} bytes"), **place, **gives}
+        yield f"chunk-v1-{codec}", fields, sealed
+        moved = {**_common("chunk", "found at another offset"), **place}
+        moved |= {"expect": "Corrupt", "offset": "12346"}
+        yield f"chunk-v1-{codec}-moved", moved, sealed
+
+
+def commits() -> Iterator[Object]:
+    """The first commit of a volume, one that follows, and one under another number."""
+    commit = commit_format.Commit(
+        prev=commit_format.genesis(FSID),
+        mount=0x1234,
+        host="hóst",
+        commit_id=bytes(range(16)),
+        first_batch=3,
+        last_batch=9,
+        time_ns=1_795_000_000_000_000_000,
+        generation=1,
+        operations=17,
+        changeset=commit_format.pack_changeset(b"a changeset, as SQLite makes them " * 30),
+    )
+    sealed = commit_format.seal(RING, 1, commit)
+    fields = {**_common("commit", "the first one"), "sequence": "1", "gives-host": commit.host}
+    gives = {
+        "gives-prev": commit.prev.hex(),
+        "gives-mount": str(commit.mount),
+        "gives-batches": "3 9",
+        "gives-changeset": hashlib.sha256(commit_format.unpack_changeset(commit)).hexdigest(),
+    }
+    yield "commit-v1-first", {**fields, **gives}, sealed
+    wrong = {**_common("commit", "under another number"), "expect": "Corrupt", "sequence": "2"}
+    yield "commit-v1-renumbered", wrong, sealed
+    later = {**_common("commit", "a later format"), "expect": "TooNew", "sequence": "1"}
+    yield "commit-v1-later-format", later, b"\x02" + sealed[1:]
+
+
+def checkpoints() -> Iterator[Object]:
+    """A manifest and the part that it names."""
+    part_id = bytes(range(80, 96))
+    rows = [(1, n, n * n, b"name %d" % n, None, "text") for n in range(300)]
+    part = checkpoint._seal_part(RING, part_id, rows)
+    name = f"checkpoints/{5:016d}/{part_id.hex()}"
+    fields = {**_common("checkpoint part", "300 rows"), "object": name, "rows": "300"}
+    yield (
+        "checkpoint-v1-part",
+        {**fields, "gives-rows": hashlib.sha256(repr(rows).encode()).hexdigest()},
+        part,
+    )
+    head = bytes(range(32))
+    manifest = checkpoint.Manifest(
+        7,
+        head,
+        (1_795_000_000_000_000_000, "hóst", 0x1234),
+        {"inodes": (checkpoint.PartEntry((), name, digest(part), len(part), 300),)},
+        bytes(32) + head,
+    )
+    sealed = commit_format.seal_padded(
+        RING,
+        "ckpt",
+        checkpoint.FORMAT,
+        compression.compress(msgspec.msgpack.encode(manifest)),
+        "manifest",
+        7,
+    )
+    fields = {**_common("checkpoint manifest", "of commit 7"), "sequence": "7"}
+    gives = {"gives-head": head.hex(), "gives-part": name, "gives-digest": digest(part).hex()}
+    yield "checkpoint-v1-manifest", {**fields, **gives}, sealed
+    moved = {**_common("checkpoint manifest", "an old one under a new name"), "sequence": "8"}
+    yield "checkpoint-v1-manifest-moved", {**moved, "expect": "Corrupt"}, sealed
+
+
+MAKERS: list[Callable[[], Iterator[Object]]] = [
+    volume_header,
+    sealed_bytes,
+    chunks,
+    commits,
+    checkpoints,
+]
 
 
 def main() -> None:

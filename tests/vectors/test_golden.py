@@ -8,10 +8,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
+import trio
 
 from megafs import errors
+from megafs.chunks import format as chunk_format
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring, chunk_key
+from megafs.crypto.keys import Keyring, chunk_key, digest
+from megafs.journal import checkpoint
+from megafs.journal import commit as commit_format
+from megafs.stores.memory import MemoryStore
+from megafs.tree.tree import Extent
 from megafs.volume import header as headers
 from megafs.volume.header import Credential, Remembered
 from tests.vectors import golden
@@ -46,9 +52,63 @@ def open_sealed(given: Golden) -> dict[str, str]:
     return {"gives-digest": hashlib.sha256(plaintext).hexdigest()}
 
 
+def ring_of(given: Golden) -> Keyring:
+    epoch = int(given.fields["epoch"])
+    return Keyring(given.hex("fsid"), {epoch: given.hex("master")}, epoch)
+
+
+def open_chunk(given: Golden) -> dict[str, str]:
+    ring, pack = ring_of(given), given.hex("pack")
+    offset, plain = int(given.fields["offset"]), int(given.fields["plain"])
+    extent = Extent(0, plain, 1, offset, len(given.data), plain, 0, None, None)
+    key = ring.pack_key(pack)
+    data = chunk_format.open_chunk(key, ring.fsid, ring.epoch, pack, extent, given.data)
+    return {"gives-digest": hashlib.sha256(data).hexdigest()}
+
+
+def open_commit(given: Golden) -> dict[str, str]:
+    commit = commit_format.open_commit(ring_of(given), int(given.fields["sequence"]), given.data)
+    changeset = commit_format.unpack_changeset(commit)
+    return {
+        "gives-host": commit.host,
+        "gives-prev": commit.prev.hex(),
+        "gives-mount": str(commit.mount),
+        "gives-batches": f"{commit.first_batch} {commit.last_batch}",
+        "gives-changeset": hashlib.sha256(changeset).hexdigest(),
+    }
+
+
+def open_part(given: Golden) -> dict[str, str]:
+    name, rows = given.fields["object"], int(given.fields["rows"])
+    entry = checkpoint.PartEntry((), name, digest(given.data), len(given.data), rows)
+    found = [tuple(row) for row in checkpoint._open_part(ring_of(given), entry, given.data)]
+    return {"gives-rows": hashlib.sha256(repr(found).encode()).hexdigest()}
+
+
+def open_manifest(given: Golden) -> dict[str, str]:
+    store = MemoryStore()
+    sequence = int(given.fields["sequence"])
+
+    async def read() -> checkpoint.Manifest:
+        await store.put_new(checkpoint.manifest_name(sequence), given.data)
+        return await checkpoint.read_manifest(store, ring_of(given), sequence)
+
+    manifest = trio.run(read)
+    (part,) = manifest.tables["inodes"]
+    return {
+        "gives-head": manifest.head.hex(),
+        "gives-part": part.object,
+        "gives-digest": part.digest.hex(),
+    }
+
+
 OPENERS: dict[str, Callable[[Golden], dict[str, str]]] = {
     "volume header": open_header,
     "sealed bytes": open_sealed,
+    "chunk": open_chunk,
+    "commit": open_commit,
+    "checkpoint part": open_part,
+    "checkpoint manifest": open_manifest,
 }
 
 
