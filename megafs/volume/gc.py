@@ -57,8 +57,8 @@ SHORTEST_GRACE: Final = 2 * 3600.0
 THRESHOLD: Final = 0.3
 #: Younger packs are left alone: their files are being written or moved about.
 COMPACT_AGE: Final = 3600.0
-#: A heartbeat this old is nobody's any more.
-DEAD_BEAT: Final = 30 * DAY
+#: A heartbeat this old is nobody's any more; until then the packs it holds are kept.
+DEAD_BEAT: Final = 180 * DAY
 
 _BATCH: Final = 2000
 _DELETES: Final = 100
@@ -406,13 +406,8 @@ class _Collection:
             await volume.presence.look()
             names = self._names()
             free = [entry for entry in batch if entry.name not in names]
-            since = clock.now_ns() - int(self._limits.grace * 1e9)
-            held = {
-                name
-                for beat, _ in volume.presence.others.values()
-                for name in beat.holds
-                if beat.time_ns > since
-            }
+            # However long ago it was heard of: what it holds is all it may ever have of its files.
+            held = {name for beat, _ in volume.presence.others.values() for name in beat.holds}
             ready = [entry for entry in free if _pack_id(entry.name) not in held]
             counts.waiting += len(free) - len(ready)
             await self._delete([entry.name for entry in ready])

@@ -237,7 +237,13 @@ async def test_a_live_mount_that_is_behind_is_waited_for(
         assert (await gc(volume))["waiting"] == 1
         assert doomed & store.objects.keys() == {held}
 
-        calendar.later(2 * DAY)  # never heard of again
+        await beat(behind, (bytes.fromhex(held.rpartition("/")[2]),))
+        calendar.later(2 * DAY)  # not heard of again: it is not waited for, but keeps what it holds
+        assert (await gc(volume))["waiting"] == 1
+        assert held in store.objects
+        calendar.later(200 * DAY)
+        await gc(volume)
+        assert name not in store.objects
         assert (await gc(volume))["exit_code"] == 0
         assert doomed.isdisjoint(store.objects)
 
