@@ -168,17 +168,15 @@ def found_in(patterns: Path, place: Path) -> list[str]:
 async def download(url: str, options: dict[str, str], to: Path) -> int:
     """Every object of the store into one directory of files, and their names into one more."""
     store = open_store(url, options, patience=60.0)
-    names: list[str] = []
-    total = 0
+    sizes: dict[str, int] = {}
     async for page in list_all(store, ""):
-        names.extend(entry.name for entry in page.entries)
-    for n, name in enumerate(names):
-        data = await store.get(name)
-        (to / f"{n:06d}").write_bytes(data)
-        total += len(data)
-    (to / "names").write_text("\n".join(names))
+        sizes.update((entry.name, entry.size) for entry in page.entries)
+    for n, (name, size) in enumerate(sizes.items()):
+        (to / f"{n:06d}").write_bytes(await store.get(name, 0, size))
+    (to / "names").write_text("\n".join(sizes))
+    total = sum(sizes.values())
     await store.aclose()
-    print(f"  the store holds {len(names)} objects, {total / (1 << 20):.1f} MiB")
+    print(f"  the store holds {len(sizes)} objects, {total / (1 << 20):.1f} MiB")
     return total
 
 
