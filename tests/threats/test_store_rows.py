@@ -28,6 +28,7 @@ from megafs.stores.local import LocalStore
 from megafs.volume import keys
 from megafs.volume.header import Credential
 from megafs.volume.open import write_checkpoint
+from tests.fakes.faulty import Faulty
 from tests.fakes.machine import (
     KEY,
     ROOT_USER,
@@ -427,6 +428,35 @@ async def test_row_11_a_truncated_journal_is_refused_where_it_was_known(
         assert await read_file(volume.fs, "goes on") == b"x"
 
 
+@pytest.mark.parametrize("forked_too", [False, True], ids=["truncated", "forked"])
+async def test_row_11_a_mount_that_began_without_the_store_checks_when_it_is_back(
+    autojump_clock: MockClock, site: Site, tmp_path: Path, forked_too: bool
+) -> None:
+    store = store_of(
+        {
+            n: d
+            for n, d in site.objects.items()
+            if n not in {object_name(site.head), object_name(site.head - 1)}
+        }
+    )
+    if forked_too:
+        async with Machine(tmp_path / "other").open(store) as volume:
+            for n in range(4):
+                await write_file(volume.fs, f"fork{n}", b"x", sync=True)
+    before = set(store.objects)
+    away = Faulty(store)
+    away.partitioned = True
+    machine = site.known(tmp_path / "a")
+    async with machine.open(away) as volume:
+        await write_file(volume.fs, "offline", b"x")
+        away.partitioned = False
+        await trio.sleep(60)
+        assert isinstance(volume.writer.frozen, Rollback)
+        assert await read_file(volume.fs, "offline") == b"x"
+    assert not [n for n in set(store.objects) - before if n.startswith("commits/")]
+    await refused(machine, store.objects, Rollback)
+
+
 async def test_row_12_a_new_machine_cannot_notice_but_shows_the_head(
     autojump_clock: MockClock, site: Site, tmp_path: Path
 ) -> None:
@@ -528,6 +558,11 @@ async def test_row_14_a_machine_that_is_shown_the_other_fork_at_mount_refuses(
 ) -> None:
     a, _, _, store_b = await forked(site, tmp_path)
 
+    await refused(a, store_b.objects, Rollback)
+    await refused(a, store_b.objects, Rollback)  # and is not won over by trying again
+    for path in a.volume_dir.glob("replica.db*"):
+        path.unlink()
+    await refused(a, store_b.objects, Rollback)
     await refused(a, store_b.objects, Rollback)
 
 
