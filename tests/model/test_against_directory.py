@@ -547,7 +547,7 @@ def _every_mode_bit() -> Any:
 
 TestAgainstDirectory = AgainstDirectory.TestCase
 TestAgainstDirectory.settings = settings(
-    max_examples=35,
+    max_examples=120,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -562,7 +562,7 @@ class StrictAgainstDirectory(AgainstDirectory):
 
 TestStrictAgainstDirectory = StrictAgainstDirectory.TestCase
 TestStrictAgainstDirectory.settings = settings(
-    max_examples=10,
+    max_examples=25,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

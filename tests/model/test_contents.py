@@ -177,7 +177,7 @@ class OneFile(RuleBasedStateMachine):
 
 TestOneFile = OneFile.TestCase
 TestOneFile.settings = settings(
-    max_examples=25,
+    max_examples=80,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -517,7 +517,7 @@ class Program:
         return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(steps, max_size=15),
     st.lists(st.tuples(st.booleans(), steps), max_size=30),
