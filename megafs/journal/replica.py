@@ -1,15 +1,16 @@
 """The encrypted SQLite replica: committed rows, and this mount's operations on top of them.
 
 A replica is a cache of the journal up to `sequence`, plus what this mount has done since
-(`pending`).  Operations are collected into batches; a batch is one SQLite transaction, one changeset
-(what a commit carries, and, inverted, what undoes it) and one frame of the log of operations.
+(`pending`).  Operations are collected into batches; a batch is one SQLite transaction, one
+changeset (what a commit carries, and, inverted, what undoes it) and one frame of the log of
+operations.
 
     record(op)  apply it, remember it         seal()     close the batch
     next_commit()  what to try to commit      won()      it is in the journal
     follow()    others' commits: undo ours, apply theirs, do ours again
 
-Everything here is synchronous: nobody sees a replica half way.  A replica that is damaged or gone is
-rebuilt from the store; the log of operations (oplog.py) then gives back what was not committed.
+Everything here is synchronous: nobody sees a replica half way.  A replica that is damaged or gone
+is rebuilt from the store; the log of operations (oplog.py) then gives back what was not committed.
 
 SQLite runs in WAL mode with synchronous=NORMAL: a power cut may lose the last transactions, never
 the consistency.  That is enough, for what they held is in the journal or in the log of operations.
@@ -43,8 +44,8 @@ from megafs.tree.tree import Extent, Tree
 log = logging.getLogger(__name__)
 
 # A number is a range's prefix (38 random bits) and a counter (25 bits): below 2**63, as inode
-# numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the same
-# moment take the same one once in 2**38 times; the second claim is then refused (follow()).
+# numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the
+# same moment take the same one once in 2**38 times; the second claim is then refused (follow()).
 _COUNTER_BITS = 25
 _PREFIX_BITS = 38
 
@@ -484,8 +485,14 @@ class Replica:
     def touched(self, commits: Iterable[Commit]) -> set[int]:
         """The inodes that commits change, whatever they change of them."""
         found: set[int] = set()
-        for commit in commits:
-            for change in apsw.Changeset.iter(unpack_changeset(commit)):
+        commits = list(commits)
+        changesets = [unpack_changeset(commit) for commit in commits]
+        if any(commit.mount == self.mount for commit in commits):
+            # Batches of ours may have got there in another shape than they have here, should this
+            # state be an old copy: what we built on them since is ours to keep.
+            changesets.extend(self._changeset(batch) for batch in self.pending)
+        for changeset in filter(None, changesets):
+            for change in apsw.Changeset.iter(changeset):
                 row = change.old if change.old is not None else change.new
                 assert row is not None
                 if isinstance(row[0], int) and change.name in (
@@ -689,7 +696,8 @@ class Replica:
         return count
 
     def drop_pending_from(self, batch: int) -> int:
-        """Undo and forget the batches from *batch* on, whose data did not survive; return how many."""
+        """Undo and forget the batches from *batch* on, whose data did not survive; return how
+        many."""
         gone = [number for number in self.pending if number >= batch]
         if not gone:
             return 0
@@ -806,6 +814,21 @@ class Replica:
         self.parts.replace(parts)
         self._put("checkpoint", sequence)
         self._turn()
+
+    def expect(self, sequence: int) -> None:
+        """This replica is being built anew, and of no use before it has reached that commit.
+
+        What this machine did since stands upon it; 0 when it has.
+        """
+        if sequence != self.expected:
+            self.seal()
+            self._put("expected", sequence)
+            self._turn()
+
+    @property
+    def expected(self) -> int:
+        """The commit below which this replica must not be used; see `expect`."""
+        return int(self._get("expected", 0))
 
     @property
     def checkpoint(self) -> int:

@@ -139,8 +139,9 @@ class Merge:
         #: Files whose later contents are in already: in a conflict copy, or brought back.
         self._settled: set[int] = set()
         self._revived: set[int] = set()
-        #: Files that go on as a conflict copy, for want of a view of what they were.
-        self._copies: dict[int, int] = {}
+        #: Files that go on as a conflict copy, for want of a view of what they were: the copy, and
+        #: the version of ours that it stands for.
+        self._copies: dict[int, tuple[int, int]] = {}
         self._refused: dict[int, Create] = {}
         self._done: list[Operation] = []
 
@@ -329,11 +330,11 @@ class Merge:
             self._create(self._refused.pop(op.ino))
         if not self.view.complete:
             self._rescue(op)
-        copied = self._copies.get(op.ino)
-        if copied is not None:
-            op = msgspec.structs.replace(op, ino=copied)
+        copied, ours = self._copies.get(op.ino, (0, 0))
+        if copied and op.base == ours:
+            self._copies[op.ino] = (copied, op.version)
             base = self.tree.inode(copied).version
-            self._do(msgspec.structs.replace(op, base=base))
+            self._do(msgspec.structs.replace(op, ino=copied, base=base, version=self.number()))
             return
         inode = self._present(op.ino)
         if inode is not None and inode.version == op.base:
@@ -388,7 +389,7 @@ class Merge:
             self._do(
                 msgspec.structs.replace(op, ino=new, base=base, version=self.number(), cut=cut)
             )
-            self._copies[op.ino] = new
+            self._copies[op.ino] = (new, op.version)
         else:
             self._do(
                 Contents(

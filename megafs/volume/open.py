@@ -156,9 +156,10 @@ class Volume:
         health = self.store.health()
         cache = self._cache()
         errors = [{"time": t / 1e9, "text": text} for t, text in self.fs.errors.last]
-        for error in (self.writer.frozen, self.writer.last_error, self.stage.last_error):
-            if error is not None:
-                errors.append({"time": clock.now(), "text": str(error)})
+        now_wrong = (self.writer.frozen, self.writer.last_error, self.stage.last_error)
+        errors.extend(
+            {"time": clock.now(), "text": str(error)} for error in now_wrong if error is not None
+        )
         return {
             "url": self.url,
             "volume": self.fsid.hex(),
@@ -389,11 +390,11 @@ async def _opened(
                     replica.reset()
                     await _catch_up(replica, store, writer, header, seen, settings, say)
             except Unavailable as exc:
-                if replica.sequence == 0:
+                if replica.sequence == 0 or replica.sequence < replica.expected:
                     raise
                 log.warning("the store is away (%s): going on with what this machine has", exc)
                 offline = True
-        if offline and replica.sequence == 0:
+        if offline and (replica.sequence == 0 or replica.sequence < replica.expected):
             raise Unavailable(
                 "the store is away, and this machine does not hold the volume's tree yet"
             )
@@ -554,9 +555,12 @@ async def _catch_up(
     elif not replica.fresh:
         replica.reset()  # an earlier process was reading the tree and did not get to its end
     if replica.sequence == 0:
+        if seen is not None:
+            replica.expect(seen.sequence)
         await checkpoint.load_newest(store, replica, say)
     await writer.catch_up()
     await writer.check_gap()
+    replica.expect(0)
     if not settings.accept_state:
         writer.check_seen(seen)
     if writer.newest_generation > header.generation and not settings.accept_state:
