@@ -86,6 +86,9 @@ ANSWERS = frozenset(
     )
 )
 
+#: Seconds between two operations of one program.
+SLOW = (0, 0, 0.001, 0.1, 0.5, 1.0, 3.0)
+FAST = (0, 0, 0, 0.001, 0.2, 1.0)
 FILES = tuple(b"f%d" % n for n in range(5))
 DIRECTORIES = tuple(b"d%d" % n for n in range(3))
 
@@ -134,6 +137,9 @@ class Plan:
     weather: str
     checkpoint_every: int
     parameters: int
+    pauses: tuple[float, ...]
+    files: tuple[bytes, ...]
+    directories: tuple[bytes, ...]
     events: list[tuple[float, str, int, float]] = field(default_factory=list)
 
     @classmethod
@@ -151,8 +157,22 @@ class Plan:
             rng.choice(("calm", "rough", "rough", "storm")),
             rng.choice((4, 256)),
             rng.choice((0, 0, 0, 1, 2)),
+            rng.choice((SLOW, FAST)),
+            FILES[: rng.choice((2, 3, 5))],
+            DIRECTORIES[: rng.choice((2, 2, 3))],
         )
-        kinds = ("cut", "cut", "cut", "crash", "crash", "restart", "checkpoint", "restore", "loss")
+        if rng.random() < 0.4:
+            # All work apart for a while, then meet.
+            since = rng.uniform(0.5, 4)
+            plan.events.extend(
+                (since, "cut", index, rng.uniform(5, 40))
+                for index in range(machines)
+                if index < machines - 1 or rng.random() < 0.5
+            )
+        kinds = (
+            *("cut", "cut", "cut", "crash", "crash", "restart", "checkpoint"),
+            *("restore", "loss", "damage"),
+        )
         for _ in range(rng.choice((0, 1, 2, 3, 4, 6))):
             kind = rng.choice(kinds)
             if kind in ("restore", "loss") and rng.random() < 0.6:
@@ -178,6 +198,7 @@ class World:
         self.witness = Witness(self.store.objects)
         self.machines: list[Machine] = []
         self.later: Callable[..., None] = lambda *a: None
+        self.furnished = trio.Event()
         self.operations = 0
         self.crashes = 0
         self.races = 0
@@ -247,7 +268,9 @@ class Machine:
     async def live(self) -> None:
         """Mount, run the programs, go down as told, come up again; for ever."""
         _skew.set(self.rng.randrange(-5, 6) * 10**9)
-        await trio.sleep(self.rng.uniform(0, 3) if self.index else 0)
+        if self.index:
+            await self.world.furnished.wait()
+            await trio.sleep(self.rng.uniform(0, 3))
         while True:
             self.link = Link(self.world.store, self.net_rng, self.world.later)
             self.link.cut = self.cut
@@ -260,6 +283,7 @@ class Machine:
                     ) as volume:
                         self._came_up(volume)
                         async with trio.open_nursery() as nursery:
+                            await self.world.furnished.wait()
                             for n in range(self.world.plan.programs):
                                 nursery.start_soon(self._program, n)
                         self.idle = True
@@ -335,7 +359,12 @@ class Machine:
         return witness.visible(self.volume, ino, self.volume.fs._contents.get(ino))
 
     def go_down(self, kind: str, seconds: float) -> None:
-        """crash: as if the power had gone (the disk keeps all); restart: the process ends."""
+        """Go down, and come up again after so many seconds.
+
+        crash: as if killed: the disk keeps all that was written.  damage: the same, and the replica
+        is gone.  restore: the disk is as it was some time ago.  loss: the disk is empty.  restart:
+        the process ends in order.
+        """
         world = self.world
         assert self.scope is not None
         self.down_for = seconds
@@ -351,6 +380,9 @@ class Machine:
                 world.witness.state_lost(self.index, 0.0)
             if kind != "loss" and old.exists():
                 shutil.copytree(old, new)
+            if kind == "damage":
+                for path in new.glob("state/volumes/*/replica.db*"):
+                    path.unlink()
             self.directory = new
             if self.link is not None:
                 self.link.end()
@@ -420,7 +452,7 @@ class Machine:
     async def _program(self, number: int) -> None:
         rng = self.rng
         while self.left > 0:
-            await trio.sleep(rng.choice((0, 0, 0.001, 0.1, 0.5, 1.0, 3.0)))
+            await trio.sleep(rng.choice(self.world.plan.pauses))
             if self.left <= 0:
                 return
             self.left -= 1
@@ -487,6 +519,19 @@ class Machine:
                 self.attributes.pop(ino, None)
             self.attributes.pop(parent, None)
 
+    async def furnish(self) -> None:
+        """Some directories and files that everybody finds when they come."""
+        plan = self.world.plan
+        made = [await self.fs.mkdir(ROOT, name, 0o755, USER) for name in plan.directories[:2]]
+        for parent in (ROOT, made[0].ino):
+            for name in plan.files[:2]:
+                fh, inode = await self.fs.create(parent, name, 0o644, os.O_RDWR, USER)
+                file = Open(fh, inode.ino, True)
+                await self._write_to(file)
+                await self.close(file)
+        assert self.volume is not None
+        await self.volume.drain()
+
     async def _write_to(self, file: Open) -> None:
         rng, fs = self.rng, self.fs
         contents = fs._handle(file.fh).contents
@@ -522,7 +567,7 @@ class Machine:
         await act()
         if link is None or link.ended:
             return  # the machine has crashed: nobody was told
-        self.world.witness.acknowledge(numbers, level)
+        self.world.witness.acknowledge(numbers, level, trio.current_time())
         if level == STORE:
             done = set(numbers)
             self.unacknowledged[ino] = [
@@ -554,7 +599,7 @@ class Machine:
     async def make(self) -> None:
         """Make a file, write it, close it or leave it open."""
         parent = self._some_directory()
-        name = self._some_name(parent, FILES)
+        name = self._some_name(parent, self.world.plan.files)
         self._forget_names((parent, name))
         fh, inode = await self.fs.create(parent, name, 0o644, os.O_RDWR, USER)
         file = Open(fh, inode.ino, True)
@@ -627,7 +672,7 @@ class Machine:
 
     async def make_directory(self) -> None:
         parent = self._some_directory()
-        name = self._some_name(parent, DIRECTORIES)
+        name = self._some_name(parent, self.world.plan.directories)
         self._forget_names((parent, name))
         await self.fs.mkdir(parent, name, 0o755, USER)
 
@@ -644,7 +689,8 @@ class Machine:
             return
         parent = self._some_directory()
         is_dir = self.fs._tree.inode(found[2]).is_dir
-        name = self._some_name(parent, DIRECTORIES if is_dir else FILES)
+        plan = self.world.plan
+        name = self._some_name(parent, plan.directories if is_dir else plan.files)
         flags = self.rng.choice((0, 0, 0, 0, ops.RENAME_NOREPLACE, ops.RENAME_EXCHANGE))
         self._forget_names(found[:2], (parent, name))
         await self.fs.rename(found[0], found[1], parent, name, flags, USER)
@@ -654,13 +700,13 @@ class Machine:
         if found is None:
             return
         parent = self._some_directory()
-        name = self._some_name(parent, FILES)
+        name = self._some_name(parent, self.world.plan.files)
         self._forget_names(found[:2], (parent, name))
         await self.fs.link(found[2], parent, name, USER)
 
     async def symlink(self) -> None:
         parent = self._some_directory()
-        name = self._some_name(parent, FILES)
+        name = self._some_name(parent, self.world.plan.files)
         self._forget_names((parent, name))
         await self.fs.symlink(parent, name, b"somewhere", USER)
 
@@ -877,6 +923,8 @@ async def _play(world: World) -> Outcome:
                 machine.weather(CALM if index == 0 else rates)
                 nursery.start_soon(machine.live)
             await _until(lambda: world.machines[0].volume is not None)
+            await world.machines[0].furnish()
+            world.furnished.set()
             world.machines[0].weather(rates)
             await _events(world)
             for machine in world.machines:

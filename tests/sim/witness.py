@@ -28,13 +28,14 @@ LOCAL, STORE = 1, 2
 
 @dataclass(slots=True)
 class Tag:
-    """One tag's story.  ack: 0, LOCAL or STORE."""
+    """One tag's story.  ack: 0, LOCAL or STORE.  since: when it was first acknowledged."""
 
     number: int
     machine: int
     ino: int
     time: float
     ack: int = 0
+    since: float = 0.0
 
 
 def tag_bytes(number: int) -> bytes:
@@ -73,15 +74,17 @@ class Witness:
             numbers.append(number)
         return numbers, b"".join(map(tag_bytes, numbers))
 
-    def acknowledge(self, numbers: Iterable[int], level: int) -> None:
+    def acknowledge(self, numbers: Iterable[int], level: int, time: float) -> None:
         for number in numbers:
             tag = self.tags[number]
+            if not tag.ack:
+                tag.since = time
             tag.ack = max(tag.ack, level)
 
     def state_lost(self, machine: int, since: float) -> None:
         """A machine's disk is gone, or an old copy of it is back: what only it had may be lost."""
         for tag in self.tags.values():
-            if tag.machine == machine and tag.ack == LOCAL and tag.time >= since:
+            if tag.machine == machine and tag.ack == LOCAL and tag.since >= since:
                 tag.ack = 0
 
     def missing(self, found: set[int]) -> list[Tag]:
