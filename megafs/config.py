@@ -50,7 +50,7 @@ class Settings:
     """What one mount was asked for.  Sizes in bytes, times in seconds.
 
     fsync: "store" (the commit is in the store) or "local" (the state directory has it).
-    consistency: "close-to-open" or "strict" (namespace operations are committed before they return).
+    consistency: "close-to-open", or "strict" (names are committed before an operation returns).
     atime: "noatime", "relatime" or "strictatime".
     entry_timeout, attr_timeout: how long the kernel may believe a name or attributes; other mounts'
         changes are told to it as they are applied, so these only bound the damage of lost news.

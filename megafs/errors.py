@@ -1,7 +1,7 @@
 """Every error megafs raises on purpose.
 
     MegafsError
-      Refused            a correct "no" (ENOENT, ENOTEMPTY, ...); an answer, not a fault; never logged
+      Refused            a correct "no" (ENOENT, ENOTEMPTY, ...); an answer, no fault; never logged
       Fault              something below failed; EIO unless the class says otherwise; logged once
         Corrupt          authenticated bytes did not verify; never retried
           Rollback       the store serves less, or another history, than was seen before

@@ -3,12 +3,12 @@
     checkpoints/<sequence 16 digits>/manifest       what belongs to it, sealed
     checkpoints/<sequence 16 digits>/<32 hex>       a part: rows of one table, sealed
 
-A part is zstd of MessagePack: an array of rows, each an array of the table's columns.  Its context is
-its own random id, so parts of older checkpoints can stand in a new one; what binds them together is
-the manifest, which names each with its digest.  The manifest's context is the sequence number.
+A part is zstd of MessagePack: an array of rows, each an array of the table's columns.  Its context
+is its own random id, so parts of older checkpoints can stand in a new one; what binds them together
+is the manifest, which names each with its digest.  The manifest's context is the sequence number.
 
-The hashes of the commits before it (`history`) are a table like the others: a machine that remembers
-an older head can tell whether it lies in this history.
+The hashes of the commits before it (`history`) are a table like the others: a machine that
+remembers an older head can tell whether it lies in this history.
 
 A checkpoint is written from a second connection to the replica that sees one moment of it, in a
 thread: the mount goes on meanwhile.
@@ -131,7 +131,8 @@ def _open_part(keyring: Keyring, entry: PartEntry, data: bytes) -> list[list[Any
 async def load_newest(
     store: ObjectStore, replica: Replica, say: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at all.
+    """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at
+    all.
 
     say: told how far it is.  Raises Corrupt if there are checkpoints and none is whole.
     """
@@ -341,8 +342,7 @@ class Checkpointer:
         try:
             await self._store.put_new(manifest_name(manifest.sequence), sealed)
         except Exists:
-            # Another mount wrote one of the same moment: as good as ours, and ours named it too.
-            await read_manifest(self._store, self._keyring, manifest.sequence)
+            # Another mount wrote one of the same moment: as good as ours.
             log.info("checkpoint %d was written by another mount", manifest.sequence)
             raise
 

@@ -4,8 +4,9 @@
 
     format u8 = 1 | epoch u32 big-endian | sealed(log key of the epoch, context("log", 1, sequence))
 
-and what is sealed is:  length u32 big-endian | body | zeros, up to a Padmé size of the whole object.
-The format is in the context too.  The body is MessagePack: an array of the fields of `Commit`, in that order.
+and what is sealed is:  length u32 big-endian | body | zeros, up to a Padmé size of the object.
+The format is in the context too.  The body is MessagePack: an array of the fields of `Commit`, in
+that order.
 
 A commit carries the BLAKE3-256 of the object before it, so the journal is one chain: nothing can be
 left out, put in or exchanged.  The changeset is SQLite's (session extension), compressed with zstd.
@@ -34,7 +35,8 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     """One entry of the journal.
 
     prev: hash of the object before it.  mount, host: who wrote it.  commit_id: 16 random bytes.
-    first_batch, last_batch: the mount's own numbers of what it holds, for exactly-once after a crash.
+    first_batch, last_batch: the mount's own numbers of what it holds, for exactly-once after a
+        crash.
     time_ns: the writer's clock.  generation: of the key header the writer had.
     changeset: zstd of a SQLite changeset over the replicated tables.
     """
@@ -128,7 +130,7 @@ def open_padded(
         raise Corrupt(f"{name}: only {len(data)} bytes")
     if data[0] > version:
         raise TooNew(
-            f"{name} has format {data[0]}, this megafs knows up to {version}: install a newer megafs"
+            f"{name} has format {data[0]}, this megafs knows up to {version}: install a newer one"
         )
     if data[0] != version:
         raise Corrupt(f"{name}: unknown format {data[0]}")

@@ -1,12 +1,13 @@
 """The log of sealed operations in the state directory: what must survive until it is committed.
 
-The replica can be rebuilt from the store at any time; what only this machine knows cannot.  So every
-batch of operations is also written here, sealed, before a close(2) that needs it returns.  Files
-`ops-<8 digits>` hold frames:
+The replica can be rebuilt from the store at any time; what only this machine knows cannot.  So
+every batch of operations is also written here, sealed, before a close(2) that needs it returns.
+Files `ops-<8 digits>` hold frames:
 
-    length u32 big-endian | batch u64 | epoch u32 | sealed(state key, context("oplog", mount, batch))
+    length u32 big-endian | batch u64 | epoch u32 | sealed
 
-of MessagePacked operations (tree/ops.py).  A frame that is cut short or does not open ends the log:
+with the state key of the epoch and the context ("oplog", mount, batch).  What is sealed is the
+batch's operations as MessagePack (tree/ops.py).  A frame that is cut short or does not open ends the log:
 nothing behind it was ever promised to anyone.  A file goes when all its batches are in the journal.
 """
 

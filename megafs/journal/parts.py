@@ -1,8 +1,8 @@
 """Which object of the newest checkpoint holds which rows, and what changed since.
 
 A checkpoint cuts every replicated table into runs of rows in order of key ("parts"), each a sealed
-object of its own.  A part whose rows did not change stands in the next checkpoint again by its name,
-so a checkpoint costs what changed since the last one, not the size of the tree.
+object of its own.  A part whose rows did not change stands in the next checkpoint again by its
+name, so a checkpoint costs what changed since the last one, not the size of the tree.
 """
 
 from __future__ import annotations

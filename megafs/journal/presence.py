@@ -1,14 +1,15 @@
 """Who has the volume mounted: heartbeats, and the lease where only one mount may write.
 
-`mounts/<16 hex digits>` is one mount's heartbeat, the only object that is ever overwritten: sealed as
-commits are, of MessagePack of `Beat`.  It tells others (and gc) how far the mount stands.  It is
+`mounts/<16 hex digits>` is one mount's heartbeat, the only object that is ever overwritten: sealed
+as commits are, of MessagePack of `Beat`.  It tells others (and gc) how far the mount stands.  It is
 written every half minute or so and removed when the mount ends; one that has not changed for `DEAD`
 seconds belongs to a machine that is gone, or away.
 
 Where a store cannot create an object only if it is absent, no two mounts may commit at once.  Then
-`mounts/lease` names the one that may: it is taken by writing it, waiting `SETTLE` seconds for others
-who do the same, and reading it back; it is kept by writing it again.  A lease that did not change for
-`LEASE_DEAD` seconds, by the clock of whoever looks, is free.  Nobody compares two machines' clocks.
+`mounts/lease` names the one that may: it is taken by writing it, waiting `SETTLE` seconds for
+others who do the same, and reading it back; it is kept by writing it again.  A lease that did not
+change for `LEASE_DEAD` seconds, by the clock of whoever looks, is free.  Nobody compares two
+machines' clocks.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one task that commits, and the one that follows: the order of everything.
 
 The writer closes the batch, has the packs it names uploaded, seals a commit and creates
-`commits/<sequence + 1>`, if that name is free.  Won: the batch is in the journal.  Lost: the winner's
-commit is applied first, ours are done again on top, and the next number is tried.
+`commits/<sequence + 1>`, if that name is free.  Won: the batch is in the journal.  Lost: the
+winner's commit is applied first, ours are done again on top, and the next number is tried.
 
 The follower reads `commits/<sequence + 1>` now and then, which is how other mounts' work arrives.
 Both change the replica only while they hold `_turn`, so a commit that is under way is not overtaken
@@ -268,6 +268,10 @@ class Writer:
             try:
                 await self._store.put_new(commit_format.object_name(sequence), data)
             except Exists:
+                won = False
+            else:
+                won = True
+            if not won:
                 self.races_lost += 1
                 found = await self._catch_up()
                 if not found:
@@ -275,7 +279,7 @@ class Writer:
                     # listing that lags; ask again, but not at once.
                     raise Unavailable(
                         f"{commit_format.object_name(sequence)} exists and cannot be read"
-                    ) from None
+                    )
                 return
             if not self._tail_is_fresh():
                 await self._withdraw_if_folded(sequence)

@@ -19,6 +19,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,29 @@ from megafs.chunks.stage import Stage, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.concurrency import offload
 from megafs.config import Parameters, Settings
-from megafs.crypto.keys import Keyring
+from megafs.crypto.keys import Keyring, digest
 from megafs.errors import (
     BadUsage,
     Busy,
     Corrupt,
     Exists,
     Fault,
+    Missing,
     NotAVolume,
     Rollback,
+    TooNew,
     Unavailable,
 )
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.past import Past
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
+from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
 from megafs.journal.presence import Lease, Presence
 from megafs.journal.replica import Replica, remove_files
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.base import ObjectStore
+from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.open import open_store
 from megafs.volume import header as headers
 from megafs.volume import keys, unlocking
@@ -249,12 +253,14 @@ async def unlock(
             raise exc from None
         log.warning("the store is away (%s): going on with what this machine has", exc)
         offline = True
-    if known is not None and known != header.fsid and not settings.accept_state:
-        raise Rollback(
+    if known is not None and known != header.fsid:
+        changed = (
             f"{url} held volume {known.hex()} when it was last opened here and now holds"
-            f" {header.fsid.hex()}: another volume was put in its place. Mount with"
-            " -o accept_state if that was you"
+            f" {header.fsid.hex()}: another volume was put in its place"
         )
+        if not settings.accept_state:
+            raise Rollback(f"{changed}. Mount with -o accept_state if that was you")
+        log.warning("another volume is accepted, as asked: %s", changed)
     places = Places.of(settings.state_dir, settings.cache_dir, header.fsid)
     seen = head.read(places.volume)
     remembered: Remembered | None = None
@@ -541,13 +547,15 @@ async def _catch_up(
     say: Callable[[str], None],
 ) -> None:
     """Bring the replica to the end of the journal, and check it against what was seen before."""
+    before = _stand(replica) if seen is not None and replica.sequence == seen.sequence else ""
     if replica.sequence:
         standing = await writer.standing()
         if standing == "gone" and not settings.accept_state:
             raise Rollback(
                 f"the store does not hold commit {replica.sequence}, which this machine has seen:"
                 " it was rolled back, or shows another history. Mount with -o accept_state to go on"
-                " from what it has now"
+                f" from what it has now. Seen here: {_stand(replica)}; in the store now:"
+                f" {await _end_of(store, replica.keyring)}"
             )
         if standing != "there":
             log.warning("commit %d is %s: reading the tree again", replica.sequence, standing)
@@ -561,8 +569,15 @@ async def _catch_up(
     await writer.catch_up()
     await writer.check_gap()
     replica.expect(0)
-    if not settings.accept_state:
-        writer.check_seen(seen)
+    if seen is not None:
+        try:
+            writer.check_seen(seen)
+        except Rollback as exc:
+            seen_here = before or _named(seen.sequence, bytes.fromhex(seen.hash))
+            changed = f"Seen here: {seen_here}; in the store now: {_stand(replica)}"
+            if not settings.accept_state:
+                raise Rollback(f"{exc}. {changed}") from exc
+            log.warning("another state of the store is accepted, as asked. %s", changed)
     if writer.newest_generation > header.generation and not settings.accept_state:
         # Changed while we were reading, or rolled back.
         now = await keys.load(store)
@@ -578,6 +593,37 @@ async def _catch_up(
         say("the volume has no root directory yet: making it")
         await write_first_commit(store, replica.keyring, header.generation)
         await writer.catch_up()
+
+
+def _named(sequence: int, newest: bytes) -> str:
+    return f"commit {sequence} ({head.words(newest)})"
+
+
+def _stand(replica: Replica) -> str:
+    """The commit that the replica stands on, for people: number, words, time and host."""
+    time_ns, host, _ = replica.last_commit()
+    return f"{_named(replica.sequence, replica.head)}, written {_moment(time_ns)} by {host}"
+
+
+async def _end_of(store: ObjectStore, keyring: Keyring) -> str:
+    """The last commit that the store lists, for people; it was not checked against those before."""
+    last = ""
+    async for page in list_all(store, "commits/"):
+        for entry in page.entries:
+            last = entry.name
+    if not last:
+        return "no commit at all"
+    try:
+        data = await store.get(last, 0, MAX_OBJECT + 1)
+        commit = open_commit(keyring, sequence_of(last), data)
+    except (Corrupt, TooNew, Missing):
+        return f"{last}, which cannot be read"
+    named = _named(sequence_of(last), digest(data))
+    return f"{named}, written {_moment(commit.time_ns)} by {commit.host}"
+
+
+def _moment(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _check_head(replica: Replica, settings: Settings) -> None:

@@ -1,8 +1,9 @@
 """Pins: subtrees whose contents are kept in the disk cache, so that they read without the store.
 
-What is pinned is remembered as inode numbers in the state directory (`pins`, JSON), follows renames,
-and grows with what is put below.  The packs that hold pinned chunks are never evicted; new contents
-are fetched within about half a minute, in the background.  A pinned subtree must fit into the cache.
+What is pinned is remembered as inode numbers in the state directory (`pins`, JSON), follows
+renames, and grows with what is put below.  The packs that hold pinned chunks are never evicted; new
+contents are fetched within about half a minute, in the background.  A pinned subtree must fit into
+the cache.
 """
 
 from __future__ import annotations

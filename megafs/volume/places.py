@@ -4,8 +4,8 @@
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
     <cache>/<fsid>/           the disk cache
 
-The state directory holds what must survive a reboot; the cache directory can be deleted at any time.
-Both hold ciphertext, numbers and random names only.
+The state directory holds what must survive a reboot; the cache directory can be deleted at any
+time. Both hold ciphertext, numbers and random names only.
 """
 
 from __future__ import annotations

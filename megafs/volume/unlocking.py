@@ -1,12 +1,12 @@
 """Open a key header in a process of its own.
 
-Argon2id fills 256 MiB by default.  Done in the mount's process, that would be its peak for good, and
-the allocator may never give all of it back; a child takes it along when it ends.  The child gets the
-header and the credential on its standard input and answers on its standard output; both are pipes
-that nobody else holds, and nothing secret is on its command line or in its environment.
+Argon2id fills 256 MiB by default.  Done in the mount's process, that would be its peak for good,
+and the allocator may never give all of it back; a child takes it along when it ends.  The child
+gets the header and the credential on its standard input and answers on its standard output; both
+are pipes that nobody else holds, and nothing secret is on its command line or in its environment.
 
     request    MessagePack: header bytes, passphrase, key file, recovery key, remembered
-    answer     MessagePack: slot id, master keys, digest of the header; or the error's class and text
+    answer     MessagePack: slot id, master keys, digest of the header; or an error's class and text
 """
 
 from __future__ import annotations
