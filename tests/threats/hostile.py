@@ -181,7 +181,7 @@ async def refused(
     machine: Machine,
     objects: dict[str, bytes],
     error: type[Fault],
-    match: str = "",
+    match: str | None = None,
     **settings: object,
 ) -> Fault:
     """Opening must fail with *error*."""
