@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, output
-from megafs.mount.options import MountOptions
+from megafs.mount.options import MountOptions, escape
 
 
 @click.command(name="mount", short_help="Mount a volume on a directory.")
@@ -19,6 +19,18 @@ from megafs.mount.options import MountOptions
 @arguments.places
 @arguments.secrets
 @click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")
+@click.option(
+    "--accept-state",
+    is_flag=True,
+    help="Mount although the store shows less, or another history, than this machine has seen;"
+    " the same as -o accept_state.",
+)
+@click.option(
+    "--expect-head",
+    metavar="HEAD",
+    help="Refuse to mount unless the newest commit is this one: hex, or the four words of `megafs"
+    " status`; the same as -o expect_head=HEAD.",
+)
 @arguments.json_option
 @click.pass_obj
 def command(
@@ -30,6 +42,8 @@ def command(
     state_dir: Path | None,
     cache_dir: Path | None,
     foreground: bool,
+    accept_state: bool,
+    expect_head: str | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -39,6 +53,10 @@ def command(
     to the store and unmounts; a second one ends at once, and what is left goes to the store with
     the next mount.
     """
+    if accept_state:
+        options += ("accept_state",)
+    if expect_head is not None:
+        options += (f"expect_head={escape(expect_head)}",)
     read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir, **given)
     mount(
         url, mountpoint, read, foreground=foreground, as_json=as_json, debug=bool(obj.get("debug"))
