@@ -551,19 +551,25 @@ async def _pack_problems(volume: Volume, progress: Progress) -> list[Problem]:
     reader = volume.replica.committed_reader()
     try:
         needed = await offload(_needed_packs, reader)
-        sizes: dict[str, int] = {}
-        async for page in list_all(jobs.uncached(volume.store), "packs/"):
-            for entry in page.entries:
-                if entry.name in needed:
-                    sizes[entry.name] = entry.size
-            progress(
-                {"done": len(sizes), "total": len(needed), "text": "looking for the packs of files"}
-            )
-        bad = [
-            (name, number, size, sizes.get(name))
-            for name, (number, size) in needed.items()
-            if sizes.get(name, -1) < size
-        ]
+    finally:
+        reader.close()  # not held open during a long listing: the replica's log would only grow
+    sizes: dict[str, int] = {}
+    async for page in list_all(jobs.uncached(volume.store), "packs/"):
+        for entry in page.entries:
+            if entry.name in needed:
+                sizes[entry.name] = entry.size
+        progress(
+            {"done": len(sizes), "total": len(needed), "text": "looking for the packs of files"}
+        )
+    bad = [
+        (name, number, size, sizes.get(name))
+        for name, (number, size) in needed.items()
+        if sizes.get(name, -1) < size
+    ]
+    if not bad:
+        return []
+    reader = volume.replica.committed_reader()
+    try:
         return await offload(_files_of_packs, reader, bad)
     finally:
         reader.close()

@@ -228,7 +228,15 @@ async def _tree(
         if not problems:
             report.checkpoint = manifest.sequence
             await _replay(
-                store, keyring, db, manifest.sequence, manifest.head, at, report, progress
+                store,
+                keyring,
+                db,
+                manifest.sequence,
+                manifest.head,
+                at,
+                report,
+                progress,
+                epoch=manifest.epoch,
             )
             return await _finished(db, unlocked)
         report.problems.extend(problems)
@@ -253,7 +261,16 @@ async def _tree(
     report.partial = True
     report.checkpoint = report.sequence = manifests[0].sequence
     await _replay(
-        store, keyring, db, manifests[0].sequence, manifests[0].head, at, report, progress, True
+        store,
+        keyring,
+        db,
+        manifests[0].sequence,
+        manifests[0].head,
+        at,
+        report,
+        progress,
+        lenient=True,
+        epoch=manifests[0].epoch,
     )
     return await _finished(db, unlocked)
 
@@ -319,10 +336,12 @@ async def _replay(
     report: Report,
     progress: Progress,
     lenient: bool = False,
+    epoch: int = 0,
 ) -> None:
     """Apply the commits after *sequence*, as long as each follows the one before it.
 
     lenient: onto a tree with holes; changes of rows that are not there are left out.
+    epoch: that of the checkpoint; no commit of an earlier one may follow.
     """
     report.sequence, report.stopped = sequence, ""
     while at is None or sequence < at:
@@ -338,6 +357,9 @@ async def _replay(
             commit = commit_format.open_commit(keyring, sequence + 1, data)
             if commit.prev != head:
                 raise Corrupt(f"{name} does not follow the commit before it")
+            if commit_format.epoch_of(data) < epoch:
+                raise Corrupt(f"{name} is of an earlier epoch than the commit before it")
+            epoch = commit_format.epoch_of(data)
             await offload(_apply, db, commit, lenient)
         except (Corrupt, TooNew) as exc:
             report.stopped = str(exc)
