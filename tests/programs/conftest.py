@@ -166,7 +166,7 @@ def own_disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
     """A formatted volume of the test's own, not mounted yet."""
     disk = _disk(request.param, request)
     disk.format()
-    with _watched(disk):
+    with Watched(disk):
         try:
             yield disk
         finally:
@@ -178,11 +178,11 @@ def here(shared: Disk, request: pytest.FixtureRequest) -> Iterator[Path]:
     """A directory of the test's own on the shared disk."""
     path = shared.mnt / re.sub(r"\W+", "_", request.node.name)
     path.mkdir()
-    with _watched(shared):
+    with Watched(shared):
         yield path
 
 
-class _watched:
+class Watched:
     """Kill the disk's mount if a test takes too long: what hangs in the kernel is let go."""
 
     def __init__(self, disk: Disk) -> None:

@@ -1,0 +1,454 @@
+"""The filesystems that are compared, each started as its documentation says.
+
+A peer has one place in a store, where everything it writes stays, and may be mounted there again
+and again: `mount(fresh=True)` as on a machine that has never seen it, without a cache or state,
+`mount(fresh=False)` with what the last mount left here.  All run in the foreground as children, so
+that their processor time and memory can be read from /proc and nothing outlives the benchmark.
+
+Written data is durable when `settle()` returns: the step that wrote has called fsync before, and
+settle waits for whatever the peer still has on its way to the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megafs.mount import control
+
+PASSPHRASE = "correct horse battery staple"
+ROOT = Path(__file__).parents[1]
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class PeerFailed(Exception):
+    """The peer did not do what was asked; the text says what it said."""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def mounted(path: Path) -> bool:
+    """Whether something is mounted there; asks the kernel's table, never the mount."""
+    with open("/proc/self/mountinfo") as table:
+        return any(line.split()[4] == str(path) for line in table)
+
+
+def processes(pid: int) -> list[int]:
+    """*pid* and all its descendants."""
+    found = [pid]
+    for parent in found:
+        try:
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with open(f"/proc/{parent}/task/{task}/children") as children:
+                    found += map(int, children.read().split())
+        except OSError:
+            continue
+    return found
+
+
+class Peer:
+    """One filesystem.  Subclasses say how it is made and mounted."""
+
+    name = ""
+    program = ""
+    #: What its data lies in: "s3", "sftp" or "local".
+    store = "s3"
+    encrypts = True
+    #: Whether close or fsync waits for the store, by the peer's own rules.
+    note = ""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place / self.name.replace(" ", "-")
+        self.place.mkdir()
+        self.mnt = self.place / "mnt"
+        self.mnt.mkdir()
+        self.environ = {
+            k: v for k, v in os.environ.items() if not k.startswith(("MEGAFS_", "AWS_", "RCLONE_"))
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+        self._cpu_before = 0.0
+        self.peak = 0
+
+    # What subclasses say
+
+    def make(self) -> None:
+        """Make an empty place in the store, once."""
+
+    def command(self) -> list[str | Path]:
+        """The command that mounts and stays in the foreground."""
+        raise NotImplementedError
+
+    def local(self) -> list[Path]:
+        """What a new machine does not have."""
+        return [self.place / "cache", self.place / "state"]
+
+    def given(self) -> bytes | None:
+        """What the command reads from stdin."""
+        return None
+
+    def settled(self) -> bool:
+        """Whether nothing is on its way to the store any more."""
+        return True
+
+    # What the benchmark asks for
+
+    @property
+    def available(self) -> bool:
+        return shutil.which(self.program) is not None
+
+    def run(self, *command: str | Path, given: bytes | None = None) -> None:
+        done = subprocess.run(
+            command, env=self.environ, input=given or b"", capture_output=True, timeout=60
+        )
+        if done.returncode:
+            said = (done.stderr + done.stdout).decode(errors="replace").strip()
+            raise PeerFailed(said[-300:] or f"exit code {done.returncode}")
+
+    def mount(self, *, fresh: bool, patience: float = 30.0) -> float:
+        """Mount and list the directory; return the seconds until the names were there."""
+        if fresh:
+            for path in self.local():
+                shutil.rmtree(path, ignore_errors=True)
+        for path in self.local():
+            path.mkdir(exist_ok=True)
+        log = (self.place / "log").open("ab")
+        begin = time.perf_counter()
+        self._process = subprocess.Popen(
+            self.command(),
+            env=self.environ,
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        assert self._process.stdin is not None
+        if (given := self.given()) is not None:
+            self._process.stdin.write(given)
+        self._process.stdin.close()
+        while not mounted(self.mnt):
+            if self._process.poll() is not None:
+                raise PeerFailed(f"did not mount: {self._said()}")
+            if time.perf_counter() - begin > patience:
+                self.end()
+                raise PeerFailed(f"not mounted after {patience:.0f} s: {self._said()}")
+            time.sleep(0.005)
+        # In another process: one that hangs in a mount cannot be interrupted.
+        listing = subprocess.Popen(["ls", self.mnt], stdout=subprocess.DEVNULL, cwd="/")
+        try:
+            listing.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise PeerFailed("the first listing does not end") from None
+        return time.perf_counter() - begin
+
+    def settle(self, patience: float = 60.0) -> None:
+        deadline = time.monotonic() + patience
+        while not self.settled():
+            if self._process is None or self._process.poll() is not None:
+                raise PeerFailed(f"it ended: {self._said()}")
+            if time.monotonic() > deadline:
+                raise PeerFailed(f"not everything in the store after {patience:.0f} s")
+            time.sleep(0.005)
+
+    def umount(self, patience: float = 60.0) -> None:
+        """Bring everything to the store and unmount."""
+        if self._process is None:
+            return
+        self.usage()
+        subprocess.run(["umount", self.mnt], capture_output=True, timeout=patience, check=False)
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.end()
+            raise PeerFailed(f"did not end {patience:.0f} s after umount") from None
+        self._process = None
+
+    def end(self) -> None:
+        """By force, whatever it does."""
+        if self._process is not None:
+            for pid in reversed(processes(self._process.pid)):
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self._process.wait()
+            self._process = None
+        if mounted(self.mnt):
+            subprocess.run(["umount", "-l", self.mnt], capture_output=True, check=False)
+
+    def usage(self) -> float:
+        """Seconds of processor time so far of the peer's processes; follows their peak memory."""
+        total, peak = 0.0, 0
+        if self._process is None:
+            return 0.0
+        for pid in processes(self._process.pid):
+            try:
+                with open(f"/proc/{pid}/stat") as stat:
+                    fields = stat.read().rpartition(")")[2].split()
+                with open(f"/proc/{pid}/status") as status:
+                    lines = [line for line in status if line.startswith("VmHWM")]
+            except OSError:
+                continue
+            total += sum(map(int, fields[11:15])) / TICK
+            peak += int(lines[0].split()[1]) << 10 if lines else 0
+        self.peak = max(self.peak, peak)
+        return total
+
+    def _said(self) -> str:
+        text = (self.place / "log").read_text(errors="replace").strip()
+        return text.splitlines()[-1][-200:] if text else "nothing"
+
+
+class Megafs(Peer):
+    name = "megafs"
+    program = sys.executable
+    note = "fsync=store, defaults"
+
+    def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
+        super().__init__(place)
+        self._url = f"s3://{bucket}/megafs"
+        self.environ |= {k: v for k, v in environ.items() if k != "AWS_ENDPOINT_URL_S3"}
+        self.environ |= {
+            "AWS_ENDPOINT_URL_S3": endpoint,
+            "PYTHONPATH": str(ROOT),
+            "MEGAFS_STATE_DIR": str(self.place / "state"),
+            "MEGAFS_CACHE_DIR": str(self.place / "cache"),
+            "MEGAFS_RUNTIME_DIR": str(self.place / "run"),
+            "MEGAFS_CONFIG": os.devnull,
+            "MEGAFS_PASSPHRASE": PASSPHRASE,
+        }
+
+    def make(self) -> None:
+        self.run(sys.executable, "-m", "megafs", "format", self._url)
+
+    def command(self) -> list[str | Path]:
+        profile = os.environ.get("BENCH_PROFILE")
+        how = ["-X", "importtime"] if profile == "import" else []
+        return [sys.executable, *how, "-m", "megafs", "mount", self._url, self.mnt, "--foreground"]
+
+    def settled(self) -> bool:
+        try:
+            (card,) = control.cards(self.place / "run")
+            said = control.call(card, "status")
+        except Exception as exc:
+            raise PeerFailed(f"status: {exc}") from exc
+        return not (said["staged_bytes"] or said["pending_operations"] or said["dirty_bytes"])
+
+    def umount(self, patience: float = 60.0) -> None:
+        if self._process is not None:
+            self.usage()
+            self.run(sys.executable, "-m", "megafs", "umount", self.mnt)
+        super().umount(patience)
+
+
+class Rclone(Peer):
+    program = "rclone"
+    cache = "off"
+
+    def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
+        super().__init__(place)
+        self._port = free_port()
+        self._bucket = bucket
+        obscured = subprocess.run(
+            ["rclone", "obscure", PASSPHRASE], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        self._config = self.place / "rclone.conf"
+        self._config.write_text(
+            f"[s3]\ntype = s3\nprovider = Ceph\nendpoint = {endpoint}\n"
+            f"access_key_id = {environ['AWS_ACCESS_KEY_ID']}\n"
+            f"secret_access_key = {environ['AWS_SECRET_ACCESS_KEY']}\n"
+            f"[crypt]\ntype = crypt\nremote = s3:{bucket}/{self.place.name}\npassword = {obscured}\n"
+        )
+
+    def make(self) -> None:
+        self.run("rclone", "--config", self._config, "mkdir", f"s3:{self._bucket}")
+
+    def command(self) -> list[str | Path]:
+        return [
+            "rclone", "--config", self._config, "mount", "crypt:", self.mnt,
+            "--vfs-cache-mode", self.cache, "--cache-dir", self.place / "cache",
+            # As often as megafs commits; its own 5 s would only make it slower here.
+            "--vfs-write-back", "1s",
+            "--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{self._port}",
+        ]  # fmt: skip
+
+    def settled(self) -> bool:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self._port}/vfs/stats",
+            data=b"{}",
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                said: dict[str, Any] = json.loads(answer.read())
+        except OSError as exc:
+            raise PeerFailed(f"rc: {exc}") from exc
+        disk = said.get("diskCache", {})
+        return not (disk.get("uploadsInProgress") or disk.get("uploadsQueued"))
+
+
+class RcloneOff(Rclone):
+    name = "rclone crypt"
+    note = "--vfs-cache-mode off: no random writes; close waits for the upload"
+
+
+class RcloneFull(Rclone):
+    name = "rclone crypt full"
+    cache = "full"
+    note = "--vfs-cache-mode full --vfs-write-back 1s; plaintext cache, write-back"
+
+
+class S3fs(Peer):
+    name = "s3fs"
+    program = "s3fs"
+    encrypts = False
+    note = "use_cache; close waits for the upload; does not encrypt"
+
+    def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
+        super().__init__(place)
+        self._bucket, self._endpoint = bucket, endpoint
+        self._passwd = self.place / "passwd"
+        self._passwd.write_text(
+            f"{environ['AWS_ACCESS_KEY_ID']}:{environ['AWS_SECRET_ACCESS_KEY']}\n"
+        )
+        self._passwd.chmod(0o600)
+
+    def make(self) -> None:
+        # A prefix has to exist before s3fs mounts it.
+        self._mount_root = self.place / "root"
+        self._mount_root.mkdir()
+        self.run(*self._command(self._bucket, self._mount_root, "-o", "nomultipart"))
+        try:
+            (self._mount_root / "s3fs").mkdir(exist_ok=True)
+        finally:
+            self.run("umount", self._mount_root)
+
+    def _command(self, what: str, at: Path, *more: str) -> list[str | Path]:
+        return [
+            "s3fs", what, at, "-o", f"url={self._endpoint}", "-o", "use_path_request_style",
+            "-o", f"passwd_file={self._passwd}", "-o", "sigv4", "-o", "endpoint=us-east-1", *more,
+        ]  # fmt: skip
+
+    def command(self) -> list[str | Path]:
+        cache = f"use_cache={self.place / 'cache'}"
+        return self._command(f"{self._bucket}:/s3fs", self.mnt, "-f", "-o", cache)
+
+
+class Gocryptfs(Peer):
+    name = "gocryptfs"
+    program = "gocryptfs"
+    store = "local"
+    note = "on a local directory, no store"
+
+    def make(self) -> None:
+        (self.place / "password").write_text(PASSPHRASE + "\n")
+        (self.place / "cipher").mkdir()
+        self.run("gocryptfs", "-q", "-init", "-passfile", self.place / "password", self._cipher)
+
+    @property
+    def _cipher(self) -> Path:
+        return self.place / "cipher"
+
+    def command(self) -> list[str | Path]:
+        passfile = self.place / "password"
+        return ["gocryptfs", "-q", "-fg", "-passfile", passfile, self._cipher, self.mnt]
+
+
+class Cryfs(Peer):
+    name = "cryfs"
+    program = "cryfs"
+    store = "local"
+    note = "on a local directory, no store"
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place)
+        (self.place / "base").mkdir()
+        self.environ |= {
+            "CRYFS_FRONTEND": "noninteractive",
+            "CRYFS_NO_UPDATE_CHECK": "true",
+            "CRYFS_LOCAL_STATE_DIR": str(self.place / "keep"),
+        }
+
+    def command(self) -> list[str | Path]:
+        return ["cryfs", "-f", self.place / "base", self.mnt]
+
+    def given(self) -> bytes:
+        return PASSPHRASE.encode() + b"\n"
+
+
+class Sshfs(Peer):
+    name = "sshfs"
+    program = "sshfs"
+    store = "sftp"
+    encrypts = False
+    note = "the server sees everything; fsync reaches its disk"
+
+    def __init__(self, place: Path, port: int, key: Path) -> None:
+        super().__init__(place)
+        (self.place / "served").mkdir()
+        self._port, self._key = port, key
+
+    def command(self) -> list[str | Path]:
+        # Nothing of the user's: no configuration, no agent, no known hosts.
+        ssh = f"ssh -F none -o IdentityAgent=none -o IdentitiesOnly=yes -i {self._key}"
+        ssh += " -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR"
+        return [
+            "sshfs", "-f", f"root@127.0.0.1:{self.place / 'served'}", self.mnt,
+            "-p", str(self._port), "-o", f"ssh_command={ssh}",
+        ]  # fmt: skip
+
+
+class Sshd:
+    """An SSH server on loopback with keys of its own, for this run."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place / "sshd"
+        self._place.mkdir(mode=0o700)
+        self.port = free_port()
+        self.key = self._place / "user"
+        for key in ("host", "user"):
+            subprocess.run(
+                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._place / key], check=True
+            )
+        (self._place / "config").write_text(
+            f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self._place}/host\n"
+            f"AuthorizedKeysFile {self._place}/user.pub\nPidFile none\nStrictModes no\nUsePAM no\n"
+            "PermitRootLogin prohibit-password\nPasswordAuthentication no\n"
+            "Subsystem sftp internal-sftp\n"
+        )
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd refuses to start without it
+        with (self._place / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f",
+                 self._place / "config"],
+                stderr=log,
+            )  # fmt: skip
+        for _ in range(200):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise PeerFailed(f"sshd does not listen: {(self._place / 'log').read_text()}")
+
+    def end(self) -> None:
+        for pid in reversed(processes(self._process.pid)):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self._process.wait()
