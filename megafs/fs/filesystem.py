@@ -173,6 +173,7 @@ class FileSystem:
         self._settings = settings
         self._dedup_key = dedup_key if params.deduplication else None
         self.writeback = Writeback(replica, stage, writer, settings.dirty_limit)
+        self.writeback.on_clean = self._settle
         self.errors = Errors()
         self.spawner = Spawner()
         self.on_invalidate: Callable[[list[Invalidation]], None] | None = None

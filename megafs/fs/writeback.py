@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno as e
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -42,16 +43,16 @@ class Durability:
         self._replica = replica
         self._stage = stage
         self._lock = trio.Lock()
-        self._synced = 0
+        self.synced = 0
         self.last_error: Fault | None = None
 
     async def local(self) -> int:
         """Return, with the number of the last batch, when all that was recorded is durable here."""
         batch = self._replica.seal()
-        if self._synced >= batch:
+        if self.synced >= batch:
             return batch
         async with self._lock:
-            if self._synced >= batch:
+            if self.synced >= batch:
                 return batch
             newest = self._replica.seal()
             try:
@@ -59,7 +60,7 @@ class Durability:
             except OSError as exc:
                 self.last_error = Fault(f"the state directory cannot be synced: {exc.strerror}")
                 raise self.last_error from exc
-            self._synced = newest
+            self.synced = newest
         return batch
 
     def _sync(self) -> None:
@@ -72,6 +73,7 @@ class Writeback:
     """Flushes files in the background and holds writers back when too much waits.
 
     limit: bytes of written contents that may wait in memory.
+    on_clean: called with a file of which nothing waits any more.
     """
 
     def __init__(self, replica: Replica, stage: Stage, writer: Writer, limit: int) -> None:
@@ -82,6 +84,7 @@ class Writeback:
         self._files: dict[int, Contents] = {}
         self._wake = trio.Event()
         self._drained = trio.Event()
+        self.on_clean: Callable[[Contents], None] = lambda contents: None
         self._stuck: Fault | None = None
         self._told = -60.0
         self.durability = Durability(replica, stage)
@@ -145,14 +148,19 @@ class Writeback:
             for ino, contents in list(self._files.items()):
                 if not contents.is_dirty:
                     self._files.pop(ino, None)
+                    self.on_clean(contents)
                 elif (
                     pressed
                     or contents.dirty >= _FLUSH_AT
                     or now - contents.dirty_since > _FLUSH_AGE
                 ):
                     await self._flush(contents)
-            if self._replica.unsealed:
+            if self._replica.unsealed or self._replica.batch > self.durability.synced:
                 # Operations without a close: durable within about a second all the same.
+                try:
+                    await self.durability.local()
+                except Fault as exc:
+                    log.debug("%s", exc)  # whoever needs it to be durable is told
                 self._writer.poke()
 
     async def _flush(self, contents: Contents) -> None:
