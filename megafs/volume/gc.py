@@ -241,14 +241,14 @@ class _Collection:
     async def prepare(self) -> None:
         """See what is there: other mounts, objects, rows, what snapshots name."""
         volume = self._volume
-        await volume.writer.catch_up()
+        await jobs.catch_up(volume)
         await volume.presence.look()
         # The listing first: whatever a mount uploads from here on is not in it, and so is safe.
         async for page in list_all(self._store, "packs/"):
             for entry in page.entries:
                 self._entries[entry.name] = entry
             self._progress({"done": len(self._entries), "total": 0, "text": "packs in the store"})
-        await volume.writer.catch_up()
+        await jobs.catch_up(volume)
         rows: Any = volume.replica.db.execute("SELECT DISTINCT seq FROM snapshots ORDER BY seq")
         self._snapshots = tuple(row[0] for row in rows)
         await self._read_snapshots()
@@ -402,7 +402,7 @@ class _Collection:
             self._progress(
                 {"done": number * _DELETES, "total": len(doomed), "text": "packs deleted"}
             )
-            await volume.writer.catch_up()
+            await jobs.catch_up(volume)
             await volume.presence.look()
             names = self._names()
             free = [entry for entry in batch if entry.name not in names]

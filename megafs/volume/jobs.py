@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from megafs.errors import BadUsage, Corrupt
 from megafs.stores.base import ObjectStore
-from megafs.stores.limit import background
+from megafs.stores.limit import Priority, at_priority, background
 from megafs.tree.ops import Operation
 from megafs.volume.open import Volume
 
@@ -96,6 +96,12 @@ async def commit(volume: Volume, operations: Iterable[Operation]) -> int:
         volume.replica.record(operation)
     await settle(volume)
     return volume.replica.sequence
+
+
+async def catch_up(volume: Volume) -> None:
+    """Apply the others' commits; at once, for the mount's own commits wait until that is done."""
+    with at_priority(Priority()):
+        await volume.writer.catch_up()
 
 
 async def settle(volume: Volume) -> None:
