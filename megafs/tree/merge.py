@@ -246,6 +246,13 @@ class Merge:
             )
             return
         self._try(op)
+        self._perhaps_gone(op.ino)
+
+    def _perhaps_gone(self, ino: int) -> None:
+        """A name of a file went: if it was brought back for it, what we wrote brings it back."""
+        if ino in self._revived and self.tree.find(ino) is None:
+            self._revived.discard(ino)
+            self._settled.discard(ino)
 
     def _rmdir(self, op: Rmdir) -> None:
         try:
@@ -295,6 +302,7 @@ class Merge:
         if fits:
             try:
                 self._do(moved)
+                self._perhaps_gone(there)
                 return
             except Refused:
                 pass  # a directory there was filled meanwhile
