@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
+import trio
 from blake3 import blake3
 
 from megafs import clock
@@ -25,7 +26,7 @@ from megafs.chunks.prefetch import ReadAhead
 from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
 from megafs.config import Parameters, Settings
-from megafs.errors import Corrupt, Fault, Missing, Refused, StoreError
+from megafs.errors import Corrupt, Denied, Fault, Missing, NoStore, Refused, StoreError
 from megafs.fs import acl, past
 from megafs.fs.contents import Contents
 from megafs.fs.past import FIRST_REAL, Past
@@ -563,12 +564,48 @@ class FileSystem:
         return found
 
     def keeps(self, ino: int) -> int:
-        """This mount, if it has the file open: then its bytes outlive its last name."""
+        """This mount, if the file's bytes outlive its last name: it is open, or goes in steps."""
         contents = self._contents.get(ino)
-        return self._replica.mount if contents is not None and contents.opens else 0
+        if contents is not None and contents.opens:
+            return self._replica.mount
+        return self._replica.mount if self._tree.far_cut(ino, 0) is not None else 0
+
+    def _remove_orphan(self, ino: int) -> None:
+        """A file without a name that nobody has open goes, in the background if it is huge."""
+        inode = self._tree.find(ino)
+        contents = self._contents.get(ino)
+        if inode is None or inode.nlink or inode.is_dir or (contents and contents.opens):
+            return
+        if self._writer.frozen is not None:
+            return
+        if self._tree.far_cut(ino, 0) is None:
+            self._replica.record(ops.Reap(ino))
+            self._writer.poke()
+        elif self.spawner.start is not None:
+            self.spawner.start(self._remove_in_steps, ino)
+
+    async def _remove_in_steps(self, ino: int) -> None:
+        while self._cut_step(ino):
+            self._writer.poke()
+            await trio.sleep(0.02)
+        self._remove_orphan(ino)
+
+    def _cut_step(self, ino: int) -> bool:
+        """Take a batch of extents from a huge orphan; False if there is no need to."""
+        inode = self._tree.find(ino)
+        cut = self._tree.far_cut(ino, 0)
+        if inode is None or inode.nlink or cut is None or self._writer.frozen is not None:
+            return False
+        now = clock.now_ns()
+        self._replica.record(
+            ops.Contents(ino, inode.version, self._replica.number(), cut, cut, now, now, ())
+        )
+        self._replica.seal()
+        return True
 
     def _bury(self, inode: Inode) -> None:
         """An inode may be gone now; the kernel may still ask for its attributes."""
+        self._remove_orphan(inode.ino)
         if self._tree.find(inode.ino) is None and inode.ino in self._known:
             inode.nlink = 0
             inode.ctime_ns = clock.now_ns()
@@ -775,8 +812,10 @@ class FileSystem:
 
     def _settle(self, contents: Contents) -> None:
         """Forget a file's contents object when nobody needs it."""
-        if not contents.opens and not contents.users and not contents.is_dirty:
-            self._contents.pop(contents.ino, None)
+        if contents.opens or contents.users or contents.is_dirty:
+            return
+        if self._contents.get(contents.ino) is contents:  # else it was forgotten, and opened again
+            del self._contents[contents.ino]
 
     def _handle(self, fh: int) -> _Handle:
         handle = self._handles.get(fh)
@@ -797,11 +836,14 @@ class FileSystem:
         except Refused as no:
             # The tree has no such inode any more: removed by another mount.
             raise Refused(e.ESTALE) from no
-        except (Corrupt, Missing) as exc:
+        except (Corrupt, Missing, Denied, NoStore) as exc:
             path = (self._tree.path(contents.ino) or b"?").decode("utf-8", "backslashreplace")
             text = f"{path}, bytes {offset} to {offset + size - 1}: {exc}"
             self.errors.add(text)
-            raise type(exc)(text) from exc
+            if isinstance(exc, Corrupt):
+                raise Corrupt(text) from exc
+            # Not the store's own errno: EACCES or ENOENT would say something about the file.
+            raise Missing(text) from exc
         if data:
             ahead = handle.ahead.after(offset, len(data), contents.size)
             if ahead is not None and self.spawner.start is not None:
@@ -818,7 +860,10 @@ class FileSystem:
         except (Corrupt, Missing) as exc:
             text = f"{past.path(fh)}, bytes {offset} to {offset + size - 1}: {exc}"
             self.errors.add(text)
-            raise type(exc)(text) from exc
+            if isinstance(exc, Corrupt):
+                raise Corrupt(text) from exc
+            # Not the store's own errno: EACCES or ENOENT would say something about the file.
+            raise Missing(text) from exc
         if ahead and self.spawner.start is not None:
             self.spawner.start(self._chunks.fetch_ahead, ahead)
         return data
@@ -935,9 +980,7 @@ class FileSystem:
         self._contents.pop(contents.ino, None)
         self.writeback.account(-contents.dirty)
         contents.dirty = 0
-        if self._writer.frozen is None:
-            self._replica.record(ops.Reap(contents.ino))
-            self._writer.poke()
+        self._remove_orphan(contents.ino)
         inode.nlink = 0
         if contents.ino in self._known:
             self._ghosts[contents.ino] = inode
@@ -1018,6 +1061,8 @@ class FileSystem:
         for ino in self._tree.orphans(self._replica.mount):
             inode = self._tree.find(ino)
             if inode is not None and inode.nlink == 0:
+                while self._cut_step(ino):
+                    await trio.lowlevel.checkpoint()
                 self._replica.record(ops.Reap(ino))
 
 
