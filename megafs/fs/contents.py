@@ -274,6 +274,9 @@ class Contents:
             length = self._size
             gone = self._drop_beyond(size)
             try:
+                while (cut := self._tree.far_cut(self.ino, size)) is not None:
+                    await self._flush(cut, time_ns)
+                    self._replica.seal()
                 await self._flush(size, time_ns)
             except Refused:
                 raise  # there is no such file any more

@@ -7,8 +7,9 @@ Files `ops-<8 digits>` hold frames:
     length u32 big-endian | batch u64 | epoch u32 | sealed
 
 with the state key of the epoch and the context ("oplog", mount, batch).  What is sealed is the
-batch's operations as MessagePack (tree/ops.py).  A frame that is cut short or does not open ends the log:
-nothing behind it was ever promised to anyone.  A file goes when all its batches are in the journal.
+batch's operations as MessagePack (tree/ops.py).  A frame that is cut short or does not open ends
+the log: nothing behind it was ever promised to anyone.  A file goes when all its batches are in the
+journal.
 """
 
 from __future__ import annotations

@@ -22,6 +22,10 @@ _INODE = (
 )
 
 
+#: Extents that one operation may remove: some 5 MB of changeset.
+STEP = 32768
+
+
 class Extent(NamedTuple):
     """A run of a file's bytes: see the table `extents`."""
 
@@ -358,6 +362,19 @@ class Tree:
         if rest:
             self.db.execute("DELETE FROM extents WHERE ino=? AND start>=?", (ino, start))
         return freed + rest
+
+    def far_cut(self, ino: int, size: int) -> int | None:
+        """Where to cut first a file that is to end at *size*, so that no step removes too much.
+
+        None if one step will do.  A change of more extents than STEP makes a commit that takes
+        everybody too much memory: a file of a tebibyte has four million.
+        """
+        found: int | None = self.one(
+            "SELECT start FROM extents WHERE ino=? AND start>=? ORDER BY start DESC"
+            " LIMIT 1 OFFSET ?",
+            (ino, size, STEP),
+        )
+        return found
 
     def put_extent(self, ino: int, ext: Extent) -> None:
         """Add an extent where there is a hole."""
