@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 
 #: From here on sealing leaves the event loop (a hop costs 90 to 170 us, sealing 64 KiB some 150).
 _OFFLOAD_FROM = 64 << 10
+#: The longest pause after a failed upload.  Overload and outages are the business of what lies
+#: below (stores/retry.py), which fails at once while a store is down.
+_PAUSE = 5.0
 #: Plaintext that is sealed before the size of the open pack is looked at again.
 _GROUP = 2 << 20
 
@@ -333,7 +336,7 @@ class Stage:
                     self.last_error = exc
                     self._tell()
                 await trio.sleep(clock.uniform(pause / 2, pause))
-                pause = min(30.0, pause * 2)
+                pause = min(_PAUSE, pause * 2)
             self.last_error = None
         finally:
             self.uploading -= 1

@@ -198,7 +198,7 @@ class Writer:
                 if self.last_error is None:
                     log.warning("cannot commit, will go on trying: %s", exc)
                 self.last_error = exc
-                pause = min(15.0, max(0.5, pause * 2))
+                pause = min(5.0, max(0.5, pause * 2))
 
     async def _wanted(self, pause: float) -> None:
         """Wait until there is work, and a little longer to collect more of it."""

@@ -34,6 +34,7 @@ import trio
 
 from megafs import __version__, clock
 from megafs.errors import BadStore, StoreError, Unavailable
+from megafs.stores import limit as limits
 from megafs.stores import wire
 from megafs.stores.base import Buffer
 
@@ -354,11 +355,16 @@ class _Direct(httpx.AsyncBaseTransport):
         if not _TARGET.match(target) or any(_BREAK.search(value) for _, value in headers):
             raise httpx.LocalProtocolError("a header or a target that breaks its line")
         body = request.stream.view if isinstance(request.stream, _Pieces) else memoryview(b"")
+        timing = limits.attempt.get()
+        if timing is not None:
+            timing.count()
         while True:
             connection = self._take()
             fresh = connection is None
             if connection is None:
                 connection = await self._open()
+            if timing is not None:
+                connection.moved = timing.moved
             try:
                 with _as_httpx(httpx.WriteError, httpx.WriteTimeout):
                     await connection.send(method, target, headers, body)
@@ -387,6 +393,7 @@ class _Direct(httpx.AsyncBaseTransport):
         if self._closed:
             connection.close()
             return
+        connection.moved = wire.untold
         now = connection.idle_since = trio.current_time()
         self._idle.append(connection)
         while now - self._idle[0].idle_since > _IDLE:

@@ -70,29 +70,72 @@ def current_level() -> int:
     return _priority.get().level
 
 
+class Patience:
+    """When a whole operation must have ended, however many attempts it takes.
+
+    until: its end, were there nothing to transfer.  speed: bytes per second below which a transfer
+    counts as hung; size: the most bytes that may come or go.  Time for them is granted in advance,
+    unless the driver tells of every byte: then it is earned by bytes, and a request that was asked
+    for a lot and gets nothing waits no longer than a small one.
+    """
+
+    __slots__ = ("_earned", "_granted", "_speed", "_until", "counted")
+
+    def __init__(self, until: float, size: int, speed: float) -> None:
+        self._until = until
+        self._speed = speed
+        self._granted = size / speed
+        self._earned = 0.0
+        self.counted = False
+
+    def earn(self, size: int) -> None:
+        self._earned = min(self._granted, self._earned + size / self._speed)
+
+    @property
+    def end(self) -> float:
+        return self._until + (self._earned if self.counted else self._granted)
+
+
 class Attempt:
     """The time limit of one attempt at a request, which stands still while the request queues.
 
-    Set by `retry`, told by `Limited`: a transfer is hung when it makes no headway, not when it
-    waits its turn.
+    Set by `retry`, told by `Limited` and by drivers: a transfer is hung when it makes no headway,
+    not when it waits its turn.
+
+    seconds: without any headway.  allowance: more seconds, for drivers that do not tell of bytes.
     """
 
-    __slots__ = ("_patience", "_scope", "_seconds", "_since", "queued")
+    __slots__ = ("_allowance", "_patience", "_scope", "_seconds", "_since", "queued")
 
-    def __init__(self, scope: trio.CancelScope, seconds: float, patience: float) -> None:
+    def __init__(
+        self, scope: trio.CancelScope, seconds: float, allowance: float, patience: Patience
+    ) -> None:
         self._scope = scope
         self._seconds = seconds
-        self._patience = patience  # the deadline of the whole operation
+        self._allowance = allowance
+        self._patience = patience
         self.start()
 
     def pause(self) -> None:
         self.queued = True
-        self._scope.deadline = self._patience
+        self._scope.deadline = self._patience.end
 
     def start(self) -> None:
         self.queued = False
         self._since = trio.current_time()
-        self._scope.deadline = min(self._since + self._seconds, self._patience)
+        allowance = 0.0 if self._patience.counted else self._allowance
+        self._scope.deadline = min(self._since + self._seconds + allowance, self._patience.end)
+
+    def count(self) -> None:
+        """From here on every byte is told with `moved`."""
+        if not self._patience.counted:
+            self._patience.counted = True
+            self.start()
+
+    def moved(self, size: int) -> None:
+        """So many bytes have come or gone."""
+        self._patience.earn(size)
+        self._scope.deadline = min(trio.current_time() + self._seconds, self._patience.end)
 
     @property
     def running(self) -> float:

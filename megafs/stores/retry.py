@@ -6,8 +6,10 @@ Jitter", AWS Architecture Blog, 2015), and is at least what the store asked for 
 
 Four limits keep an outage from becoming worse or longer through us:
 
-- *patience*: no operation takes longer than this, plus the time its bytes take at `MIN_SPEED`.
-- an attempt that makes no headway is given up after `ATTEMPT` seconds, plus the same allowance.
+- *patience*: no operation takes longer than this, plus the time its bytes take at `MIN_SPEED`
+  (those that have come or gone, where the driver tells of them; else those that were asked for).
+- an attempt that makes no headway is given up after `ATTEMPT` seconds, plus the same allowance, and
+  no later than patience would end.
   (Ceph stalls requests for up to 21 s when it loses a disk and then answers: do not give up early.)
 - a budget, as in the AWS SDKs: each retry takes tokens, each success gives some back.  When it is
   empty, failures are final at once: a store that is down gets one request per operation, not ten.
@@ -54,6 +56,8 @@ MIN_SPEED = 16 << 10
 DOWN_AFTER = 10.0
 DOWN_FAILURES = 3
 PROBE_EVERY = 1.0
+#: After the first success, those that wait try again within so many seconds, not all at once.
+RECOVERED = 1.0
 #: Failures in the last so many seconds make the state "degraded".
 DEGRADED_FOR = 30.0
 #: A failing store is reported once, and not again within so many seconds.
@@ -139,6 +143,7 @@ class Retrying(ObjectStore):
         self._in_a_row = 0
         self._last_failure: float | None = None
         self._next_probe = 0.0
+        self._recovered = trio.Event()
         self._reported = False
         self._reported_at: float | None = None
         # What status shows.
@@ -256,7 +261,7 @@ class Retrying(ObjectStore):
         """
         begun = trio.current_time()
         allowance = length / self._min_speed
-        deadline = begun + self._patience + (length + back) / self._min_speed
+        patience = limit.Patience(begun + self._patience, length + back, self._min_speed)
         probe = self._refuse_while_down()
         tries = 0
         paid = 0.0
@@ -268,7 +273,7 @@ class Retrying(ObjectStore):
             try:
                 self._numbers.requests[op].add()
                 try:
-                    result = await self._attempt(once, tries > 0, allowance, deadline)
+                    result = await self._attempt(once, tries > 0, allowance, patience)
                 finally:
                     self._numbers.seconds[op].add(trio.current_time() - sent)
             except OutOfTime as exc:  # patience has ended, and the store is not to blame for it
@@ -299,7 +304,7 @@ class Retrying(ObjectStore):
                 wait = max(wait, error.retry_after)
             cost = Budget.TIMEOUT if hung else Budget.RETRY
             now = trio.current_time()
-            if now + wait >= deadline or wait > max(CAP, RETRY_AFTER_CAP):
+            if now + wait >= patience.end or wait > max(CAP, RETRY_AFTER_CAP):
                 why = f"gave up after {tries} tries in {now - begun:.0f} s"
             elif probe:
                 why = "it has not answered for a while"
@@ -308,8 +313,8 @@ class Retrying(ObjectStore):
             else:
                 paid += cost
                 self._numbers.retries.add()
-                await trio.sleep(wait)
-                await self._wait_for_probe(deadline)
+                await self._pause(wait, asked=error.retry_after is not None)
+                await self._wait_for_probe(patience.end)
                 continue
             self._numbers.gave_up.add()
             self._report(error)
@@ -320,10 +325,15 @@ class Retrying(ObjectStore):
             ) from error
 
     async def _attempt(
-        self, once: Callable[[bool], Awaitable[T]], again: bool, allowance: float, deadline: float
+        self,
+        once: Callable[[bool], Awaitable[T]],
+        again: bool,
+        allowance: float,
+        patience: limit.Patience,
     ) -> T:
+        seconds = min(self._attempt_seconds, self._patience)
         with trio.CancelScope() as scope:
-            timing = limit.Attempt(scope, self._attempt_seconds + allowance, deadline)
+            timing = limit.Attempt(scope, seconds, allowance, patience)
             token = limit.attempt.set(timing)
             try:
                 return await once(again)
@@ -359,6 +369,18 @@ class Retrying(ObjectStore):
         self._next_probe = now + PROBE_EVERY
         return True
 
+    async def _pause(self, wait: float, *, asked: bool) -> None:
+        """Wait before the next attempt; less if another request finds a dead store alive again.
+
+        asked: the store itself said how long.
+        """
+        recovered = self._recovered
+        with trio.move_on_after(wait):
+            if asked:
+                await trio.sleep_forever()
+            await recovered.wait()
+            await trio.sleep(clock.uniform(0, RECOVERED))
+
     async def _wait_for_probe(self, deadline: float) -> None:
         """Hold an operation that began before the store went down until it may be the probe."""
         while self.state == "down":
@@ -370,6 +392,9 @@ class Retrying(ObjectStore):
 
     def _answered(self, paid: float) -> None:
         """The store is alive, whatever it said."""
+        if self.state == "down":
+            self._recovered.set()
+            self._recovered = trio.Event()
         self._last_success_time = clock.now()
         self._last_answer = trio.current_time()
         self._budget.succeeded(paid)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -74,6 +74,8 @@ class Connection:
         self._view = memoryview(self._buffer)
         self._at = self._end = 0  # what has been received and not yet used: buffer[at:end]
         self.idle_since = 0.0
+        #: Told of every byte that comes or goes.
+        self.moved: Callable[[int], None] = untold
 
     # The life of a connection
 
@@ -260,9 +262,12 @@ class Connection:
     async def _receive_raw(self, view: memoryview) -> int:
         while True:
             try:
-                return self._sock.recv_into(view)
+                got = self._sock.recv_into(view)
             except BlockingIOError:
                 pass
+            else:
+                self.moved(got)
+                return got
             with trio.fail_after(self._read_timeout):
                 await trio.lowlevel.wait_readable(self._sock)
 
@@ -292,10 +297,13 @@ class Connection:
     async def _send_raw(self, view: memoryview) -> None:
         while view:
             try:
-                view = view[self._sock.send(view) :]
+                sent = self._sock.send(view)
             except BlockingIOError:
                 with trio.fail_after(self._write_timeout):
                     await trio.lowlevel.wait_writable(self._sock)
+            else:
+                self.moved(sent)
+                view = view[sent:]
 
     async def _shake_hands(self, tls: Tls) -> None:
         while not tls.shake_hands():
@@ -351,6 +359,10 @@ class Tls:
     def pending(self) -> bytes:
         """What is to be sent, b"" if nothing."""
         return self._out.read() if self._out.pending else b""
+
+
+def untold(size: int) -> None:
+    """Nobody wants to know."""
 
 
 def _parse(text: bytes, method: bytes) -> Head:
