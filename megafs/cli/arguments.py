@@ -12,6 +12,8 @@ import click
 from megafs.mount import options as mount_options
 from megafs.mount.options import MountOptions
 
+# A mountpoint is plain text for click: click.Path would stat(2) it, and a mount may hang.
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")

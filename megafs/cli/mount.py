@@ -15,7 +15,7 @@ from megafs.mount.options import MountOptions, escape
 
 @click.command(name="mount", short_help="Mount a volume on a directory.")
 @click.argument("url")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint")
 @arguments.places
 @arguments.secrets
 @click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")

@@ -16,7 +16,7 @@ PATIENCE = 5.0
 
 
 @click.command(name="status", short_help="Show how the mounts are.")
-@click.argument("mountpoint", type=click.Path(), required=False)
+@click.argument("mountpoint", required=False)
 @click.option("--metrics", is_flag=True, help="Print the mount's metrics in Prometheus' format.")
 @arguments.json_option
 def command(mountpoint: str | None, metrics: bool, as_json: bool) -> None:

@@ -10,18 +10,18 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, output
-from megafs.errors import BadUsage, MegafsError, MountFailed
+from megafs.errors import BadUsage, MountFailed
 from megafs.mount import control, mountpoint
 from megafs.mount.control import Card, NotAnswering
 
 #: Seconds until the process has given back its files and locks after its last word.
 END_WITHIN = 60.0
 #: Seconds that a mount which is to be ended by force gets for each step.
-FORCE_STEP = 12.0
+FORCE_STEP = 8.0
 
 
 @click.command(name="umount", short_help="Bring everything to the store, then unmount.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint")
 @click.option(
     "--lazy",
     "how",
@@ -127,11 +127,8 @@ def _end(card: Card, at: str) -> dict[str, Any]:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             signal.pidfd_send_signal(process, number)
             if number is signal.SIGTERM and there is not None:
-                try:
-                    mountpoint.abort(there)
-                    mountpoint.detach(at)
-                except MegafsError:
-                    pass
+                mountpoint.abort(there)
+                mountpoint.detach_in_time(at, FORCE_STEP)
                 there = None
                 continue
             if select.select([process], [], [], FORCE_STEP)[0]:
@@ -140,6 +137,6 @@ def _end(card: Card, at: str) -> dict[str, Any]:
         os.close(process)
     control.remove_card(card)
     if mountpoint.find(at) is not None:
-        mountpoint.detach(at)
+        mountpoint.detach_in_time(at, FORCE_STEP)
     output.note(f"process {card.pid} did not answer and was ended")
     return {"pid": card.pid, "staged_bytes": None}

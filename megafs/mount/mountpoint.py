@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from megafs.errors import AlreadyThere, BadUsage, Busy, MountFailed
+from megafs.errors import AlreadyThere, BadUsage, Busy, MegafsError, MountFailed
 
 FSTYPE = "fuse.megafs"
 FUSE_DEVICE = "/dev/fuse"
@@ -229,6 +229,14 @@ def detach(mountpoint: str) -> None:
         _umount2(mountpoint, _MNT_DETACH | _UMOUNT_NOFOLLOW)
     else:
         _fusermount("-uz", mountpoint)
+
+
+def detach_in_time(mountpoint: str, patience: float) -> None:
+    """Try to `detach`, for at most *patience* seconds, without an error."""
+    try:
+        _in_time(lambda: detach(mountpoint), patience)
+    except (TimeoutError, MegafsError):
+        pass
 
 
 def unmount(mountpoint: str) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ import pytest
 from megafs.cli import secrets
 from megafs.errors import BadUsage
 from megafs.mount.options import Secrets
-from tests.mount.machine import PASSPHRASE, Machine, is_mounted
+from tests.mount.machine import PASSPHRASE, Machine, at_terminal, is_mounted
 
 
 def keys(machine: Machine) -> dict[str, list[dict[str, str]]]:
@@ -194,29 +192,3 @@ def test_asked_at_a_terminal(machine: Machine) -> None:
     assert is_mounted(machine.mnt)
     assert "\rmegafs: mounted" in said or "megafs: mounted at" in said
     machine.umount()
-
-
-def at_terminal(machine: Machine, args: list[str], answers: list[str]) -> str:
-    """Run a command at a terminal, and type *answers* whenever it asks."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execvpe(machine.command()[0], machine.command(*args), machine.environ)
-    said = b""
-    waiting = list(answers)
-    seen = 0
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:
-            break
-        if not piece:
-            break
-        said += piece
-        if waiting and re.search(rb"assphrase[^\n]*: $", said[seen:]):
-            seen = len(said)
-            os.write(terminal, waiting.pop(0).encode() + b"\n")
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0, said
-    os.close(terminal)
-    return said.decode()

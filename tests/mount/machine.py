@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -98,3 +100,29 @@ def eventually(ask: Any, *, within: float = 10.0) -> None:
     while not ask():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def at_terminal(machine: Machine, args: list[str], answers: list[str]) -> str:
+    """Run a command at a terminal, and type *answers* whenever it asks."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execvpe(machine.command()[0], machine.command(*args), machine.environ)
+    said = b""
+    waiting = list(answers)
+    seen = 0
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            piece = os.read(terminal, 4096)
+        except OSError:
+            break
+        if not piece:
+            break
+        said += piece
+        if waiting and re.search(rb"assphrase[^\n]*: $", said[seen:]):
+            seen = len(said)
+            os.write(terminal, waiting.pop(0).encode() + b"\n")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, said
+    os.close(terminal)
+    return said.decode()

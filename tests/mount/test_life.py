@@ -16,7 +16,7 @@ import pytest
 
 from megafs.mount import control
 from tests.mount.conftest import Processes
-from tests.mount.machine import PASSPHRASE, Machine, eventually, is_mounted
+from tests.mount.machine import PASSPHRASE, Machine, at_terminal, eventually, is_mounted
 
 pytestmark = pytest.mark.fuse
 
@@ -269,6 +269,18 @@ def test_progress_is_told_while_the_store_is_slow(volume: Machine, processes: Pr
     _, said = leaving.communicate(timeout=60)
     assert leaving.returncode == 0, said
     assert "sending to the store: 1.05 MB, " in said
+
+
+def test_a_bar_moves_at_a_terminal(volume: Machine) -> None:
+    volume.mount()
+    store = Path(volume.url.removeprefix("file://"))
+    _away(store)
+    (volume.mnt / "f").write_bytes(os.urandom(1 << 20))
+    threading.Timer(3, _back, [store]).start()
+    said = at_terminal(volume, ["umount", str(volume.mnt)], [])
+    assert "sending to the store" in said
+    assert "\x1b[" in said
+    assert not is_mounted(volume.mnt)
 
 
 def test_umount_given_up_leaves_it_mounted(volume: Machine, processes: Processes) -> None:
