@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -89,3 +91,20 @@ def test_help_topics() -> None:
 
 def test_version() -> None:
     assert CliRunner().invoke(cli, ["--version"]).output.startswith("megafs ")
+
+
+def test_every_command_option_and_exit_code_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "commands.md").read_text()
+    sections = re.split(r"^##+ ", text, flags=re.MULTILINE)
+    for words in commands():
+        section = next(s for s in sections if s.startswith(f"megafs {' '.join(words)}\n"))
+        command: click.Command | None = cli
+        for word in words:
+            assert isinstance(command, click.Group)
+            command = command.get_command(click.Context(cli), word)
+        assert command is not None
+        for param in command.params:
+            if isinstance(param, click.Option):
+                assert all(f"`{name}`" in section for name in param.opts), (words, param.opts)
+    for code, sentence in EXIT_CODES:
+        assert f"| {code} | {sentence} |" in text
