@@ -74,9 +74,11 @@ def test_write_and_a_mapping_see_each_other(here: Path) -> None:
 
 def test_a_private_mapping_changes_nothing(here: Path) -> None:
     (here / "f").write_bytes(b"x" * 5000)
-    with (here / "f").open("r+b") as file:
-        with mmap.mmap(file.fileno(), 5000, flags=mmap.MAP_PRIVATE) as private:
-            private[0:3] = b"new"
+    with (
+        (here / "f").open("r+b") as file,
+        mmap.mmap(file.fileno(), 5000, flags=mmap.MAP_PRIVATE) as private,
+    ):
+        private[0:3] = b"new"
     assert (here / "f").read_bytes() == b"x" * 5000
 
 

@@ -148,9 +148,8 @@ def test_readers_on_a_machine_that_has_nothing_yet(own_disk: Disk) -> None:
 
     def read(step: int, start: int) -> None:
         fd = os.open(path, os.O_RDONLY)
-        for at in range(start, len(data), step) if step > 0 else range(start, 0, step):
-            if os.pread(fd, 5000, at) != data[at : at + 5000]:
-                wrong.append((step, at))
+        places = range(start, len(data), step) if step > 0 else range(start, 0, step)
+        wrong.extend((step, at) for at in places if os.pread(fd, 5000, at) != data[at : at + 5000])
         os.close(fd)
 
     def read_small() -> None:
