@@ -2,6 +2,7 @@
 # make test     linters and every test; needs /dev/fuse, installs what is missing
 # make lint     the linters alone
 # make soak     the simulation of several machines, with fresh seeds (SECONDS=600 SEED=...)
+# make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make clean    remove what the targets above made in the checkout
 #
@@ -15,7 +16,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test lint soak setup setup-test clean
+.PHONY: demo test lint soak bench setup setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -35,6 +36,11 @@ lint: setup-test
 SECONDS ?= 600
 soak: setup-test
 	$(BIN)/python -m tests.sim.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+BENCH_ARGS ?=
+bench: setup-test
+	@tools/setup.sh bench
+	$(BIN)/python -m benchmarks.compare $(BENCH_ARGS)
 
 setup:
 	@tools/setup.sh run

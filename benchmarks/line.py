@@ -110,9 +110,7 @@ class _Proxy:
         self._free = {"sent": 0.0, "received": 0.0}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def connected(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened = asyncio.get_running_loop().time()
         try:
             far_reader, far_writer = await asyncio.open_connection(*self._upstream, limit=PIECE)

@@ -225,9 +225,11 @@ def find(path: str) -> Measured:
 # -- programs
 
 
-def _run(*command: str | Path) -> float:
+def _run(*command: str, then_sync: str = "") -> float:
     with Clock() as clock:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        if then_sync and not done.returncode:
+            sync(then_sync, directory=True)
     if done.returncode:
         raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1][:150])
     return clock.seconds
@@ -236,25 +238,22 @@ def _run(*command: str | Path) -> float:
 @step
 def untar(path: str, archive: str) -> Measured:
     os.mkdir(path)
-    took = _run("tar", "-xf", archive, "-C", path)
-    with Clock() as clock:
-        sync(path, directory=True)
-    return took + clock.seconds, 1
+    return _run("tar", "-xf", archive, "-C", path, then_sync=path), 1
 
 
 @step
 def copy(path: str, to: str) -> Measured:
-    return _run("cp", "-a", path, to), 1
+    return _run("cp", "-a", path, to, then_sync=to), 1
 
 
 @step
 def remove(path: str) -> Measured:
-    return _run("rm", "-rf", path), 1
+    return _run("rm", "-rf", path, then_sync=str(Path(path).parent)), 1
 
 
 @step
 def clone(path: str, repository: str) -> Measured:
-    return _run("git", "clone", "-q", "--no-hardlinks", repository, path), 1
+    return _run("git", "clone", "-q", "--no-hardlinks", repository, path, then_sync=path), 1
 
 
 @step

@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh run     what megafs needs to run
 #   tools/setup.sh test    and what its tests and linters need (a real Ceph among it)
+#   tools/setup.sh bench   what `make bench` compares with; nothing else
 #
 # For Debian and Ubuntu, as root or with sudo.  Run again at will: it takes a fraction of a second
 # when everything is there.  The environment is .venv in the checkout, or $MEGAFS_VENV; the
@@ -13,8 +14,8 @@ cd "$(dirname "$0")/.."
 kind=${1:-run}
 case $kind in
 run) extras='' ;;
-test) extras='[test,lint]' ;;
-*) echo "usage: tools/setup.sh run|test" >&2; exit 2 ;;
+test | bench) extras='[test,lint]' ;;
+*) echo "usage: tools/setup.sh run|test|bench" >&2; exit 2 ;;
 esac
 
 venv=${MEGAFS_VENV:-$PWD/.venv}
@@ -90,12 +91,14 @@ find_python() {
     done
 }
 
+[ "$kind" != bench ] || packages='rclone gocryptfs s3fs cryfs sshfs openssh-server'
 missing=
 for package in $packages; do
     installed "$package" || missing="$missing $package"
 done
 # shellcheck disable=SC2086
 [ -z "$missing" ] || apt_install $missing
+[ "$kind" != bench ] || exit 0
 
 stamp="$kind $(cat pyproject.toml tools/setup.sh | sha256sum | cut -c1-64)"
 # An environment made for the tests also serves to run.

@@ -1,0 +1,373 @@
+"""The same work on megafs and on its peers, interleaved, in one run.
+
+    python -m benchmarks.compare [--scale small|middle|full] [--rounds N] [--peers a,b] [--only big]
+                                 [--lines loopback,20ms,100ms,100mbit] [--out DIR]
+
+megafs, rclone (with crypt) and s3fs share one store, a Ceph on loopback started by the run, which
+they reach through `benchmarks.line`, where requests and bytes are counted and round trips and a
+narrow line are made.  sshfs goes through such a line to an sshd of the run's own.  gocryptfs and
+cryfs have no store; they work on a local directory and have no rows where there is a line.
+
+In each round every peer does one group of steps, then the next group is done, and so on; the order
+of the peers changes from round to round.  A step ends when what it wrote is durable (fsync, and
+nothing on its way to the store any more).  "Cold" is a machine that has never seen the volume; a
+step that fails or exceeds the time limit is reported as such and the run goes on.
+
+Writes DIR/results.jsonl (each measurement, as it is made), DIR/table.md and DIR/plot.svg, and
+prints the table.  `make bench` installs the peers first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks import peers as kinds
+from benchmarks import report
+from benchmarks.line import Line
+from benchmarks.peers import Peer, PeerFailed
+from tests.engines.ceph import Ceph
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work: sizes in MiB and numbers of files."""
+
+    big: int
+    other: int
+    random: int
+    overwrites: int
+    files: int
+    synced: int
+    names: int
+    limit: float
+    tree: str = ""  # what of the repository is unpacked; "" for all
+
+
+SCALES = {
+    "small": Scale(32, 16, 200, 100, 200, 20, 300, 30.0, "megafs/chunks megafs/stores"),
+    "middle": Scale(256, 64, 1000, 500, 1000, 50, 5000, 120.0),
+    "full": Scale(1024, 256, 4000, 2000, 5000, 200, 100_000, 1200.0),
+}
+#: Behind a line every step costs round trips, so there is less of it.
+ON_LINE = {
+    "small": Scale(8, 8, 40, 20, 60, 5, 60, 40.0, "megafs/chunks"),
+    "middle": Scale(64, 16, 100, 50, 300, 20, 300, 180.0, "megafs/chunks megafs/stores"),
+    "full": Scale(256, 64, 400, 200, 2000, 50, 5000, 1200.0),
+}
+#: name: (round trip in seconds, bytes a second)
+LINES = {
+    "loopback": (0.0, 0.0),
+    "20ms": (0.02, 0.0),
+    "100ms": (0.1, 0.0),
+    "100mbit": (0.02, 12.5e6),
+}
+
+
+@dataclass
+class Bench:
+    """One run: where results go, and what a step is."""
+
+    out: Path
+    results: list[dict[str, Any]] = field(default_factory=list)
+    line: str = "loopback"
+    round: int = 0
+    scale: Scale = SCALES["small"]
+    wires: dict[str, Line] = field(default_factory=dict)
+
+    def record(self, peer: Peer, row: str, **measured: Any) -> None:
+        result = {"line": self.line, "round": self.round, "peer": peer.name, "row": row, **measured}
+        self.results.append(result)
+        with (self.out / "results.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        what = measured.get("failed") or (
+            f"{measured['mib']} MiB" if "mib" in measured else f"{measured['seconds']:.3f} s"
+        )
+        print(f"  {self.line:<9} {peer.name:<18} {row:<42} {what}", file=sys.stderr, flush=True)
+
+    def counts(self, peer: Peer) -> dict[str, int]:
+        wire = self.wires.get(peer.store)
+        return wire.counts() if wire else {}
+
+    def measured(self, peer: Peer, row: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Do *work* and record it with what it cost; a failure is a result, too."""
+        before, cpu = self.counts(peer), peer.usage()
+        try:
+            result = work()
+        except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
+            self.record(peer, row, failed=" ".join(str(exc).split())[:160])
+            return
+        after = self.counts(peer)
+        costs = {name: after[name] - before[name] for name in after if name != "port"}
+        self.record(peer, row, **result, cpu=round(peer.usage() - cpu, 3), **costs)
+
+    def step(
+        self, peer: Peer, row: str, name: str, path: str, *, settle: bool = False, **given: Any
+    ) -> None:
+        def work() -> dict[str, Any]:
+            begin = time.perf_counter()
+            result = self._step(peer, name, {"path": f"{peer.mnt}/{path}", **given})
+            done = time.perf_counter()
+            if settle:
+                peer.settle(max(1.0, self.scale.limit - (done - begin)))
+                result["seconds"] += time.perf_counter() - done
+            return result
+
+        self.measured(peer, row, work)
+
+    def _step(self, peer: Peer, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.workloads", name, json.dumps(given)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            said, _ = child.communicate(timeout=self.scale.limit)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            try:
+                child.communicate(timeout=3)
+            except subprocess.TimeoutExpired:
+                # It waits in the kernel for the filesystem: that has to go, then.
+                peer.end()
+                child.communicate()
+                peer.mount(fresh=False)
+            raise PeerFailed(f"more than {self.scale.limit:.0f} s") from None
+        result: dict[str, Any] = json.loads(said or '{"failed": "it said nothing"}')
+        if "failed" in result:
+            raise PeerFailed(result["failed"])
+        return result
+
+    def mount(self, peer: Peer, row: str = "", *, fresh: bool) -> None:
+        if row:
+            self.measured(peer, row, lambda: {"seconds": peer.mount(fresh=fresh)})
+        else:
+            peer.mount(fresh=fresh)
+
+
+# -- the groups of steps
+
+
+def big(bench: Bench, peer: Peer) -> None:
+    scale, n = bench.scale, f"{bench.line}-{bench.round}"
+    bench.mount(peer, fresh=False)
+    bench.step(
+        peer, f"write {scale.big} MiB until durable", "write", f"big-{n}",
+        settle=True, mib=scale.big,
+    )  # fmt: skip
+    for name in ("one", "four"):
+        path = {"path": f"{peer.mnt}/{name}-{n}", "mib": scale.other}
+        try:
+            bench._step(peer, "write", path)
+            peer.settle(scale.limit)
+        except PeerFailed:
+            pass  # its reads will say so
+    peer.umount()
+    bench.mount(peer, fresh=True)
+    bench.step(peer, "first byte of a file, cold", "first_byte", f"big-{n}")
+    bench.step(peer, f"read {scale.big} MiB, cold", "read", f"big-{n}")
+    bench.step(peer, f"read {scale.big} MiB, own cache", "read", f"big-{n}", drop=True)
+    bench.step(peer, f"read {scale.big} MiB, page cache", "read", f"big-{n}")
+    count = scale.random
+    for readers, name in ((1, "one"), (4, "four")):
+        bench.step(
+            peer, f"{count} random 4 KiB reads, cold, {readers} reader{'s' * (readers > 1)}",
+            "random_reads", f"{name}-{n}", count=count, readers=readers, seed=1,
+        )  # fmt: skip
+    for readers in (1, 4):
+        bench.step(
+            peer, f"{count} random 4 KiB reads, warm, {readers} reader{'s' * (readers > 1)}",
+            "random_reads", f"big-{n}", count=count, readers=readers, seed=2,
+        )  # fmt: skip
+    bench.step(
+        peer, f"{scale.overwrites} 4 KiB overwrites, durable", "overwrite", f"big-{n}",
+        settle=True, count=scale.overwrites, seed=3,
+    )  # fmt: skip
+
+
+def small(bench: Bench, peer: Peer) -> None:
+    scale, n = bench.scale, f"{bench.line}-{bench.round}"
+    bench.mount(peer, fresh=False)
+    bench.step(
+        peer, f"create {scale.files} small files, durable", "create", f"small-{n}",
+        settle=True, count=scale.files,
+    )  # fmt: skip
+    bench.step(
+        peer, f"create {scale.synced} small files, fsync each", "create_synced", f"synced-{n}",
+        settle=True, count=scale.synced,
+    )  # fmt: skip
+    bench.step(
+        peer, f"create {scale.names} names in a directory", "names", f"names-{n}",
+        settle=True, count=scale.names,
+    )  # fmt: skip
+    peer.umount()
+    bench.mount(peer, "mount to first listing, new machine", fresh=True)
+    bench.step(peer, "find -ls, cold", "find", f"small-{n}")
+    bench.step(peer, "find -ls, warm", "find", f"small-{n}")
+    bench.step(peer, f"list {scale.names} names, cold", "listing", f"names-{n}")
+    bench.step(peer, f"read {scale.files} small files, cold", "read_back", f"small-{n}")
+    bench.step(peer, f"read {scale.files} small files, warm", "read_back", f"small-{n}")
+    peer.umount()
+    bench.mount(peer, "mount to first listing, seen before", fresh=False)
+
+
+def programs(bench: Bench, peer: Peer) -> None:
+    n = f"{bench.line}-{bench.round}"
+    bench.mount(peer, fresh=False)
+    archive, repository = str(bench.out / "tree.tar"), str(bench.out / "tree")
+    bench.step(peer, "untar a source tree, durable", "untar", f"tree-{n}",
+               settle=True, archive=archive)  # fmt: skip
+    bench.step(peer, "cp -a of it, durable", "copy", f"tree-{n}",
+               settle=True, to=f"{peer.mnt}/copy-{n}")  # fmt: skip
+    bench.step(peer, "rm -rf of it, durable", "remove", f"copy-{n}", settle=True)
+    bench.step(peer, "git clone, durable", "clone", f"clone-{n}",
+               settle=True, repository=repository)  # fmt: skip
+    bench.step(peer, "git status", "git_status", f"clone-{n}")
+
+
+GROUPS = {"big": big, "small": small, "programs": programs}
+
+
+def make_tree(out: Path, paths: str) -> None:
+    """An archive of (a part of) this repository, and a repository with one commit of it."""
+    tree, archive = out / "tree", out / "tree.tar"
+    shutil.rmtree(tree, ignore_errors=True)
+    tree.mkdir(parents=True)
+    with archive.open("wb") as file:
+        subprocess.run(
+            ["git", "archive", "HEAD", *paths.split()], cwd=ROOT, stdout=file, check=True
+        )
+    subprocess.run(["tar", "-xf", archive, "-C", tree], check=True)
+    git = ["git", "-C", str(tree), "-c", "user.name=x", "-c", "user.email=x@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+
+
+def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
+    for peer in list(chosen):
+        try:
+            peer.make()
+        except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
+            bench.record(peer, "make", failed=str(exc)[:160])
+            chosen.remove(peer)
+    lines, groups = args.lines.split(","), args.only.split(",")
+    for bench.round, line in itertools.product(range(1, args.rounds + 1), lines):
+        bench.line = line
+        if line != "loopback" and bench.round > args.line_rounds:
+            continue
+        bench.scale = (SCALES if line == "loopback" else ON_LINE)[args.scale]
+        if "programs" in groups:
+            make_tree(bench.out, bench.scale.tree)
+        rtt, rate = LINES[line]
+        for group in groups:
+            if line == "100mbit" and group != "big":
+                continue
+            turn = bench.round % len(chosen)
+            for peer in chosen[turn:] + chosen[:turn]:
+                if line != "loopback" and peer.store not in bench.wires:
+                    continue
+                for wire in bench.wires.values():
+                    wire.set(rtt=rtt, rate=rate)
+                one(bench, peer, group)
+
+
+def one(bench: Bench, peer: Peer, group: str) -> None:
+    peer.peak = 0
+    try:
+        GROUPS[group](bench, peer)
+    except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
+        bench.record(peer, f"(the rest of {group})", failed=" ".join(str(exc).split())[:160])
+    peer.usage()
+    bench.record(peer, f"peak memory, {group}", mib=round(peer.peak / (1 << 20), 1))
+    for wire in bench.wires.values():
+        wire.set(rtt=0, rate=0)  # what is left is not measured
+    try:
+        peer.umount()
+    except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
+        bench.record(peer, f"umount after {group}", failed=str(exc)[:160])
+    finally:
+        peer.end()
+
+
+def end(chosen: list[Peer]) -> None:
+    """By force, whatever is left."""
+    for peer in chosen:
+        peer.end()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--scale", choices=SCALES, default="small")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--line-rounds", type=int, default=1, help="rounds behind each line")
+    parser.add_argument("--lines", default="loopback,20ms")
+    parser.add_argument(
+        "--peers", default="", help="names with _ for blanks; all but cryfs by default"
+    )
+    parser.add_argument("--only", default=",".join(GROUPS), help="groups of steps")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "results.jsonl").unlink(missing_ok=True)
+
+    place = Path(tempfile.mkdtemp(prefix="megafs-bench-"))
+    bench = Bench(args.out.resolve())
+    begin, load = time.monotonic(), os.getloadavg()[0]
+    chosen: list[Peer] = []
+    with ExitStack() as stack:
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        stack.callback(end, chosen)
+        ceph = stack.enter_context(Ceph())
+        parts = urlsplit(ceph.endpoint)
+        wire = bench.wires["s3"] = stack.enter_context(Line(str(parts.hostname), parts.port or 80))
+        endpoint, bucket = f"http://127.0.0.1:{wire.port}", ceph.fresh_name()
+        chosen += [
+            kind(place, ceph.environment(), endpoint, bucket)
+            for kind in (kinds.Megafs, kinds.RcloneOff, kinds.RcloneFull, kinds.S3fs)
+            if shutil.which(kind.program)
+        ]
+        if shutil.which("sshfs") and Path("/usr/sbin/sshd").exists():
+            sshd = kinds.Sshd(place)
+            stack.callback(sshd.end)
+            wire = bench.wires["sftp"] = stack.enter_context(Line("127.0.0.1", sshd.port))
+            chosen.append(kinds.Sshfs(place, wire.port, sshd.key))
+        chosen += [kind(place) for kind in (kinds.Gocryptfs, kinds.Cryfs)]
+        wanted = {name.replace("_", " ") for name in args.peers.split(",") if name}
+        # cryfs takes longer to mount than the rest of its work: only if asked for.
+        chosen[:] = [
+            p for p in chosen if p.available and (p.name in wanted or (not wanted and not p.slow))
+        ]
+        compare(bench, chosen, args)
+    facts = {
+        "scale": args.scale,
+        "rounds": args.rounds,
+        "minutes": round((time.monotonic() - begin) / 60, 1),
+        "cores": os.cpu_count(),
+        "load before": round(load, 1),
+        "load after": round(os.getloadavg()[0], 1),
+    }
+    text = report.table(bench.results, facts)
+    (bench.out / "table.md").write_text(text)
+    (bench.out / "plot.svg").write_text(report.plot(bench.results))
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
