@@ -998,7 +998,8 @@ async def _judge(world: World) -> Outcome:
     snapshots = [await _snapshot(volume.fs) for volume in volumes]
     for machine, snapshot in zip(world.machines, snapshots, strict=True):
         if snapshot != snapshots[0]:
-            raise Wrong(f"{machine.host} reads another tree")
+            paths = sorted(snapshot.items() ^ snapshots[0].items())
+            raise Wrong(f"{machine.host} reads another tree: {str(paths)[:300]}")
     found: set[int] = set()
     for kind, _, data, _ in snapshots[0].values():
         if kind == "file":
@@ -1051,7 +1052,7 @@ async def _snapshot(fs: FileSystem) -> dict[bytes, tuple[str, int, bytes, Any]]:
             inode = fs.getattr(entry.ino)
             here = path + b"/" + entry.name
             facts = inode.mode * 1000 + inode.nlink
-            xattrs = tree.xattrs(entry.ino)
+            xattrs = tuple(tree.xattrs(entry.ino))
             if inode.is_dir:
                 found[here] = ("dir", facts, b"", xattrs)
                 await walk(entry.ino, here)
