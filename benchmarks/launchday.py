@@ -4,8 +4,8 @@
 
 A real Ceph behind the project's own fault proxy; several mounts of one volume, each a process with
 directories of its own; on each mount programs (processes, too) that write, look around and read.
-Meanwhile the proxy goes through `PHASES`: refusals with and without Retry-After, resets, half bodies,
-hung sockets, nobody listening, answers 5 s late, credentials that have expired, a clock that is ten
+Meanwhile the proxy goes through `PHASES`: refusals with and without Retry-After, resets, half
+bodies, hung sockets, nobody listening, answers 5 s late, credentials that have expired, a clock ten
 minutes off.  Then it heals.  Shown, and the exit code is 1 if not:
 
 - no call of a program takes longer than the mounts' deadline (and `GRACE`);
@@ -15,7 +15,7 @@ minutes off.  Then it heals.  Shown, and the exit code is 1 if not:
 - the mounts ask less often while the store is ill, and are back within seconds after it;
 - no mount's memory grows without bound (VmHWM).
 
-Prints a table, then one line of JSON.  The programs run as `python -m benchmarks.launchday program`.
+Prints a table, then one line of JSON.  A program is `python -m benchmarks.launchday program`.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class WrongClock(Fault):
 
     async def before(self, request: Request, client: trio.SocketStream) -> Response | None:
         now = datetime.now(UTC) + timedelta(seconds=self.seconds)
-        signed = datetime.strptime(request.headers["x-amz-date"], "%Y%m%dT%H%M%SZ")
-        if abs((signed.replace(tzinfo=UTC) - now).total_seconds()) < 300:
+        signed = datetime.strptime(request.headers["x-amz-date"] + "+0000", "%Y%m%dT%H%M%SZ%z")
+        if abs((signed - now).total_seconds()) < 300:
             return None
         body = b"<Error><Code>RequestTimeTooSkewed</Code><Message>injected</Message></Error>"
         return Response(403, {"date": format_datetime(now, usegmt=True)}, body)
@@ -203,7 +203,8 @@ class Program:
             data = b""
             while len(data) < size:
                 want = min(128 << 10, size - len(data))
-                piece = self.call(op, lambda w=want: os.pread(fd, w, at + len(data)))
+                here = at + len(data)
+                piece = self.call(op, lambda n=want, here=here: os.pread(fd, n, here))
                 if not piece:
                     break
                 data += piece
@@ -226,7 +227,7 @@ def write(program: Program) -> None:
         size = program.rng.choice((300, 900, 20_000, 60_000, 200_000, 500_000))
         try:
             if n % 7 == 0:
-                program.call("open to append", lambda: _append(own / "log", lines))
+                program.call("append a line", lambda n=lines: _append(own / "log", n))
                 lines += 1
                 program.note(lines=lines, file=f"from-{program.tag}/log")
             elif n % 9 == 0 and done:
@@ -242,7 +243,7 @@ def write(program: Program) -> None:
                 _write(program, own / old, contents(old, 1, size), sync=False)
                 program.note(file=f"from-{program.tag}/{old}", name=old, version=1, size=size)
             else:
-                synced = n % 5 == 0
+                synced = n % 10 == 0
                 _write(program, own / name, contents(name, 0, size), sync=synced)
                 program.note(
                     file=f"from-{program.tag}/{name}", name=name, version=0, size=size,
@@ -308,7 +309,7 @@ def read(program: Program) -> None:
                 program.wrong(f"{name}: {len(data)} bytes, not what was written")
             program.note(read=len(data))
         except OSError:
-            pass
+            time.sleep(0.3)
         time.sleep(0.05)
 
 
