@@ -144,13 +144,20 @@ def _disk(where: str, request: pytest.FixtureRequest) -> Disk:
     return disk
 
 
-STORES = ["file", pytest.param("ceph", marks=pytest.mark.ceph)]
+BOTH = ["file", pytest.param("ceph", marks=pytest.mark.ceph)]
 
 
-@pytest.fixture(scope="session", params=STORES)
-def shared(request: pytest.FixtureRequest) -> Iterator[Disk]:
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run on a directory and on Ceph, or, where the store has no part in it, on STORES only."""
+    if "store" in metafunc.fixturenames:
+        stores = getattr(metafunc.module, "STORES", BOTH)
+        metafunc.parametrize("store", stores, scope="session")
+
+
+@pytest.fixture(scope="session")
+def shared(store: str, request: pytest.FixtureRequest) -> Iterator[Disk]:
     """A disk for all tests that do not unmount it."""
-    disk = _disk(request.param, request)
+    disk = _disk(store, request)
     try:
         disk.format()
         disk.mount("-o", "allow_other")
@@ -161,10 +168,10 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Disk]:
         disk.end()
 
 
-@pytest.fixture(params=STORES)
-def own_disk(request: pytest.FixtureRequest) -> Iterator[Disk]:
+@pytest.fixture
+def own_disk(store: str, request: pytest.FixtureRequest) -> Iterator[Disk]:
     """A formatted volume of the test's own, not mounted yet."""
-    disk = _disk(request.param, request)
+    disk = _disk(store, request)
     disk.format()
     with Watched(disk):
         try:

@@ -13,6 +13,9 @@ from tests.programs.conftest import run
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(150)]
 
+#: Nothing of it depends on the store.
+STORES = ["file"]
+
 
 @pytest.fixture
 def text(here: Path) -> Path:

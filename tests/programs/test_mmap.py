@@ -14,6 +14,9 @@ from tests.programs.conftest import Disk
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(150)]
 
+#: Nothing of it depends on the store.
+STORES = ["file"]
+
 
 def test_a_shared_mapping_is_written_and_synced(here: Path) -> None:
     size = 3 << 20

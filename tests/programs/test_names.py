@@ -14,6 +14,9 @@ from tests.programs.conftest import run, sh
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(150)]
 
+#: Nothing of it depends on the store.
+STORES = ["file"]
+
 _libc = ctypes.CDLL(None, use_errno=True)
 NOREPLACE, EXCHANGE = 1, 2
 

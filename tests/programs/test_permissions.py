@@ -17,6 +17,9 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="becomes other users"),
 ]
 
+#: Nothing of it depends on the store.
+STORES = ["file"]
+
 ALICE, BOB, GROUP = 4321, 4322, 4999
 
 

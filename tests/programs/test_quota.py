@@ -12,6 +12,9 @@ from tests.programs.conftest import Disk, run
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(150)]
 
+#: Nothing of it depends on the store.
+STORES = ["file"]
+
 MIB = 1 << 20
 
 
