@@ -167,7 +167,10 @@ def call(
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as connection:
             connection.settimeout(patience)
             connection.connect(str(card.socket_path))
-            connection.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            try:
+                connection.sendall(json.dumps({"op": op, **arguments}).encode() + b"\n")
+            except BrokenPipeError:
+                pass  # it has answered already: it does not talk to us
             with connection.makefile("rb") as lines:
                 while line := lines.readline(LINE_LIMIT):
                     message = json.loads(line)

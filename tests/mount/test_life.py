@@ -78,7 +78,7 @@ def test_status_tells_what_programs_ask_for(volume: Machine) -> None:
     assert "everything is in the store" in text
     metrics = volume.run("status", volume.mnt, "--metrics").stdout
     assert "# TYPE megafs_sequence gauge\nmegafs_sequence 1" in metrics
-    assert 'megafs_fuse_requests_total{op="getattr"}' in metrics
+    assert 'megafs_fuse_requests_total{op="statfs"}' in metrics
     volume.umount()
 
 
