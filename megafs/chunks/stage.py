@@ -123,6 +123,11 @@ class Stage:
         return sum(pack.size for pack in self._packs.values())
 
     @property
+    def unsynced(self) -> bool:
+        """Whether there is anything for `sync` to do."""
+        return bool(self._unsynced) or self._new_files
+
+    @property
     def blocked(self) -> set[int]:
         """The packs that the store does not have yet."""
         return set(self._packs)
@@ -156,11 +161,13 @@ class Stage:
             self._packs[pack_number] = pack
             self._queue.append(pack)
 
-    def holds(self, extent: Extent) -> bool:
-        """Whether the chunk of *extent* is whole, if its pack lies here; true if it does not."""
+    def holds(self, extent: Extent, *, must_be_here: bool = False) -> bool:
+        """Whether the chunk of *extent* is whole; of one whose pack does not lie here, the caller
+        knows whether it should.
+        """
         pack = self._packs.get(extent.pack)
         if pack is None:
-            return True
+            return not must_be_here
         sealed = os.pread(pack.fd, extent.sealed, extent.offset)
         return extent.digest is None or digest(sealed) == extent.digest
 
@@ -283,6 +290,10 @@ class Stage:
             except OSError:
                 self._new_files = True
                 raise
+
+    def has(self, number: int) -> bool:
+        """Whether that pack lies here."""
+        return number in self._packs or number in self._uploaded
 
     def read(self, extent: Extent) -> bytes | None:
         """The sealed chunk, if its pack lies here."""

@@ -3,7 +3,9 @@
 A chunk that is wanted is looked for among the opened ones, then in the staged packs, then asked of
 the store below (disk cache, retries, driver).  However many readers wait for a chunk, it is fetched
 once; neighbours in one pack that are wanted together come in one ranged get and are opened in one
-thread hop.  Bytes that do not verify are asked for once more past the cache, then it is an error.
+thread hop.  A small chunk brings the small ones around it: files that were written together lie
+together, and whoever reads one of a directory mostly reads the next.  Bytes that do not verify are
+asked for once more past the cache, then it is an error.
 """
 
 from __future__ import annotations
@@ -33,6 +35,11 @@ _GAP = 64 << 10
 #: The most that one get asks for.
 _RANGE = 4 << 20
 _OFFLOAD_FROM = 64 << 10
+#: A chunk up to this size is small.
+_SMALL = 32 << 10
+#: What is fetched around a small one, in each direction: less than a round trip's worth of a
+#: 100 Mbit line.
+_AROUND = 128 << 10
 
 
 class _Loading:
@@ -122,6 +129,8 @@ class ChunkStore:
             waits.append(loading)
         if mine:
             self.misses += len(mine)
+            if len(mine) == 1:
+                self._add_neighbours(mine)
             await self._fetch_all(mine)
         results: list[Data | None] = []
         for loading in waits:
@@ -130,6 +139,29 @@ class ChunkStore:
                 raise loading.error
             results.append(loading.data)
         return results
+
+    def _add_neighbours(self, mine: dict[Key, Extent]) -> None:
+        """If *mine* is one small chunk from the store, take the small ones around it along."""
+        (wanted,) = mine.values()
+        if wanted.sealed > _SMALL or self._stage.has(wanted.pack):
+            return
+        around = self._tree.extents_of_pack(
+            wanted.pack, max(0, wanted.offset - _AROUND), wanted.offset + _AROUND
+        )
+        here = next((n for n, e in enumerate(around) if e.offset == wanted.offset), None)
+        if here is None:  # of the past
+            return
+        for way in (around[here + 1 :], around[here::-1]):
+            last = wanted
+            for extent in way:
+                first, second = sorted((last, extent), key=lambda e: e.offset)
+                if extent.sealed > _SMALL or second.offset - first.offset > _GAP:
+                    break  # what lies beyond would need a request of its own
+                last = extent
+                key = (extent.pack, extent.offset)
+                if key not in self._opened and key not in self._loading:
+                    self._loading[key] = _Loading()
+                    mine[key] = extent
 
     async def _fetch_all(self, mine: dict[Key, Extent]) -> None:
         groups = _grouped(list(mine.values()))

@@ -241,6 +241,15 @@ class Tree:
         )
         return [Extent(*row) for row in rows]
 
+    def extents_of_pack(self, number: int, start: int, end: int) -> list[Extent]:
+        """The extents with a chunk that begins in [start, end) of a pack, in the pack's order."""
+        rows = self.db.execute(
+            "SELECT start, length, pack, offset, sealed, plain, skip, digest, data FROM extents"
+            " WHERE pack=? AND pack>0 AND offset>=? AND offset<? ORDER BY offset",
+            (number, start, end),
+        )
+        return [Extent(*row) for row in rows]
+
     def pack(self, number: int) -> Pack:
         """The pack of that number; Corrupt if an extent names one that was never recorded."""
         known = self._packs.get(number)

@@ -126,6 +126,25 @@ async def test_neighbours_come_in_one_request(tmp_path: Path) -> None:
         assert p.gets() == 1  # they are open
 
 
+async def test_a_small_chunk_brings_the_small_ones_around_it(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(20, 2000)
+        data[10] = os.urandom(40_000)
+        extents = await p.put(data)
+        for ino, extent in enumerate(extents, 10):
+            p.tree.db.execute("INSERT INTO extents VALUES(?,?,?,?,?,?,?,?,?,?)", (ino, *extent))
+        # Two threads seal, so chunks do not lie in the order they were given in.
+        small = sorted((n for n in range(20) if n != 10), key=lambda n: extents[n].offset)
+        before = [n for n in small if extents[n].offset < extents[10].offset]
+        run = max(before, small[len(before) :], key=len)
+        assert await read(p, [extents[run[len(run) // 2]]]) == [data[run[len(run) // 2]]]
+        for n in run:
+            assert await read(p, [extents[n]]) == [data[n]]
+        assert p.gets() == 1
+        await read(p, [extents[10]])
+        assert p.gets() == 2, "a large one is fetched when it is wanted"
+
+
 async def test_chunks_far_apart_come_in_requests_of_their_own(tmp_path: Path) -> None:
     async with parts(tmp_path) as p:
         data = pieces(30)
