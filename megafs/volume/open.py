@@ -654,9 +654,12 @@ def _drop_unsynced(replica: Replica, stage: Stage) -> None:
 
     Nothing from the first such batch on was ever promised to anybody.
     """
+    begun: set[int] = set()
     for batch in sorted(replica.pending):
+        begun |= replica.packs_begun_in(batch)
         for extent in replica.extents_of(batch):
-            if not stage.holds(extent):
+            # A pack that pending batches began and name stays here until one is committed.
+            if not stage.holds(extent, must_be_here=extent.pack in begun):
                 dropped = replica.drop_pending_from(batch)
                 log.error(
                     "a power cut took bytes that were not synced yet: the last %d batches are"
