@@ -135,6 +135,8 @@ class Contents:
         self.error: Fault | None = None
         #: Known to have no set-id bits and no capabilities that a write would have to take away.
         self.unprivileged = False
+        #: Removed by another mount while open here: what it was then, to read on from.
+        self.gone: tuple[Inode, list[Extent]] | None = None
 
     # ---- attributes -------------------------------------------------------------------------
 
@@ -154,7 +156,26 @@ class Contents:
     @property
     def size(self) -> int:
         """Bytes in the file, counting what was written since the last flush."""
+        if self.gone is not None and self.is_gone:
+            return self.gone[0].size
         return self._size if self.is_dirty else self._tree.inode(self.ino).size
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the tree has no such file any more."""
+        return self._tree.find(self.ino) is None
+
+    def look_back(self) -> None:
+        """Another mount has removed the file: keep what it is now, for those who have it open."""
+        inode = self._tree.find(self.ino)
+        if inode is not None and self.opens:
+            inode.nlink = 0
+            self.gone = (inode, self._tree.all_extents(self.ino))
+
+    def _extents(self, start: int, end: int) -> list[Extent]:
+        if self.gone is not None and self.is_gone:
+            return [x for x in self.gone[1] if x.start < end and x.end > start]
+        return self._tree.extents(self.ino, start, end)
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -203,7 +224,7 @@ class Contents:
                 return b""
             end = min(size, offset + length)
             generation = self.generation
-            extents = self._tree.extents(self.ino, offset, end)
+            extents = self._extents(offset, end)
             if self.is_dirty:
                 extents = [x for x in extents if not self._hidden(x, offset, end)]
             chunks = await self._chunks.read(extents) if extents else []

@@ -187,7 +187,7 @@ class FileSystem:
         self._stale: set[int] = set()
         #: What `.megafs` in the root shows; nothing if not set.
         self.past: Past | None = None
-        writer.before_follow = self.writeback.flush_some
+        writer.before_follow = self._before_follow
         writer.on_news = self._on_news
 
     # ---- looking up -------------------------------------------------------------------------
@@ -1032,13 +1032,24 @@ class FileSystem:
         self._replica.record(op)
         self._writer.poke()
 
+    async def _before_follow(self, touched: set[int], removed: set[int]) -> None:
+        """Others are about to change these: what waits of them stands on what they were."""
+        await self.writeback.flush_some(touched)
+        for ino in removed & self._contents.keys():
+            self._contents[ino].look_back()
+
     def _on_news(self, news: News) -> None:
         """Others changed the tree: have the kernel forget what it knows of that."""
         for note in news.notes:
             self.errors.add(f"conflict: {note}")
         told: list[Invalidation] = []
         for ino in news.inodes & self._contents.keys():
-            self._contents[ino].unprivileged = False
+            opened = self._contents[ino]
+            opened.unprivileged = False
+            if opened.gone is not None and not opened.is_gone:
+                opened.gone = None  # it came back
+            elif opened.gone is not None and ino in self._known:
+                self._ghosts[ino] = opened.gone[0]
         for ino in news.contents | news.inodes:
             if ino in news.contents:
                 contents = self._contents.get(ino)

@@ -327,6 +327,13 @@ class Replica:
             return []
         return [piece for op in tree_ops.decode(bytes(ops)) for piece in op.laid() if piece.pack]
 
+    def packs_begun_in(self, batch: int) -> set[int]:
+        """The packs that a pending batch is the first to speak of."""
+        ops = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
+        if ops is None:
+            return set()
+        return {op.pack for op in tree_ops.decode(bytes(ops)) if isinstance(op, AddPack)}
+
     @property
     def named_packs(self) -> set[int]:
         """The packs that operations name which are not in the journal yet."""
@@ -508,6 +515,15 @@ class Replica:
                             found.add(values[2])
         return found
 
+    def removed(self, commits: Iterable[Commit]) -> set[int]:
+        """The inodes that commits remove."""
+        return {
+            int(change.old[0])  # type: ignore[arg-type]
+            for commit in commits
+            for change in apsw.Changeset.iter(unpack_changeset(commit))
+            if change.name == "inodes" and change.new is None and change.old is not None
+        }
+
     def follow(self, commits: list[tuple[int, bytes, Commit]]) -> News:
         """Apply commits that are in the journal: (sequence, hash, commit), without a gap.
 
@@ -580,16 +596,18 @@ class Replica:
             self._note_changes(inverse, news, count=True)
 
     def _redo(self, view: View, news: News) -> None:
+        for ino in [ino for ino in self.aliases if self.tree.find(ino) is not None]:
+            del self.aliases[ino]  # somebody brought the directory back: it is itself again
         left = list(self.pending)
         if not left:
             return
         date = _date(clock.now_ns())
         merge = Merge(self.tree, view, self.number, self.host, date, self.mount)
-        merge.aliases.update(self.aliases)
+        merge.aliases = dict(self.aliases)
         for batch in left:
             encoded = self.tree.one("SELECT ops FROM pending WHERE batch=?", (batch,))
             self._redo_batch(batch, tree_ops.decode(bytes(encoded)), merge, news)
-        self.aliases.update(merge.aliases)
+        self.aliases = merge.aliases
         self._log_conflicts(merge.notes, news)
 
     def _redo_batch(self, batch: int, ops: list[Operation], merge: Merge, news: News) -> None:

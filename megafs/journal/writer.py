@@ -74,7 +74,8 @@ class Writer:
 
     state: the directory that remembers the head.  interval: seconds that operations are collected
         before they are committed, and between two looks for others' commits.
-    before_follow: called with the inodes that commits will change, before they are applied.
+    before_follow: called with the inodes that commits will change, and those of them that they
+        will remove, before they are applied.
     on_news: called with what others changed, after it is applied.
     """
 
@@ -89,7 +90,7 @@ class Writer:
         interval: float,
         generation: int,
         slot: str = "",
-        before_follow: Callable[[set[int]], Awaitable[None]] | None = None,
+        before_follow: Callable[[set[int], set[int]], Awaitable[None]] | None = None,
         on_news: Callable[[News], None] | None = None,
     ) -> None:
         self._replica = replica
@@ -379,7 +380,8 @@ class Writer:
                 return total
             touched = self._replica.touched(commit for _, _, commit in got)
             if self.before_follow is not None:
-                await self.before_follow(touched | self._replica.undecided)
+                removed = self._replica.removed(commit for _, _, commit in got)
+                await self.before_follow(touched | self._replica.undecided, removed)
             self._replica.raise_epoch(self._epoch)
             news = self._replica.follow(got)
             await self._remember(self._replica.sequence, self._replica.head)

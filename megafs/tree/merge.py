@@ -522,6 +522,7 @@ class Merge:
 
     def _revive_directory(self, ino: int, parent: int, name: bytes, time_ns: int) -> None:
         seen = self.view.seen[ino]
+        self.aliases.pop(ino, None)
         self._do(
             Create(
                 parent,
