@@ -130,7 +130,7 @@ def open_padded(
         raise Corrupt(f"{name}: only {len(data)} bytes")
     if data[0] > version:
         raise TooNew(
-            f"{name} has format {data[0]}, this megafs knows up to {version}: install a newer one"
+            f"{name} has format {data[0]}, this one knows up to {version}: install a newer megafs"
         )
     if data[0] != version:
         raise Corrupt(f"{name}: unknown format {data[0]}")
