@@ -514,9 +514,8 @@ class Machine:
     def _forget_names(self, *names: tuple[int, bytes]) -> None:
         """The kernel itself knows what its own calls change."""
         for parent, name in names:
-            ino = self.names.pop((parent, name), None)
-            if ino is not None:
-                self.attributes.pop(ino, None)
+            self.attributes.pop(self.names.pop((parent, name), 0), None)
+            self.attributes.pop(self.fs._tree.child(parent, name) or 0, None)
             self.attributes.pop(parent, None)
 
     async def furnish(self) -> None:
