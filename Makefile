@@ -1,6 +1,7 @@
 # make demo     mount a new volume and show it working (MOUNTPOINT=... to choose where)
 # make test     linters and every test; needs /dev/fuse, installs what is missing
 # make lint     the linters alone
+# make acceptance   a standard library, a clone and 1 GiB through a real Ceph and back; figures
 # make soak     the simulation of several machines, with fresh seeds (SECONDS=600 SEED=...)
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
@@ -16,7 +17,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test lint soak bench setup setup-test clean
+.PHONY: demo test lint acceptance soak bench setup setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -41,6 +42,9 @@ BENCH_ARGS ?=
 bench: setup-test
 	@tools/setup.sh bench
 	$(BIN)/python -m benchmarks.compare $(BENCH_ARGS)
+
+acceptance: setup-test
+	$(BIN)/python -m benchmarks.acceptance $(ACCEPTANCE_ARGS)
 
 setup:
 	@tools/setup.sh run
