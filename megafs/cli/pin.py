@@ -23,14 +23,18 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
     there = _mounted(path)
     if not listing:
         result = jobs.run(there.where, "pin", {"path": there.path})
-        return jobs.finish(result, as_json, [result["text"]])
+        return jobs.finish(result, as_json, [])
     result = jobs.run(there.where, "pin-list", {})
     lines = [
         f"{there.outside(row['path'])}  {output.size(row['cached_bytes'])}"
         f" of {output.size(row['bytes'])} cached"
         for row in result["pins"]
     ]
-    return jobs.finish(result, as_json, lines or ["nothing is pinned"])
+    if as_json:
+        output.show_json(result)
+    else:
+        output.show("\n".join(lines) or "nothing is pinned")
+    return 0
 
 
 @click.command(name="unpin", short_help="Let a pinned subtree be evicted again.")
@@ -40,7 +44,7 @@ def unpin(path: str, as_json: bool, **given: Any) -> int:
     """Undo `megafs pin PATH`; what is cached stays until the room is needed."""
     there = _mounted(path)
     result = jobs.run(there.where, "unpin", {"path": there.path})
-    return jobs.finish(result, as_json, [result["text"]])
+    return jobs.finish(result, as_json, [])
 
 
 def _mounted(path: str) -> inside.Inside:

@@ -160,7 +160,12 @@ class Volume:
         health = self.store.health()
         cache = self._cache()
         errors = [{"time": t / 1e9, "text": text} for t, text in self.fs.errors.last]
-        now_wrong = (self.writer.frozen, self.writer.last_error, self.stage.last_error)
+        now_wrong = (
+            self.writer.frozen,
+            self.writer.last_error,
+            self.stage.last_error,
+            self.fs.writeback.refused,
+        )
         errors.extend(
             {"time": clock.now(), "text": str(error)} for error in now_wrong if error is not None
         )
