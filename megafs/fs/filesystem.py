@@ -585,9 +585,11 @@ class FileSystem:
             self.spawner.start(self._remove_in_steps, ino)
 
     async def _remove_in_steps(self, ino: int) -> None:
-        while self._cut_step(ino):
+        step = True
+        while step:
+            await trio.sleep(0.02)  # programs go first
+            step = self._cut_step(ino)
             self._writer.poke()
-            await trio.sleep(0.02)
         self._remove_orphan(ino)
 
     def _cut_step(self, ino: int) -> bool:
@@ -1059,6 +1061,12 @@ class FileSystem:
                     self._stale.add(ino)
             if ino in self._known:
                 told.append(Invalidation("inode", ino, None, ino not in news.contents))
+        if not self._settings.read_only:
+            for ino in self._tree.orphans(self._replica.mount):
+                kept = self._contents.get(ino)
+                if kept is None or not kept.opens:
+                    # Its last name went elsewhere, after we had closed it.
+                    self._remove_orphan(ino)
         told.extend(
             Invalidation("entry", parent, name)
             for parent, name in news.names
@@ -1073,8 +1081,9 @@ class FileSystem:
             inode = self._tree.find(ino)
             if inode is not None and inode.nlink == 0:
                 while self._cut_step(ino):
-                    await trio.lowlevel.checkpoint()
+                    pass
                 self._replica.record(ops.Reap(ino))
+                await trio.lowlevel.checkpoint()
 
 
 def _without_set_id(mode: int) -> int:

@@ -199,6 +199,13 @@ class Replica:
             db.pragma("wal_autocheckpoint", 4000)
             db.set_busy_timeout(5000)
         except apsw.Error as exc:
+            room = os.statvfs(self.directory)
+            # SQLite says "disk I/O error" where its shared memory finds no room.
+            if isinstance(exc, apsw.FullError) or room.f_bavail * room.f_frsize < 1 << 20:
+                raise Full(
+                    f"the disk of {self.directory} is full: make room there, or choose another"
+                    " directory with --state-dir"
+                ) from exc
             raise Corrupt(f"{self.path}: {exc}") from exc
         finally:
             os.umask(old)
