@@ -185,6 +185,7 @@ class FileSystem:
         self._known: dict[int, int] = {}
         self._ghosts: dict[int, Inode] = {}
         self._stale: set[int] = set()
+        self._shrinking: set[int] = set()
         #: What `.megafs` in the root shows; nothing if not set.
         self.past: Past | None = None
         writer.before_follow = self._before_follow
@@ -581,7 +582,8 @@ class FileSystem:
         if self._tree.far_cut(ino, 0) is None:
             self._replica.record(ops.Reap(ino))
             self._writer.poke()
-        elif self.spawner.start is not None:
+        elif self.spawner.start is not None and ino not in self._shrinking:
+            self._shrinking.add(ino)
             self.spawner.start(self._remove_in_steps, ino)
 
     async def _remove_in_steps(self, ino: int) -> None:
@@ -590,6 +592,7 @@ class FileSystem:
             await trio.sleep(0.02)  # programs go first
             step = self._cut_step(ino)
             self._writer.poke()
+        self._shrinking.discard(ino)
         self._remove_orphan(ino)
 
     def _cut_step(self, ino: int) -> bool:
