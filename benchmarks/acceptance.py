@@ -283,7 +283,7 @@ def _nothing(run: Run, patterns: Path, place: Path) -> None:
     seen = found_in(patterns, place)
     names = b"\n".join(os.fsencode(p) for p in place.rglob("*"))
     relative = names.replace(os.fsencode(place), b"")
-    wanted = patterns.read_bytes().splitlines()
+    wanted = patterns.read_bytes().rstrip(b"\n").split(b"\n")
     seen += [needle.decode(errors="replace") for needle in wanted if needle in relative]
     name = place.relative_to(place.parent.parent)
     run.check(not seen, f"nothing in {name} ({count} files, {size / (1 << 20):.1f} MiB){seen[:5]}")
