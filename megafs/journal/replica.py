@@ -19,12 +19,13 @@ the consistency.  That is enough, for what they held is in the journal or in the
 from __future__ import annotations
 
 import datetime
+import functools
 import logging
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import apsw
 import msgspec
@@ -42,6 +43,9 @@ from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSI
 from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # A number is a range's prefix (38 random bits) and a counter (25 bits): below 2**63, as inode
 # numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the
@@ -111,12 +115,32 @@ class _Connection(apsw.Connection):
             raise self._translated(exc) from exc
 
     def _translated(self, exc: apsw.Error) -> Fault:
-        if isinstance(exc, apsw.FullError):
+        # SQLite says "disk I/O error" where its shared memory finds no room.
+        room = os.statvfs(os.path.dirname(self.filename))
+        if isinstance(exc, apsw.FullError) or room.f_bavail * room.f_frsize < 1 << 20:
             return Full(f"{self.filename}: the disk is full")
         self.damaged = True
         return Corrupt(
             f"{self.filename}: {exc}; the replica will be rebuilt from the store at the next mount"
         )
+
+
+def _whole(method: Callable[P, T]) -> Callable[P, T]:
+    """A method of Replica that a full disk may stop in the middle: then nothing of it was done."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(*args, **kwargs)
+        except (Full, apsw.FullError) as exc:
+            replica = args[0]
+            assert isinstance(replica, Replica)
+            replica.rewind()
+            if isinstance(exc, Full):
+                raise
+            raise Full(f"{replica.path}: the disk is full") from exc
+
+    return run
 
 
 class Replica:
@@ -275,6 +299,24 @@ class Replica:
             session.attach(table.name)
         self._session = session
 
+    def rewind(self) -> None:
+        """Go back to the last sealed batch and do the operations since then again.
+
+        SQLite gives up the whole transaction when the disk is full.  What was answered must stay,
+        and doing it again takes memory only.
+        """
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        if self.db.in_transaction:
+            self.db.execute("ROLLBACK")
+        self.pending.clear()
+        self._load()
+        self.parts.reload()
+        self._begin()
+        for op in self._ops:
+            op.apply(self.tree)
+
     def _get(self, key: str, default: Any = None) -> Any:
         row = self.db.execute("SELECT value FROM local WHERE key=?", (key,)).fetchone()
         return default if row is None else row[0]
@@ -306,6 +348,7 @@ class Replica:
         self._prefix, self._counter = prefix, 0
         self.record(ClaimRange(prefix, self.mount))
 
+    @_whole
     def record(self, op: Operation, ticket: Ticket | None = None) -> None:
         """Apply an operation of this mount; Refused leaves everything as it was.
 
@@ -364,6 +407,7 @@ class Replica:
         """How many operations are not in a batch yet."""
         return len(self._ops)
 
+    @_whole
     def seal(self) -> int:
         """Close the batch, if it holds anything; return the number of the last one.
 
@@ -449,6 +493,7 @@ class Replica:
             raise Corrupt(f"{self.path}: batch {batch} is not there")
         return bytes(changeset)
 
+    @_whole
     def won(self, sequence: int, digest: bytes, commit: Commit, changeset: bytes) -> None:
         """Our commit is in the journal: its batches are no longer pending."""
         assert sequence == self.sequence + 1
@@ -531,6 +576,7 @@ class Replica:
             if change.name == "inodes" and change.new is None and change.old is not None
         }
 
+    @_whole
     def follow(self, commits: list[tuple[int, bytes, Commit]]) -> News:
         """Apply commits that are in the journal: (sequence, hash, commit), without a gap.
 
@@ -747,6 +793,8 @@ class Replica:
             apsw.Changeset.apply(
                 changeset, self.db, filter=BY_NAME.__contains__, conflict=_no_conflict
             )
+        except apsw.FullError:
+            raise  # see `_whole`
         except apsw.Error as exc:
             raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
 
@@ -825,6 +873,7 @@ class Replica:
         self.db.execute("COMMIT")
         self._begin()
 
+    @_whole
     def adopt_parts(self, parts: dict[str, list[Part]], sequence: int) -> None:
         """A checkpoint of this replica is in the store; what changed since is still marked."""
         self.seal()
@@ -840,6 +889,7 @@ class Replica:
         self._put("checkpoint", sequence)
         self._turn()
 
+    @_whole
     def expect(self, sequence: int) -> None:
         """This replica is being built anew, and of no use before it has reached that commit.
 
