@@ -43,6 +43,7 @@ from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
 from megafs.fs.filesystem import Caller, FileSystem, Invalidation
 from megafs.fs.past import is_past, is_top
 from megafs.metrics import Registry
+from megafs.mount import loop
 from megafs.tree.inode import Inode, SetAttr
 
 log = logging.getLogger(__name__)
@@ -620,6 +621,7 @@ class KernelMount:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._news.telling)
+                loop.install(pyfuse3)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
 
