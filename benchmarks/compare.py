@@ -24,6 +24,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,8 +125,7 @@ class Bench:
             result = self._step(peer, name, {"path": f"{peer.mnt}/{path}", **given})
             done = time.perf_counter()
             if settle:
-                peer.settle(max(1.0, self.scale.limit - (done - begin)))
-                result["seconds"] += time.perf_counter() - done
+                result["seconds"] += peer.settle(max(1.0, self.scale.limit - (done - begin)))
             return result
 
         self.measured(peer, row, work)
@@ -323,6 +323,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(GROUPS), help="groups of steps")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that mounts and daemons end, too
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.jsonl").unlink(missing_ok=True)
 

@@ -73,6 +73,8 @@ class Peer:
     note = ""
     #: Seconds that a mount may take.
     patience = 30.0
+    #: Seconds until what was closed shows as under way to the store.
+    quiet = 0.0
     slow = False
 
     def __init__(self, place: Path) -> None:
@@ -161,12 +163,24 @@ class Peer:
             raise PeerFailed("the first listing does not end") from None
         return time.perf_counter() - begin
 
-    def settle(self, patience: float = 60.0) -> None:
-        deadline = time.monotonic() + patience
-        while not self.settled():
+    def settle(self, patience: float = 60.0) -> float:
+        """Wait until everything is in the store; return the seconds that it took.
+
+        Nothing under way counts only if it stays so for `quiet`, which is not part of the result.
+        """
+        begin = time.perf_counter()
+        since: float | None = None
+        while True:
+            now = time.perf_counter()
+            if not self.settled():
+                since = None
+            elif since is None:
+                since = now
+            if since is not None and now - since >= self.quiet:
+                return since - begin
             if self._process is None or self._process.poll() is not None:
                 raise PeerFailed(f"it ended: {self._said()}")
-            if time.monotonic() > deadline:
+            if now - begin > patience:
                 raise PeerFailed(f"not everything in the store after {patience:.0f} s")
             time.sleep(0.005)
 
@@ -315,6 +329,7 @@ class RcloneOff(Rclone):
 class RcloneFull(Rclone):
     name = "rclone crypt full"
     cache = "full"
+    quiet = 0.3  # the kernel tells of a closed file later than close returns
     note = "--vfs-cache-mode full --vfs-write-back 1s; plaintext cache, write-back"
 
 
