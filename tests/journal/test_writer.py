@@ -216,7 +216,8 @@ async def test_a_store_that_is_away_is_asked_less_and_less(
         caplog.set_level(logging.INFO)
         await write_file(volume.fs, "y", b"2", sync=True)
         await trio.sleep(600)
-        assert faulty.count("put_new") < 80
+        # Once in 4 s; a real store has stores/retry.py in front, which lets through still less.
+        assert faulty.count("put_new") < 180
         assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1
         assert volume.progress().error
         faulty.partitioned = False
