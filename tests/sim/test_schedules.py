@@ -16,7 +16,7 @@ import pytest
 from tests.sim import schedule
 
 #: Schedules of every run of the tests: MEGAFS_SCHEDULES changes how many.
-COUNT = int(os.environ.get("MEGAFS_SCHEDULES", "1500"))
+COUNT = int(os.environ.get("MEGAFS_SCHEDULES", "2000"))
 BLOCK = 50
 
 
