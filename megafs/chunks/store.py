@@ -20,7 +20,7 @@ from megafs.chunks import format as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.concurrency import offload
 from megafs.crypto.keys import Keyring, digest
-from megafs.errors import Corrupt, Fault, Missing
+from megafs.errors import Corrupt, Fault, Missing, Unavailable
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import background
 from megafs.tree.tree import Extent, Pack, Tree
@@ -35,6 +35,8 @@ _GAP = 64 << 10
 #: The most that one get asks for.
 _RANGE = 4 << 20
 _OFFLOAD_FROM = 64 << 10
+#: For so many seconds a chunk that took longer to fail is not asked for again.
+_ECHO = 1.0
 #: A chunk up to this size is small.
 _SMALL = 32 << 10
 #: What is fetched around a small one, in each direction: less than a round trip's worth of a
@@ -45,9 +47,10 @@ _AROUND = 128 << 10
 class _Loading:
     """A fetch under way; those who wait for it find data or an error here."""
 
-    __slots__ = ("data", "done", "error")
+    __slots__ = ("begun", "data", "done", "error")
 
     def __init__(self) -> None:
+        self.begun = trio.current_time()
         self.done = trio.Event()
         self.data: Data | None = None
         self.error: Fault | None = None
@@ -70,6 +73,7 @@ class ChunkStore:
         self._opened: OrderedDict[Key, Data] = OrderedDict()
         self._size = 0
         self._loading: dict[Key, _Loading] = {}
+        self._late: dict[Key, tuple[float, Unavailable]] = {}
         self._keys: OrderedDict[int, tuple[Pack, bytes]] = OrderedDict()
         self._ahead = trio.CapacityLimiter(4)
         self.hits = 0
@@ -118,6 +122,8 @@ class ChunkStore:
 
     async def _load(self, extents: list[Extent]) -> list[Data | None]:
         """Fetch, or wait for others who fetch."""
+        for extent in extents:
+            self._check_echo((extent.pack, extent.offset))
         mine: dict[Key, Extent] = {}
         waits: list[_Loading] = []
         for extent in extents:
@@ -139,6 +145,20 @@ class ChunkStore:
                 raise loading.error
             results.append(loading.data)
         return results
+
+    def _check_echo(self, key: Key) -> None:
+        """Give up at once on what has just been given up on after a long time.
+
+        The kernel asks again, page by page, for what its read-ahead did not get: without this, a
+        program would wait for the store's deadline twice.
+        """
+        late = self._late.get(key)
+        if late is None or key in self._loading:
+            return
+        ended, error = late
+        if trio.current_time() - ended < _ECHO:
+            raise Unavailable(str(error))
+        del self._late[key]
 
     def _add_neighbours(self, mine: dict[Key, Extent]) -> None:
         """If *mine* is one small chunk from the store, take the small ones around it along."""
@@ -202,6 +222,11 @@ class ChunkStore:
         if loading is not None:
             loading.data, loading.error = data, error
             loading.done.set()
+            now = trio.current_time()
+            if isinstance(error, Unavailable) and now - loading.begun > _ECHO:
+                if len(self._late) >= 256:
+                    self._late.clear()
+                self._late[key] = (now, error)
 
     async def _open_group(self, group: list[Extent]) -> list[Data]:
         pack, key = self._pack(group[0].pack)
