@@ -4,6 +4,7 @@
 # make acceptance   a standard library, a clone and 1 GiB through a real Ceph and back; figures
 # make soak     the simulation of several machines, with fresh seeds (SECONDS=600 SEED=...)
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
+# make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make clean    remove what the targets above made in the checkout
 #
@@ -45,6 +46,9 @@ bench: setup-test
 
 acceptance: setup-test
 	$(BIN)/python -m benchmarks.acceptance $(ACCEPTANCE_ARGS)
+
+launchday: setup-test
+	$(BIN)/python -m benchmarks.launchday --seconds $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),120)
 
 setup:
 	@tools/setup.sh run
