@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from tests.programs.conftest import run, sh
 
 pytestmark = [pytest.mark.fuse, pytest.mark.timeout(150)]
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 IDENTITY = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "gc.autoDetach=false"]
 
 
@@ -80,15 +78,3 @@ def test_push_into_a_bare_repository_and_out_of_it(
     git(origin, "push", "-q", here / "b.git", "HEAD:refs/heads/main")
     git(tmp_path, "clone", "-q", "-b", "main", here / "b.git", "out")
     assert git(tmp_path / "out", "rev-parse", "HEAD") == git(origin, "rev-parse", "HEAD")
-
-
-@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="not a checkout")
-def test_this_repository(here: Path) -> None:
-    done = subprocess.run(
-        ["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("git does not read this checkout")
-    git(here, "clone", "-q", "--no-hardlinks", REPOSITORY, "c")
-    git(here / "c", "fsck", "--full")
-    assert git(here / "c", "status", "--porcelain") == ""

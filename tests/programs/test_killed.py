@@ -46,9 +46,8 @@ def content(who: str, n: int) -> bytes:
     return (f"{who} {n} ".encode() * (n * 97 % 30_000))[: n * 1009 % 200_000]
 
 
-@pytest.mark.parametrize("rounds", [3])
-def test_everything_closed_is_there(own_disk: Disk, programs: Processes, rounds: int) -> None:
-    for number in range(rounds):
+def test_everything_closed_is_there(own_disk: Disk, programs: Processes) -> None:
+    for number in range(2):
         own_disk.mount()
         base = own_disk.mnt / f"round{number}"
         base.mkdir()
