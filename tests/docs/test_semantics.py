@@ -145,7 +145,7 @@ async def two_machines(place: Path, consistency: str) -> AsyncIterator[dict[str,
         yield machines
     finally:
         for machine in reversed(machines.values()):  # nurseries end in the order of their nesting
-            await machine.stop()
+            await machine.stop()  # noqa: ASYNC102
 
 
 async def together(machines: list[Machine]) -> None:

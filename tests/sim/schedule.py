@@ -608,7 +608,7 @@ class Machine:
                 await self._write_to(file)
         finally:
             if not keep:
-                await self.close(file)
+                await self.close(file)  # noqa: ASYNC102
         if keep:
             self.files.append(file)
 
@@ -626,7 +626,7 @@ class Machine:
             if self.rng.random() < 0.3:
                 await self.fsync(file)
         finally:
-            await self.close(file)
+            await self.close(file)  # noqa: ASYNC102
 
     async def change_open(self) -> None:
         """Write into a file that was left open, or sync, or close it."""
@@ -739,7 +739,7 @@ class Machine:
                 if piece.strip(b"\0") and not (piece[0] == 60 and piece[-1] == 62):
                     raise Wrong(f"{self.host} read bytes at {at} that nobody wrote: {piece!r}")
         finally:
-            await self.close(file)
+            await self.close(file)  # noqa: ASYNC102
 
     async def list_directory(self) -> None:
         fh = self.fs.opendir(self._some_directory())
@@ -938,7 +938,7 @@ async def _play(world: World) -> Outcome:
 
 
 async def _until(true: Callable[[], Any]) -> None:
-    while not true():
+    while not true():  # noqa: ASYNC110
         await trio.sleep(0.1)
 
 

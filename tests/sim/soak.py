@@ -65,9 +65,7 @@ def work(first: int, step: int, until: float, operations: int | None) -> Sum:
     while time.monotonic() < until:
         try:
             total.add(schedule.run(seed, operations=operations))
-        except BaseException as exc:
-            if isinstance(exc, KeyboardInterrupt):
-                raise
+        except Exception as exc:
             total.schedules += 1
             total.broken.append(schedule.explain(seed, exc))
             print(total.broken[-1], flush=True)
@@ -107,7 +105,7 @@ def only(seed: int, operations: int | None, digest: bool) -> int:
     log: list[str] = []
     try:
         outcome = schedule.run(seed, operations=operations, log=log)
-    except BaseException as exc:
+    except Exception as exc:
         print("\n".join(log))
         traceback.print_exception(exc)
         print(schedule.explain(seed, exc))
