@@ -1,7 +1,7 @@
 """Read-ahead: which bytes of a file a program will want next.  A pure plan, no I/O.
 
-A handle that reads on from where it stopped gets a window that doubles with every hit up to a
-limit, and closes on the first jump.  The kernel sends the requests of its own read-ahead from
+A handle that reads on from where it stopped gets a window that grows fourfold with every hit up
+to a limit, and closes on the first jump.  The kernel sends the requests of its own read-ahead from
 several threads, so one that comes a little early or late still counts as sequential.
 """
 
@@ -36,7 +36,7 @@ class ReadAhead:
             return None
         end = offset + length
         if self._next - _SLACK <= offset <= self._next + _SLACK and (self._next or offset == 0):
-            self._window = min(self.limit, max(_FIRST, self._window * 2))
+            self._window = min(self.limit, max(_FIRST, self._window * 4))
         else:
             self._window = 0
             self._fetched = end

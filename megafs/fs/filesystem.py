@@ -837,6 +837,8 @@ class FileSystem:
             raise Refused(e.EBADF)
         contents = handle.contents
         try:
+            # Before the read itself, which may take a round trip: what comes next shares it.
+            self._read_ahead(handle, offset, min(size, contents.size - offset))
             data = await contents.read(offset, size)
         except Refused as no:
             # The tree has no such inode any more: removed by another mount.
@@ -849,15 +851,18 @@ class FileSystem:
                 raise Corrupt(text) from exc
             # Not the store's own errno: EACCES or ENOENT would say something about the file.
             raise Missing(text) from exc
-        if data:
-            ahead = handle.ahead.after(offset, len(data), contents.size)
-            if ahead is not None and self.spawner.start is not None:
-                extents = self._tree.extents(contents.ino, *ahead)
-                if extents:
-                    self.spawner.start(self._chunks.fetch_ahead, extents)
         if self._settings.atime != "noatime" and not self._settings.read_only:
             await self._touch_atime(contents.ino)
         return data
+
+    def _read_ahead(self, handle: _Handle, offset: int, length: int) -> None:
+        """Fetch what the reader of [offset, offset+length) will want next."""
+        if length <= 0 or self.spawner.start is None:
+            return
+        contents = handle.contents
+        ahead = handle.ahead.after(offset, length, contents.size)
+        if ahead is not None and (extents := self._tree.extents(contents.ino, *ahead)):
+            self.spawner.start(self._chunks.fetch_ahead, extents)
 
     async def _read_past(self, past: Past, fh: int, offset: int, size: int) -> bytes | memoryview:
         try:
