@@ -91,6 +91,10 @@ class Patience:
     def earn(self, size: int) -> None:
         self._earned = min(self._granted, self._earned + size / self._speed)
 
+    def waste(self) -> None:
+        """The attempt came to nothing, and so did its bytes: they earn no time for another."""
+        self._earned = 0.0
+
     @property
     def end(self) -> float:
         return self._until + (self._earned if self.counted else self._granted)

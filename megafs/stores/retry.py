@@ -295,6 +295,7 @@ class Retrying(ObjectStore):
                 self._answered(paid)
                 return result
             tries += 1
+            patience.waste()
             allowance = (length + back) / self._min_speed
             maybe_done |= error.maybe_done
             self._failed(error, sent)
