@@ -314,7 +314,7 @@ def end(chosen: list[Peer]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--scale", choices=SCALES, default="small")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--line-rounds", type=int, default=1, help="rounds behind each line")
     parser.add_argument("--lines", default="loopback,20ms")
     parser.add_argument(
