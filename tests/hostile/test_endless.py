@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +77,18 @@ def test_row_29_endless_bodies_are_bounded(machine: Machine, proxy: ThreadedProx
         begin = time.monotonic()
         new = machine.place / part.strip("/")
         args = ("-o", "deadline=5s", "--state-dir", new / "s", "--cache-dir", new / "c")
-        said = machine.mount(*args, code=16).stderr
+        done = subprocess.run(
+            machine.command("mount", machine.url, machine.mnt, *args),
+            env=machine.environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        # An answer that is not the one asked for (14), or one that does not verify (16).
+        assert done.returncode in (14, 16), done.stderr
+        said = done.stderr
         assert time.monotonic() - begin < 60
         assert part.strip("/") in said
         proxy.tell(Proxy.heal)
