@@ -53,10 +53,30 @@ def sh(script: str, *args: str | Path, cwd: Path, **more: Any) -> str:
     return run("sh", "-euc", script, "sh", *args, cwd=cwd, **more)
 
 
+def _why(differ: str, left: Path, right: Path) -> str:
+    """What is different about the first file of a list by rsync: it does not say when it cannot
+    read one."""
+    for line in differ.splitlines():
+        kind, _, name = line.partition(" ")
+        if not kind.startswith(">fc"):
+            continue
+        try:
+            one, two = (left / name).read_bytes(), (right / name).read_bytes()
+        except OSError as exc:
+            return f"{name}: {exc}"
+        at = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), None)
+        if at is None:
+            return f"{name}: equal when read again"
+        return (
+            f"{name}: {len(one)} and {len(two)} bytes, from {at}: {one[at:][:40]} {two[at:][:40]}"
+        )
+    return ""
+
+
 def same(left: Path, right: Path) -> None:
     """Assert that two trees are equal as diff and rsync see them."""
     differ = run("rsync", "-nacHAX", "--delete", "-i", f"{left}/", f"{right}/")
-    assert not differ, f"rsync would change\n{differ[:3000]}"
+    assert not differ, f"rsync would change\n{differ[:3000]}\n{_why(differ, left, right)}"
     # Of fifos and sockets diff says that they are; rsync has looked at their kind.
     done = subprocess.run(
         ["diff", "-rq", "--no-dereference", left, right],

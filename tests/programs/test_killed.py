@@ -72,10 +72,12 @@ def _check(base: Path, who: str, done: int) -> None:
     """Files up to *done* are as they should be; at most one more was begun."""
     for n in range(done + 1):
         path = base / f"{who}-{n}"
-        if n % 3 == 1 and n < done:  # removed
-            if n + 1 <= done:
+        if n % 3 == 1 and n < done:  # removed; kept as such by the close after it
+            if n + 2 <= done:
                 assert not path.exists(), path
-            continue
+                continue
+            if not path.exists():
+                continue
         # A rename that was answered is kept as whatever was closed is kept: here or as .part.
         where = path if path.exists() else Path(f"{path}.part")
         if n == done and n % 3 == 1 and not where.exists():

@@ -994,6 +994,7 @@ async def _judge(world: World) -> Outcome:
     left = [ino for ino, mount in rows["orphans"] if mount in alive]
     if left:  # those of a mount whose disk is lost are for fsck to find
         raise Wrong(f"nobody has a file open, yet there are orphans: {left}")
+    await trio.sleep(2)  # what was given up on a moment ago fails at once for a second
     snapshots = [await _snapshot(volume.fs) for volume in volumes]
     for machine, snapshot in zip(world.machines, snapshots, strict=True):
         if snapshot != snapshots[0]:
