@@ -30,6 +30,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -194,7 +195,12 @@ class Ceph:
         process.wait()
 
     def restart(self, name: str) -> None:
-        """Start a daemon that was stopped and wait until the gateway answers."""
+        """Start a daemon that was stopped and wait until the gateway answers.
+
+        Only from the main thread: PR_SET_PDEATHSIG ends a daemon with the thread that started it,
+        and trio's worker threads end when they have been idle for ten seconds.
+        """
+        assert threading.current_thread() is threading.main_thread()
         self._spawn(name)
         self._wait_for_s3()
 
