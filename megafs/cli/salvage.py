@@ -8,22 +8,33 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, jobs, output
+from megafs.errors import BadUsage
 
 
 @click.command(name="salvage", short_help="Export what is left of a damaged volume.")
 @click.argument("url")
 @click.option(
     "--to",
-    required=True,
     type=click.Path(path_type=Path, file_okay=False),
     help="New or empty directory for the files.",
+)
+@click.option(
+    "--mount",
+    "mountpoint",
+    metavar="DIRECTORY",
+    help="Mount it read-only instead, until Ctrl-C or umount.",
 )
 @click.option("--at", type=click.IntRange(min=1), metavar="N", help="As of commit N.")
 @arguments.places
 @arguments.secrets
 @arguments.json_option
-def command(url: str, to: Path, at: int | None, as_json: bool, **given: Any) -> int:
+def command(
+    url: str, to: Path | None, mountpoint: str | None, at: int | None, as_json: bool, **given: Any
+) -> int:
     """Export everything of the volume at URL that can still be read and verified.
+
+    With --mount, look at it first: a read-only mount, in the foreground; what does not verify is an
+    I/O error there.
 
     Writes nothing to the store, and needs no replica or state of this machine.  Bytes that cannot
     be had are left as holes; salvage-report.json, beside the directory, names each file and range.
@@ -36,15 +47,23 @@ def command(url: str, to: Path, at: int | None, as_json: bool, **given: Any) -> 
     from megafs.stores.open import open_store
     from megafs.volume.salvage import salvage
 
+    if (to is None) == (mountpoint is None):
+        raise BadUsage("give either --to DIRECTORY, to export, or --mount DIRECTORY, to look")
     read = arguments.read(url, given.pop("options"), **given)
     opened_by = credential(read.secrets, what=f"Passphrase for {url}")
+
+    if mountpoint is not None:
+        from megafs.mount import rescue
+
+        rescue.run(url, mountpoint, opened_by, read.settings, at, output.note)
+        return 0
+    assert to is not None
+    target = to.absolute()
 
     async def work(step: jobs.Step) -> dict[str, Any]:
         store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
         try:
-            return await salvage(
-                store, url, opened_by, read.settings, to.absolute(), at=at, progress=step
-            )
+            return await salvage(store, url, opened_by, read.settings, target, at=at, progress=step)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()

@@ -127,10 +127,10 @@ async def salvage(
     """
     _check_target(to)
     report = Report()
-    unlocked = await _unlock(store, url, credential, settings, report)
+    unlocked = await unlock(store, url, credential, settings, report)
     db = await offload(scratch, settings.cache_dir / "salvage", 64 << 10)
     try:
-        tree = await _tree(store, unlocked, db, at, report, progress)
+        tree = await find_tree(store, unlocked, db, at, report, progress)
         export = _Export(store, unlocked.keyring, tree, to, report, progress)
         await export.run()
     finally:
@@ -160,7 +160,7 @@ def _write_report(path: Path, result: dict[str, Any]) -> None:
 # ---- the keys ----------------------------------------------------------------------------------
 
 
-async def _unlock(
+async def unlock(
     store: ObjectStore,
     url: str,
     credential: Credential,
@@ -204,7 +204,7 @@ async def _unlock(
 # ---- the tree ----------------------------------------------------------------------------------
 
 
-async def _tree(
+async def find_tree(
     store: ObjectStore,
     unlocked: Unlocked,
     db: apsw.Connection,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.mount.machine import Machine, eventually
+from tests.mount.conftest import Processes
+from tests.mount.machine import Machine, eventually, is_mounted
 
 pytestmark = pytest.mark.fuse
 
@@ -111,3 +114,34 @@ def test_rotate_stops_a_mount_elsewhere_which_then_goes_on(volume: Machine) -> N
     volume.mount()
     assert (volume.mnt / "after").read_text() == "after"
     assert (volume.mnt / "before").read_bytes() == BIG
+
+
+def test_a_rescue_mount_shows_what_is_left_and_changes_nothing(
+    volume: Machine, processes: Processes
+) -> None:
+    volume.mount()
+    (volume.mnt / "d").mkdir()
+    (volume.mnt / "d/big").write_bytes(BIG)
+    (volume.mnt / "d/small").write_text("small")
+    volume.umount()
+    damage(volume)
+    store = Path(volume.url.removeprefix("file://"))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    fresh = Machine(volume.place.parent, "fresh", volume.url)
+    rescue = processes.start(
+        *fresh.command("salvage", volume.url, "--mount", fresh.mnt), env=fresh.environ
+    )
+    eventually(lambda: is_mounted(fresh.mnt), within=30)
+    assert sorted(os.listdir(fresh.mnt / "d")) == ["big", "small"]
+    assert (fresh.mnt / "d/small").read_text() == "small"
+    with pytest.raises(OSError) as failure:
+        (fresh.mnt / "d/big").read_bytes()
+    assert failure.value.errno == errno.EIO
+    with pytest.raises(OSError) as failure:
+        (fresh.mnt / "new").write_text("x")
+    assert failure.value.errno == errno.EROFS
+    rescue.send_signal(signal.SIGINT)
+    assert rescue.wait(30) == 0
+    assert not is_mounted(fresh.mnt)
+    assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    fresh.run("salvage", volume.url, code=2)
