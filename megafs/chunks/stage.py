@@ -28,6 +28,7 @@ from megafs.chunks import format as chunk_format
 from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.keys import Keyring, digest
+from megafs.durable import sync_directory
 from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, leaf
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -286,7 +287,7 @@ class Stage:
         if self._new_files:
             self._new_files = False
             try:
-                _sync_directory(self._directory)
+                sync_directory(self._directory)
             except OSError:
                 self._new_files = True
                 raise
@@ -419,15 +420,6 @@ def staged_ids(directory: Path) -> dict[int, tuple[bytes, int]]:
         except ValueError:
             continue
     return found
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the names of new files durable: a power cut may take them with the bytes left behind."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _padded(pack: StagedPack) -> bytes:

@@ -9,10 +9,10 @@ another history, is refused (docs/threats.md).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megafs.durable import replace_file
 from megafs.errors import Corrupt
 
 
@@ -44,20 +44,7 @@ def read(directory: Path) -> Seen | None:
 
 def write(directory: Path, seen: Seen) -> None:
     """Remember *seen*, durably; blocks for two syncs."""
-    path = directory / "head"
-    temporary = directory / "head.new"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, json.dumps(asdict(seen)).encode())
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    temporary.replace(path)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    replace_file(directory / "head", json.dumps(asdict(seen)).encode())
 
 
 def words(digest: bytes) -> str:

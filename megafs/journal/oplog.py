@@ -23,6 +23,7 @@ from pathlib import Path
 
 from megafs.crypto import aead
 from megafs.crypto.keys import Keyring
+from megafs.durable import sync_directory
 from megafs.errors import Corrupt
 
 log = logging.getLogger(__name__)
@@ -178,11 +179,7 @@ class OpLog:
         )
         self._size = 0
         self._segments[self._current] = 0
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._directory)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"ops-{number:08d}"

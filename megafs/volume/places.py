@@ -19,6 +19,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from megafs import clock
+from megafs.durable import replace_file
 from megafs.errors import Busy, Denied, Full, Stopped
 
 
@@ -106,20 +107,8 @@ def _url_path(state_dir: Path, url: str) -> Path:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Replace *path* atomically, and sync it and its directory."""
-    temporary = path.with_name(path.name + ".new")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.replace(path)
-        fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        replace_file(path, data)
     except OSError as exc:
         raise _failed(path, exc) from exc
 
