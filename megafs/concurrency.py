@@ -1,4 +1,4 @@
-"""What tasks share: the one door to threads, locks by key.
+"""What tasks share: the one door to threads.
 
 trio's autojump clock takes a running worker thread for idleness and jumps ahead, so every hop
 goes through `offload()`, which the tests run in place (`in_place()`).  A hop costs 90 to 170
@@ -8,8 +8,8 @@ microseconds: work below some 100 microseconds is cheaper done on the loop.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -49,27 +49,3 @@ async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: 
     if limiter is None:
         limiter = _limiters[kind] = trio.CapacityLimiter(_LIMITS[kind])
     return await trio.to_thread.run_sync(fn, *args, limiter=limiter, abandon_on_cancel=abandon)
-
-
-class KeyedLock:
-    """A lock for each key, made when first asked for and forgotten when nobody holds it."""
-
-    def __init__(self) -> None:
-        self._locks: dict[Hashable, tuple[trio.Lock, int]] = {}
-
-    @asynccontextmanager
-    async def holding(self, key: Hashable) -> AsyncIterator[None]:
-        """Hold the lock of *key* for the block."""
-        lock, users = self._locks.get(key, (None, 0))
-        if lock is None:
-            lock = trio.Lock()
-        self._locks[key] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._locks[key]
-            if users == 1:
-                del self._locks[key]
-            else:
-                self._locks[key] = (lock, users - 1)

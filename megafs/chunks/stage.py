@@ -114,7 +114,6 @@ class Stage:
         self._new_files = False
         self.uploading = 0
         self.last_error: Fault | None = None
-        self.uploaded_bytes = 0
 
     # ---- what lies here ---------------------------------------------------------------------
 
@@ -370,7 +369,6 @@ class Stage:
             there = await self._store.get(name, 0, pack.size)
             if there != data[: pack.size]:
                 raise Corrupt(f"{name}: the store holds other bytes than were staged")
-        self.uploaded_bytes += len(data)
         if self._adopt is not None:
             await self._adopt(name, pack.path, pack.size)
         pack.stored = clock.now()

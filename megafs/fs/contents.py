@@ -210,10 +210,6 @@ class Contents:
         self.dirty += by
         self._account(by)
 
-    def touch(self, mtime_ns: int) -> None:
-        """utimensat(2) set the modification time, over that of the writes so far."""
-        self._mtime = mtime_ns
-
     # ---- reading ----------------------------------------------------------------------------
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
