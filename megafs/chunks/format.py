@@ -65,6 +65,30 @@ def seal(pack_key: bytes, fsid: bytes, epoch: int, pack: bytes, offset: int, pla
     return aead.seal(chunk_key(pack_key, offset), context, plain)
 
 
+def is_plain(extent: Extent) -> bool:
+    """Whether a chunk is not compressed, so that a part of it can be opened alone.
+
+    Its size tells: `encode` compresses only what becomes smaller by more than a few bytes.
+    """
+    return extent.sealed == aead.sealed_size(HEAD.size + extent.plain)
+
+
+def part_opener(
+    pack_key: bytes, fsid: bytes, epoch: int, pack: bytes, extent: Extent, header: bytes
+) -> aead.PartOpener:
+    """What opens parts of a chunk; header: its first `aead.HEADER_SIZE` sealed bytes.
+
+    A place in the data is `HEAD.size` less than the same place in the plaintext.
+    """
+    return aead.PartOpener(
+        chunk_key(pack_key, extent.offset),
+        aead.context("chunk", fsid, epoch, pack, extent.offset),
+        header,
+        extent.sealed,
+        f"{pack_name(pack)} at {extent.offset}",
+    )
+
+
 def open_chunk(
     pack_key: bytes,
     fsid: bytes,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 #: How far from the expected place a request may lie and still be sequential: the kernel has up to
 #: 8 requests of 128 KiB under way.
 _SLACK = 1 << 20
+_UNDER_WAY = 8
 _FIRST = 512 << 10
 
 
@@ -27,6 +28,20 @@ class ReadAhead:
     _window: int = 0
     _fetched: int = 0
 
+    def goes_on(self, offset: int, length: int) -> bool:
+        """Whether a read of [offset, offset+length) goes on where the ones before it stopped.
+
+        What counts is the size that the kernel asks for: its read-ahead comes in large requests,
+        out of order; one for a single page is a jump as soon as it is a few pages away.
+        """
+        slack = min(_SLACK, _UNDER_WAY * length)
+        return abs(offset - self._next) <= slack and bool(self._next or offset == 0)
+
+    def jumped(self, end: int) -> None:
+        """A read that ended at *end* was answered without asking here; it did not go on."""
+        self._window = 0
+        self._fetched = self._next = end
+
     def after(self, offset: int, length: int, size: int) -> tuple[int, int] | None:
         """A read of [offset, offset+length) came; return the range to fetch now, if any.
 
@@ -35,7 +50,7 @@ class ReadAhead:
         if self.limit <= 0:
             return None
         end = offset + length
-        if self._next - _SLACK <= offset <= self._next + _SLACK and (self._next or offset == 0):
+        if self.goes_on(offset, length):
             self._window = min(self.limit, max(_FIRST, self._window * 4))
         else:
             self._window = 0

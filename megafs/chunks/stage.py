@@ -302,6 +302,11 @@ class Stage:
             return None
         return os.pread(pack.fd, extent.sealed, extent.offset)
 
+    def read_part(self, number: int, offset: int, length: int) -> bytes | None:
+        """Sealed bytes of a pack that lies here; written lately, so they are in memory."""
+        pack = self._packs.get(number) or self._uploaded.get(number)
+        return None if pack is None else os.pread(pack.fd, length, offset)
+
     # ---- bringing it to the store -----------------------------------------------------------
 
     def cut(self) -> None:

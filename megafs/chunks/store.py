@@ -19,6 +19,7 @@ import trio
 from megafs.chunks import format as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.concurrency import offload
+from megafs.crypto import aead
 from megafs.crypto.keys import Keyring, digest
 from megafs.errors import Corrupt, Fault, Missing, Unavailable
 from megafs.stores.base import ObjectStore
@@ -35,8 +36,16 @@ _GAP = 64 << 10
 #: The most that one get asks for.
 _RANGE = 4 << 20
 _OFFLOAD_FROM = 64 << 10
+#: What is opened in place, 200 microseconds, if it is all that is being fetched.
+_ALONE = 300 << 10
 #: For so many seconds a chunk that took longer to fail is not asked for again.
 _ECHO = 1.0
+#: Reads up to this size open just the segments they need, if the chunk was whole before.
+_PART = 32 << 10
+#: Chunks that are known to be whole: 64 bytes each, so 256 KiB chunks of 64 GiB.
+_WHOLE = 1 << 18
+#: Chunks whose keys are kept for such reads.
+_OPENERS = 4096
 #: A chunk up to this size is small.
 _SMALL = 32 << 10
 #: What is fetched around a small one, in each direction: less than a round trip's worth of a
@@ -75,6 +84,9 @@ class ChunkStore:
         self._loading: dict[Key, _Loading] = {}
         self._late: dict[Key, tuple[float, Unavailable]] = {}
         self._keys: OrderedDict[int, tuple[Pack, bytes]] = OrderedDict()
+        # Chunks whose bytes were those that the tree says (`digest`) when they were read here.
+        self._whole: dict[Key, None] = {}
+        self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
         self._ahead = trio.CapacityLimiter(4)
         self.hits = 0
         self.misses = 0
@@ -108,6 +120,54 @@ class ChunkStore:
             absent = [n for n in absent if found[n] is None]
         return [data for data in found if data is not None]
 
+    def part(self, extent: Extent, start: int, end: int) -> Data | None:
+        """The bytes [start, end) of a chunk, if they can be had at once; None if they cannot.
+
+        A chunk that is not open costs a small read no more than the segments of 16 KiB that it lies
+        in: 10 microseconds, where the whole of 256 KiB takes 200.  Only for chunks that were whole
+        when they were last read here, for a part says nothing of the digest, and only if the disk
+        cache or the stage has them in memory.  Whatever is not as it should be is left to `read`.
+        """
+        data = self._at_hand(extent)
+        if data is not None:
+            return memoryview(data)[start:end]
+        key = (extent.pack, extent.offset)
+        if end - start > _PART or key not in self._whole or not chunk_format.is_plain(extent):
+            return None
+        try:
+            pack, _ = self._pack(extent.pack)
+            opener = self._openers.get(key)
+            if opener is None:
+                opener = self._new_opener(key, extent)
+                if opener is None:
+                    return None
+            begin, stop = start + chunk_format.HEAD.size, end + chunk_format.HEAD.size
+            at, upto = opener.place(begin, stop)
+            sealed = self._peek(pack, extent.offset + at, upto - at)
+            return None if sealed is None else opener.open(begin, stop, sealed)
+        except Corrupt:
+            self._whole.pop(key, None)
+            return None
+
+    def _new_opener(self, key: Key, extent: Extent) -> aead.PartOpener | None:
+        pack, pack_key = self._pack(extent.pack)
+        header = self._peek(pack, extent.offset, aead.HEADER_SIZE)
+        if header is None:
+            return None
+        opener = chunk_format.part_opener(
+            pack_key, self._keyring.fsid, pack.epoch, pack.name, extent, header
+        )
+        self._openers[key] = opener
+        if len(self._openers) > _OPENERS:
+            self._openers.popitem(last=False)
+        return opener
+
+    def _peek(self, pack: Pack, offset: int, length: int) -> bytes | None:
+        staged = self._stage.read_part(pack.pack, offset, length)
+        if staged is not None:
+            return staged
+        return self._store.peek(chunk_format.pack_name(pack.name), offset, length)
+
     def _at_hand(self, extent: Extent) -> Data | None:
         if extent.pack == 0:
             if extent.data is None:
@@ -132,6 +192,7 @@ class ChunkStore:
             if loading is None:
                 loading = self._loading[key] = _Loading()
                 mine[key] = extent
+                self._whole.pop(key, None)  # what comes now is not proven yet
             waits.append(loading)
         if mine:
             self.misses += len(mine)
@@ -258,9 +319,19 @@ class ChunkStore:
     async def _open(
         self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
-        if sum(extent.sealed for extent in group) < _OFFLOAD_FROM:
-            return self._open_now(pack, key, group, sealed)
-        return await offload(self._open_now, pack, key, group, sealed)
+        size = sum(extent.sealed for extent in group)
+        # A lone reader waits for this and nobody for the loop: the hop would only come on top.
+        alone = len(self._loading) == 1 and size <= _ALONE
+        if alone or size < _OFFLOAD_FROM:
+            opened = self._open_now(pack, key, group, sealed)
+        else:
+            opened = await offload(self._open_now, pack, key, group, sealed)
+        for extent in group:
+            if extent.digest is not None:
+                self._whole[(extent.pack, extent.offset)] = None
+        while len(self._whole) > _WHOLE:
+            del self._whole[next(iter(self._whole))]
+        return opened
 
     def _open_now(
         self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
@@ -321,6 +392,7 @@ class ChunkStore:
     def clear(self) -> None:
         """Forget every opened chunk."""
         self._opened.clear()
+        self._openers.clear()
         self._size = 0
 
     @property

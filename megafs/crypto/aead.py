@@ -24,6 +24,10 @@ from typing import Final
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.constant_time import bytes_eq
+from cryptography.hazmat.primitives.hashes import SHA512
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from megafs.errors import Corrupt
 
@@ -33,7 +37,14 @@ KEY_SIZE: Final = 32
 
 _SEGMENT: Final = 16384
 _TAG: Final = 16
-_HEADER: Final = 56
+_SALT: Final = 24
+_COMMITMENT: Final = 32
+_HEADER: Final = _SALT + _COMMITMENT
+_NONCE: Final = 12
+_LABEL: Final = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
+
+#: The bytes at the beginning of what is sealed that a `PartOpener` needs.
+HEADER_SIZE: Final = _HEADER
 _DOMAIN: Final = b"megafs/1"
 
 
@@ -141,6 +152,72 @@ def _open_into(
     except BaseException:
         out[:] = bytes(len(out))
         raise
+
+
+class PartOpener:
+    """Opens single segments of one sealed byte string, which the library's recipe cannot.
+
+    The specification makes segments independent: each has a tag of its own and its number in the
+    nonce.  What a part cannot show is where the whole ends; its sealed size must be known from
+    elsewhere, and is here: `size`.
+
+    Raises Corrupt if *header* (the first HEADER_SIZE bytes) was not made with this key and context.
+    """
+
+    __slots__ = ("_base", "_cipher", "_name", "_size")
+
+    def __init__(
+        self, key: bytes, context: bytes, header: Buffer, size: int, name: str = ""
+    ) -> None:
+        if len(key) != KEY_SIZE:
+            raise ValueError(f"a key of {len(key)} bytes")
+        opened_size(size)
+        self._name = name or purpose_of(context)
+        salt, commitment = bytes(header[:_SALT]), bytes(header[_SALT:_HEADER])
+        length = KEY_SIZE + _NONCE + _COMMITMENT
+        derived = HKDFExpand(SHA512(), length, _LABEL + salt + context).derive(key)
+        if not bytes_eq(derived[KEY_SIZE + _NONCE :], commitment):
+            raise self._corrupt()
+        self._cipher = AESGCM(derived[:KEY_SIZE])
+        self._base = int.from_bytes(derived[KEY_SIZE : KEY_SIZE + _NONCE], "big")
+        self._size = size
+
+    def place(self, start: int, end: int) -> tuple[int, int]:
+        """Where the segments that hold plaintext [start, end) lie in the sealed bytes: [from, to).
+
+        0 <= start < end <= the size of the plaintext.
+        """
+        first, last = start // _SEGMENT, (end - 1) // _SEGMENT
+        stop = _HEADER + (last + 1) * (_SEGMENT + _TAG)
+        return _HEADER + first * (_SEGMENT + _TAG), min(stop, self._size)
+
+    def open(self, start: int, end: int, sealed: Buffer) -> bytes | memoryview:
+        """The plaintext [start, end), given what lies at `place(start, end)`."""
+        at, stop = self.place(start, end)
+        first = start // _SEGMENT
+        if len(sealed) != stop - at:
+            raise self._corrupt()
+        view = memoryview(sealed)
+        step = _SEGMENT + _TAG
+        try:
+            parts = [
+                self._cipher.decrypt(
+                    (self._base ^ first + n).to_bytes(_NONCE, "big"),
+                    view[n * step : (n + 1) * step],
+                    None,
+                )
+                for n in range(-(-len(view) // step))
+            ]
+        except InvalidTag:
+            raise self._corrupt() from None
+        plain = parts[0] if len(parts) == 1 else b"".join(parts)
+        return memoryview(plain)[start - first * _SEGMENT : end - first * _SEGMENT]
+
+    def _corrupt(self) -> Corrupt:
+        return Corrupt(
+            f"{self._name}: sealed bytes do not verify: they were changed, or belong to another"
+            " place or key"
+        )
 
 
 def context(purpose: str, fsid: bytes, epoch: int, *parts: bytes | int | str) -> bytes:

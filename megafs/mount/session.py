@@ -27,7 +27,7 @@ from megafs.concurrency import offload
 from megafs.errors import Busy, Fault, MegafsError, MountFailed, Stopped
 from megafs.mount import control, mountpoint
 from megafs.mount.control import Message
-from megafs.mount.daemon import Notifier, Report, Signals, end_soon
+from megafs.mount.daemon import Notifier, Report, Signals, calm_collector, end_soon
 from megafs.mount.fuse import KernelMount, View
 from megafs.mount.listener import Say, listening
 from megafs.mount.options import MountOptions
@@ -172,6 +172,7 @@ class _Session:
                 self._notify(READY=1, STATUS=f"{self._request.url} at {self._at}")
                 report.ready(**self._welcome())
                 log.info("mounted %s at %s", self._request.url, self._at)
+                calm_collector()
                 nursery.start_soon(self._tell_of_draining)
                 await _first(self._stopping.wait, self._gone.wait)
                 if not self._gone.is_set():

@@ -119,6 +119,13 @@ class ObjectStore(ABC):
         Does nothing without a cache; never asks the store, never fails.
         """
 
+    def peek(self, name: str, start: int, length: int) -> bytes | None:
+        """As `get`, if that needs neither the store nor any waiting; None if it does.
+
+        None as well where the range is not wholly there.
+        """
+        return None
+
     async def forget(self, name: str) -> None:  # noqa: B027
         """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""
 

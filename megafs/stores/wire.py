@@ -24,6 +24,8 @@ from typing import cast
 
 import trio
 
+from megafs.buffers import aligned
+
 Headers = list[tuple[bytes, bytes]]
 
 _HEAD_LIMIT = 64 << 10
@@ -70,7 +72,7 @@ class Connection:
         self._tls = tls
         self._read_timeout = read
         self._write_timeout = write
-        self._buffer = bytearray(64 << 10)
+        self._buffer = aligned(64 << 10)
         self._view = memoryview(self._buffer)
         self._at = self._end = 0  # what has been received and not yet used: buffer[at:end]
         self.idle_since = 0.0
@@ -243,7 +245,7 @@ class Connection:
         """Move what is held to the front of a buffer that has room for *size* bytes in all."""
         held = self._end - self._at
         if size > len(self._buffer):
-            larger = bytearray(min(_BUFFER, max(size, 2 * len(self._buffer))))
+            larger = aligned(min(_BUFFER, max(size, 2 * len(self._buffer))))
             larger[:held] = self._view[self._at : self._end]
             self._view.release()
             self._buffer = larger
@@ -318,7 +320,7 @@ class Tls:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = context.wrap_bio(self._in, self._out, server_hostname=host)
         #: What has come from the wire, on its way to `feed()`.
-        self.scratch = memoryview(bytearray(256 << 10))
+        self.scratch = memoryview(aligned(256 << 10))
 
     def shake_hands(self) -> bool:
         """Go on with the handshake; True when it is done."""

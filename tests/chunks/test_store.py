@@ -449,3 +449,61 @@ async def test_sync_covers_every_chunk_no_commit_names_yet(
         p.stage.sync()
         assert synced == [file.name, "packs"]
         await p.put(pieces(1))
+
+
+async def cached_and_closed(p: Parts, extents: list[Extent]) -> None:
+    """Have the chunks verified and in the disk cache, and none of them open."""
+    await p.chunks.read(extents)
+    await p.chunks._store.settle()  # type: ignore[attr-defined]
+    for extent in extents:  # opens the files
+        await p.chunks._store.get(chunk_format.pack_name(p.tree.pack(extent.pack).name), 0, 10)
+    p.chunks.clear()
+
+
+async def test_a_part_of_a_chunk_that_was_whole_comes_from_the_cache_at_once(
+    tmp_path: Path,
+) -> None:
+    data = os.urandom(CHUNK)
+    async with parts(tmp_path, cache=True) as p:
+        (extent,) = await p.put([data])
+        assert p.chunks.part(extent, 0, 10) is None  # not proven to be whole yet
+        await cached_and_closed(p, [extent])
+        gets = p.gets()
+        for start, end in ((0, 1), (5000, 9096), (CHUNK - 1, CHUNK), (0, CHUNK)):
+            found = p.chunks.part(extent, start, end)
+            assert found is not None and bytes(found) == data[start:end]
+        assert p.gets() == gets
+        assert not p.chunks.size
+
+
+async def test_a_part_of_a_staged_chunk_comes_from_the_stage(tmp_path: Path) -> None:
+    data = os.urandom(CHUNK)
+    async with parts(tmp_path) as p:
+        (extent,) = await p.stage.put([data])
+        await p.chunks.read([extent])
+        p.chunks.clear()
+        assert bytes(p.chunks.part(extent, 100, 200) or b"") == data[100:200]
+
+
+async def test_a_compressed_chunk_has_no_parts(tmp_path: Path) -> None:
+    data = b"0123456789abcdef" * (CHUNK // 16)
+    async with parts(tmp_path, cache=True) as p:
+        (extent,) = await p.put([data])
+        await cached_and_closed(p, [extent])
+        assert p.chunks.part(extent, 0, 10) is None
+        assert bytes((await p.chunks.read([extent]))[0]) == data
+
+
+async def test_a_part_that_went_bad_in_the_cache_is_left_to_a_whole_read(tmp_path: Path) -> None:
+    data = os.urandom(CHUNK)
+    async with parts(tmp_path, cache=True) as p:
+        (extent,) = await p.put([data])
+        await cached_and_closed(p, [extent])
+        for path in (tmp_path / "cache").glob("?/*"):
+            whole = bytearray(path.read_bytes())
+            whole[extent.offset + 9000] ^= 1
+            with path.open("r+b") as file:  # in place: the cache has it open
+                file.write(whole)
+        assert p.chunks.part(extent, 8000, 10000) is None
+        assert p.chunks.part(extent, 0, 10) is None  # nothing of it counts any more
+        assert bytes((await p.chunks.read([extent]))[0]) == data  # from the store

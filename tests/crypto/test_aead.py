@@ -237,3 +237,55 @@ def test_ours_opens_what_the_reference_writes_and_the_reverse(n: int) -> None:
     written = reference.write(KEY, PLACE, plaintext, b"s" * 24)
     assert aead.open_sealed(KEY, PLACE, written) == plaintext
     assert reference.read(KEY, PLACE, aead.seal(KEY, PLACE, plaintext), "sha512") == plaintext
+
+
+_LONG = bytes(i * 31 % 253 for i in range(50000))
+_LONG_SEALED = aead.seal(KEY, PLACE, _LONG)
+
+
+@given(st.data())
+def test_any_part_opens_alone_and_is_what_the_whole_says(data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(_LONG) - 1))
+    end = data.draw(st.integers(start + 1, len(_LONG)))
+    opener = aead.PartOpener(KEY, PLACE, _LONG_SEALED[: aead.HEADER_SIZE], len(_LONG_SEALED))
+
+    at, stop = opener.place(start, end)
+
+    assert opener.open(start, end, _LONG_SEALED[at:stop]) == _LONG[start:end]
+    assert stop - at <= (end - start) + 2 * (16384 + 16)
+
+
+@given(st.integers(0, len(_LONG) - 1), st.integers(0, 7), st.integers(0, 1 << 20))
+def test_a_changed_bit_in_a_part_is_found(start: int, bit: int, where: int) -> None:
+    end = min(len(_LONG), start + 4096)
+    opener = aead.PartOpener(KEY, PLACE, _LONG_SEALED[: aead.HEADER_SIZE], len(_LONG_SEALED))
+    at, stop = opener.place(start, end)
+    sealed = bytearray(_LONG_SEALED[at:stop])
+    sealed[where % len(sealed)] ^= 1 << bit
+    with pytest.raises(Corrupt):
+        opener.open(start, end, sealed)
+
+
+def test_a_segment_does_not_open_in_the_place_of_another() -> None:
+    opener = aead.PartOpener(KEY, PLACE, _LONG_SEALED[: aead.HEADER_SIZE], len(_LONG_SEALED))
+    first, second = opener.place(0, 1), opener.place(16384, 16385)
+    with pytest.raises(Corrupt):
+        opener.open(0, 1, _LONG_SEALED[slice(*second)])
+    with pytest.raises(Corrupt):
+        opener.open(16384, 16385, _LONG_SEALED[slice(*first)])
+    with pytest.raises(Corrupt):
+        opener.open(0, 1, _LONG_SEALED[first[0] : first[1] - 1])
+
+
+def test_a_part_opener_wants_the_key_the_place_and_the_header_of_the_seal() -> None:
+    header = _LONG_SEALED[: aead.HEADER_SIZE]
+    elsewhere = aead.context("test", bytes(16), 1)
+    changed = bytes([header[0] ^ 1]) + header[1:]
+    for key, place, head in (
+        (bytes(32), PLACE, header),
+        (KEY, elsewhere, header),
+        (KEY, PLACE, changed),
+        (KEY, PLACE, header[:-1]),
+    ):
+        with pytest.raises(Corrupt):
+            aead.PartOpener(key, place, head, len(_LONG_SEALED))

@@ -20,9 +20,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from megafs.chunks.stage import Stage
 from megafs.errors import Fault, Full
+from megafs.stores.cache import DiskCached
 from megafs.tree.inode import SetAttr
 from megafs.tree.tree import Extent
-from tests.fs.opened import CHUNK, ROOT, contents, new_store, opened, put_file
+from tests.fs.opened import CHUNK, ROOT, contents, new_store, new_store_here, opened, put_file
 from tests.model.loop import Machine
 from tests.tree.invariants import check
 
@@ -411,3 +412,49 @@ async def test_a_write_back_error_reaches_the_next_close(tmp_path: Path) -> None
         assert fs.errors.last
         stage.full = False
         await fs.flush(handle)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_pages_of_a_file_in_the_cache_are_what_was_written_last(
+    tmp_path: Path, seed: int
+) -> None:
+    """Small reads take a short way, by segments of chunks that are not open; writes go on."""
+    chance = random.Random(seed)
+    store = DiskCached(await new_store_here(), tmp_path / "cache", 1 << 26)
+    async with opened(tmp_path, store) as volume:
+        fs, size = volume.fs, 12 * CHUNK
+        expected = bytearray(chance.randbytes(size))
+        ino = await put_file(fs, 1, b"f", bytes(expected))
+        handle, _ = await fs.open(ino, os.O_RDWR, ROOT)
+        short = 0
+        for _ in range(400):
+            match chance.randrange(40):
+                case 0:
+                    offset = chance.randrange(size)
+                    data = chance.randbytes(chance.randrange(1, min(9000, size - offset + 1)))
+                    expected[offset : offset + len(data)] = data
+                    await fs.write(handle, offset, data)
+                    if chance.randrange(2):
+                        await fs.flush(handle)
+                case 1:
+                    await volume.drain()
+                    await store.settle()
+                case 2:
+                    cut = chance.randrange(size)
+                    await fs.setattr(ino, SetAttr(size=cut), ROOT)
+                    await fs.setattr(ino, SetAttr(size=size), ROOT)
+                    expected[cut:] = bytes(size - cut)
+                case 3:
+                    await put_file(fs, 1, b"other-%d" % chance.randrange(1 << 30), b"x" * 5000)
+                case 4:
+                    volume.chunks.clear()
+            offset = chance.randrange(size)
+            length = chance.choice((1, 100, 4096, CHUNK))
+            now = fs._contents[ino].read_now(offset, length)
+            if now is not None:
+                short += 1
+                assert bytes(now) == expected[offset : offset + length]
+            got = bytes(await fs.read(handle, offset, length))
+            assert got == expected[offset : offset + length]
+        assert short > 10
+    await store.aclose()
