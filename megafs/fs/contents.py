@@ -100,6 +100,7 @@ class Contents:
     """One file's bytes.  Shared by everybody who has the file open.
 
     account: told of every change in the number of bytes that wait in memory.
+    travelled: told of pieces that a hurried flush put into the tree itself: (inode, start, bytes).
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Contents:
         account: Callable[[int], None],
         deduplicate: Callable[[memoryview | bytearray | bytes], Extent | None] | None = None,
         stored: Callable[[memoryview | bytearray | bytes, Extent], None] | None = None,
+        travelled: Callable[[int, int, int], None] = lambda ino, start, size: None,
     ) -> None:
         self.ino = ino
         self._replica = replica
@@ -125,6 +127,7 @@ class Contents:
         self._account = account
         self._deduplicate = deduplicate
         self._stored = stored
+        self._travelled = travelled
         self._cells: dict[int, Cell] = {}
         self._flushing: dict[int, Cell] = {}
         self._lock = trio.Lock()
@@ -314,15 +317,17 @@ class Contents:
 
     # ---- leaving memory ---------------------------------------------------------------------
 
-    async def flush(self) -> None:
+    async def flush(self, *, soon: int = 0) -> None:
         """Bring what was written into the stage and the tree.
 
+        soon: somebody waits until it is in the store, so up to this many bytes go into the commit
+            itself.
         On an error nothing is lost: the bytes stay in memory, and the next flush tries again.
         """
         if not self.is_dirty:
             return
         async with self._lock:
-            await self._flush(None)
+            await self._flush(None, soon=soon if self.dirty <= soon else 0)
 
     async def truncate(self, size: int, time_ns: int) -> None:
         """Make the file *size* bytes long; on an error it is as it was."""
@@ -355,7 +360,7 @@ class Contents:
         self._size = min(self._size, size)
         return gone
 
-    async def _flush(self, cut_to: int | None, time_ns: int = 0) -> None:
+    async def _flush(self, cut_to: int | None, time_ns: int = 0, *, soon: int = 0) -> None:
         if not self._cells and cut_to is None:
             return
         inode = self._tree.find(self.ino)
@@ -369,7 +374,7 @@ class Contents:
         mtime = self._mtime if was_dirty else inode.mtime_ns
         dirty = self.dirty
         try:
-            pieces = await self._seal(taken, size)
+            pieces = await self._seal(taken, size, max(soon, self._inline))
             inode = self._tree.find(self.ino)
             if inode is None:
                 raise Refused(e.ESTALE)
@@ -396,6 +401,9 @@ class Contents:
         self._flushing = {}
         self.generation += 1
         self._count(-dirty)
+        for piece in pieces:
+            if not piece.pack and piece.length > self._inline:
+                self._travelled(self.ino, piece.start, piece.length)
         if cut_to is not None and self._cells:
             self._size = max(
                 cut_to, max(n * self._chunk + c.ranges[-1][1] for n, c in self._cells.items())
@@ -421,8 +429,8 @@ class Contents:
         self._flushing = {}
         self.generation += 1
 
-    async def _seal(self, cells: dict[int, Cell], size: int) -> list[Extent]:
-        """Seal what cells hold; return the extents, in order."""
+    async def _seal(self, cells: dict[int, Cell], size: int, inline: int) -> list[Extent]:
+        """Seal what cells hold; return the extents, in order.  inline: up to here they are data."""
         pieces: list[tuple[int, bytes | bytearray | memoryview]] = []
         for number in sorted(cells):
             cell = cells[number]
@@ -439,7 +447,7 @@ class Contents:
         extents: list[Extent | None] = []
         large: list[tuple[int, bytes | bytearray | memoryview]] = []
         for start, data in pieces:
-            if len(data) <= self._inline:
+            if len(data) <= inline:
                 extents.append(Extent(start, len(data), 0, 0, 0, len(data), 0, None, bytes(data)))
                 continue
             same = self._deduplicate(data) if self._deduplicate is not None else None

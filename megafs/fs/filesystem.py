@@ -30,6 +30,7 @@ from megafs.errors import Corrupt, Denied, Fault, Missing, NoStore, Refused, Sto
 from megafs.fs import acl, past
 from megafs.fs.contents import Contents
 from megafs.fs.past import FIRST_REAL, Past
+from megafs.fs.repack import SOON, Repacker
 from megafs.fs.writeback import Writeback
 from megafs.journal.replica import News, Replica, Ticket
 from megafs.journal.writer import Writer
@@ -177,6 +178,9 @@ class FileSystem:
         self._dedup_key = dedup_key if params.deduplication else None
         self.writeback = Writeback(replica, stage, writer, settings.dirty_limit)
         self.writeback.on_clean = self._settle
+        self.repack = Repacker(
+            replica, stage, params.inline_limit, allowed=self._writable, poke=writer.poke
+        )
         self.errors = Errors()
         self.spawner = Spawner()
         self.on_invalidate: Callable[[list[Invalidation]], None] | None = None
@@ -814,6 +818,7 @@ class FileSystem:
                 account=self.writeback.account,
                 deduplicate=self._find_duplicate if self._dedup_key else None,
                 stored=self._note_stored if self._dedup_key else None,
+                travelled=self.repack.note,
             )
         return contents
 
@@ -947,13 +952,15 @@ class FileSystem:
         """Durable in the store, or here, as the mount option `fsync` says."""
         if self.past is not None and self.past.has(fh):
             return
-        await self._stage_file(self._handle(fh).contents)
+        soon = SOON if self._settings.fsync == "store" else 0
+        await self._stage_file(self._handle(fh).contents, soon)
         await self._make_durable()
+        self.repack.begin(self.spawner.start)
 
-    async def _stage_file(self, contents: Contents) -> None:
+    async def _stage_file(self, contents: Contents, soon: int = 0) -> None:
         error, contents.error = contents.error, None
         try:
-            await contents.flush()
+            await contents.flush(soon=soon)
         except Refused as no:
             raise Refused(e.ESTALE) from no  # the file is gone: whoever wrote must hear of it
         except Fault as exc:
@@ -966,6 +973,8 @@ class FileSystem:
     async def _make_durable(self) -> None:
         if self._settings.read_only:
             return
+        if self._settings.fsync == "store":
+            self._writer.poke(urgent=True)  # on its way while the local disk syncs
         batch = await self.writeback.durability.local()
         if self._settings.fsync == "store":
             try:
@@ -1036,9 +1045,12 @@ class FileSystem:
 
     # ---- common -----------------------------------------------------------------------------
 
-    def _may_write(self) -> None:
+    def _writable(self) -> bool:
         writer = self._writer
-        if self._settings.read_only or writer.frozen is not None or writer.barred is not None:
+        return not self._settings.read_only and writer.frozen is None and writer.barred is None
+
+    def _may_write(self) -> None:
+        if not self._writable():
             raise Refused(e.EROFS)
 
     async def _record(self, op: ops.Operation) -> None:

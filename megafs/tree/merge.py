@@ -50,6 +50,7 @@ from megafs.tree.ops import (
     Relocate,
     RemoveXattr,
     Rename,
+    Repack,
     Rmdir,
     SetXattr,
     Snapshot,
@@ -170,7 +171,7 @@ class Merge:
                 self._snapshot(op)
             case Attributes() | RemoveXattr() | Reap():
                 self._try(op)
-            case MarkGarbage() | DropPacks() | Relocate() | Mend():
+            case MarkGarbage() | DropPacks() | Relocate() | Repack() | Mend():
                 self._try(op)  # each looks itself at what is still as it was
             case AddPack() | ClaimRange():
                 self._do(op)

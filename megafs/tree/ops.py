@@ -461,6 +461,32 @@ class Relocate(Operation, frozen=True, tag="relocate"):
         return tuple(new for _, _, new in self.moves)
 
 
+class Repack(Operation, frozen=True, tag="repack"):
+    """Pieces of files that lay in the tree itself lie in packs: (inode, its version, where).
+
+    A file that has changed since stays as it is.
+    """
+
+    moves: tuple[tuple[int, int, Extent], ...]
+
+    def apply(self, tree: Tree) -> None:
+        for ino, version, new in self.moves:
+            inode = tree.find(ino)
+            if inode is None or inode.version != version:
+                continue
+            tree.db.execute(
+                "UPDATE extents SET pack=?, offset=?, sealed=?, plain=?, skip=0, digest=?,"
+                " data=NULL WHERE ino=? AND start=? AND length=? AND pack=0",
+                (
+                    new.pack, new.offset, new.sealed, new.plain, new.digest,
+                    ino, new.start, new.length,
+                ),
+            )  # fmt: skip
+
+    def laid(self) -> tuple[Extent, ...]:
+        return tuple(new for _, _, new in self.moves)
+
+
 class Mend(Operation, frozen=True, tag="mend"):
     """One row of a table is put right by fsck, if it is still as fsck saw it.
 
@@ -515,6 +541,7 @@ AnyOperation = (
     | MarkGarbage
     | DropPacks
     | Relocate
+    | Repack
     | Mend
 )
 

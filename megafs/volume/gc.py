@@ -155,6 +155,7 @@ async def collect(volume: Volume, limits: Limits, args: Args, progress: Progress
     await run.prepare()
     await run.mark_and_drop()
     if not args.get("no_compact"):
+        await run.repack()
         await run.compact(args.get("rate"))
     if not dry_run:
         await jobs.settle(volume)
@@ -335,6 +336,17 @@ class _Collection:
     def _is_kept(self, number: int) -> bool:
         pack = self._survey.rows.get(number)
         return pack is not None and pack.name in self._kept
+
+    async def repack(self) -> None:
+        """Move to packs what fsyncs put into commits and no process has moved since."""
+        if self._dry:
+            return
+        volume = self._volume
+        places = await offload(_inlined, volume.replica.reader(), volume.params.inline_limit)
+        for batch in _batches(places, 64):
+            await volume.fs.repack.move(batch)
+        if places:
+            await jobs.settle(volume)
 
     # ---- compacting -------------------------------------------------------------------------
 
@@ -589,6 +601,17 @@ class _Collection:
         self.counts.removed_beats = len(old)
         if not self._dry:
             await self._delete(old)
+
+
+def _inlined(reader: apsw.Connection, limit: int) -> list[tuple[int, int, int]]:
+    """Where pieces longer than *limit* lie in the tree: (inode, start, size); in a thread."""
+    try:
+        rows: Any = reader.execute(
+            "SELECT ino, start, length FROM extents WHERE pack=0 AND length>?", (limit,)
+        )
+        return list(rows)
+    finally:
+        reader.close()
 
 
 class _Mover:

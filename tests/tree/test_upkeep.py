@@ -94,6 +94,23 @@ def test_a_moved_chunk_changes_only_what_still_names_the_old_place(tree: Tree) -
     assert (three.pack, three.offset, three.length, three.start) == (11, 8, 100, 2 * CHUNK)
 
 
+def test_a_piece_that_lay_in_the_tree_lies_in_a_pack_if_it_is_still_the_same(tree: Tree) -> None:
+    data = bytes(range(200)) * 10
+    lay(tree, Extent(CHUNK, len(data), 0, 0, 0, len(data), 0, None, data))
+    version = tree.inode(2).version
+    moved = Extent(CHUNK, len(data), 11, 7, 2100, len(data), 0, b"e" * 32, None)
+
+    ops.Repack(((2, version - 1, moved), (99, version, moved))).apply(tree)  # it has changed since
+    assert tree.all_extents(2)[1].data == data
+
+    used, blocks = tree.used, tree.inode(2).blocks
+    ops.Repack(((2, version, moved), (2, version, extent(12)))).apply(tree)
+    one, two = tree.all_extents(2)
+    assert one == extent(10)  # in a pack already
+    assert two == moved
+    assert (tree.used, tree.inode(2).blocks, tree.inode(2).version) == (used, blocks, version)
+
+
 def test_a_row_is_mended_only_as_it_was_seen(tree: Tree) -> None:
     row = tree.db.execute("SELECT * FROM inodes WHERE ino=2").fetchone()
     assert row is not None
@@ -115,6 +132,7 @@ def test_they_survive_the_log_of_operations(tree: Tree) -> None:
         ops.MarkGarbage((1, 2), 3),
         ops.DropPacks((1,), (2, 3)),
         ops.Relocate(((1, 2, extent(3)),)),
+        ops.Repack(((1, 2, extent(3)),)),
         ops.Mend("dirents", (1, b"\xff", 2, 3), None),
     ]
     assert ops.decode(ops.encode(made)) == made
