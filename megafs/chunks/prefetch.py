@@ -1,8 +1,10 @@
 """Read-ahead: which bytes of a file a program will want next.  A pure plan, no I/O.
 
-A handle that reads on from where it stopped gets a window that grows fourfold with every hit up
-to a limit, and closes on the first jump.  The kernel sends the requests of its own read-ahead from
-several threads, so one that comes a little early or late still counts as sequential.
+A handle that reads on from where it stopped gets a window that grows eightfold with every hit up
+to a limit, and closes on the first jump.  The limit itself grows while the reader still catches up
+with what is under way: then the line is longer or faster than the window.  The kernel sends the
+requests of its own read-ahead from several threads, so one that comes a little early or late still
+counts as sequential.
 """
 
 from __future__ import annotations
@@ -13,17 +15,19 @@ from dataclasses import dataclass
 #: 8 requests of 128 KiB under way.
 _SLACK = 1 << 20
 _UNDER_WAY = 8
-_FIRST = 512 << 10
+_FIRST = 1 << 20
 
 
 @dataclass(slots=True)
 class ReadAhead:
     """The reading pattern of one open file.
 
-    limit: the largest window in bytes; 0 turns read-ahead off.
+    limit: the largest window in bytes, to begin with; 0 turns read-ahead off.
+    most: what the limit may grow to.
     """
 
     limit: int
+    most: int = 0
     _next: int = 0
     _window: int = 0
     _fetched: int = 0
@@ -36,6 +40,11 @@ class ReadAhead:
         """
         slack = min(_SLACK, _UNDER_WAY * length)
         return abs(offset - self._next) <= slack and bool(self._next or offset == 0)
+
+    def late(self) -> None:
+        """The reader had to wait for bytes that were under way already."""
+        if self._window == self.limit < self.most:
+            self.limit = min(self.most, self.limit * 2)
 
     def jumped(self, end: int) -> None:
         """A read that ended at *end* was answered without asking here; it did not go on."""
@@ -51,7 +60,7 @@ class ReadAhead:
             return None
         end = offset + length
         if self.goes_on(offset, length):
-            self._window = min(self.limit, max(_FIRST, self._window * 4))
+            self._window = min(self.limit, max(_FIRST, self._window * 8))
         else:
             self._window = 0
             self._fetched = end
@@ -60,8 +69,8 @@ class ReadAhead:
             return None
         start = max(self._fetched, end)
         stop = min(size, self._next + self._window)
-        # Ask in pieces worth a request, not for every 128 KiB that was consumed.
-        if stop - start < min(self._window // 2, 1 << 20) and stop < size:
+        # Ask in pieces worth a request, not for every 128 KiB that was consumed: four under way.
+        if stop - start < min(self._window // 2, max(1 << 20, self._window // 4)) and stop < size:
             return None
         if stop <= start:
             return None

@@ -40,6 +40,8 @@ _OFFLOAD_FROM = 64 << 10
 #: The longest pause after a failed upload.  Overload and outages are the business of what lies
 #: below (stores/retry.py), which fails at once while a store is down.
 _PAUSE = 5.0
+#: What is worth a put of its own when nothing else is on its way to the store.
+_WORTH = 2 << 20
 #: Plaintext that is sealed before the size of the open pack is looked at again.
 _GROUP = 2 << 20
 
@@ -228,8 +230,13 @@ class Stage:
             raise leaf(group) from group
         finally:
             pack.busy -= 1
-            if pack.size >= self._pack_size and self._open is pack:
+            if self._open is pack and pack.size >= self._wanted():
                 self.cut()
+
+    def _wanted(self) -> int:
+        """The size at which the open pack is cut: less while the line would only wait for it."""
+        idle = not self.uploading and not self._queue
+        return min(self._pack_size, _WORTH) if idle else self._pack_size
 
     def _ready(self) -> StagedPack:
         """The open pack, a new one if need be."""

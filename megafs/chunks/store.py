@@ -23,7 +23,7 @@ from megafs.crypto import aead
 from megafs.crypto.keys import Keyring, digest
 from megafs.errors import Corrupt, Fault, Missing, Unavailable
 from megafs.stores.base import ObjectStore
-from megafs.stores.limit import background
+from megafs.stores.limit import URGENT, background, current_level
 from megafs.tree.tree import Extent, Pack, Tree
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,11 @@ class ChunkStore:
         # Chunks whose bytes were those that the tree says (`digest`) when they were read here.
         self._whole: dict[Key, None] = {}
         self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
-        self._ahead = trio.CapacityLimiter(4)
+        self._ahead = trio.CapacityLimiter(8)
         self.hits = 0
         self.misses = 0
+        #: How often a reader came for what somebody else was fetching.
+        self.awaited = 0
         #: Asked for packs that the present tree does not know: the past may (fs/past.py).
         self.elsewhere: Callable[[int], Pack | None] | None = None
 
@@ -101,9 +103,15 @@ class ChunkStore:
         key = (extent.pack, extent.offset)
         return key in self._opened or key in self._loading
 
-    async def read(self, extents: Iterable[Extent]) -> list[Data]:
+    @property
+    def worth(self) -> int:
+        """Bytes that cost about as much as the round trip: see `ObjectStore.worth`."""
+        return self._store.worth()
+
+    async def read(self, extents: Iterable[Extent], along: Sequence[Extent] = ()) -> list[Data]:
         """The whole chunk of each extent (its `data` for an inline one), in order.
 
+        along: taken along, and kept, if one chunk has to be fetched and they lie next to it.
         Raises Corrupt, Missing or another StoreError if one cannot be had.
         """
         wanted = list(extents)
@@ -114,7 +122,9 @@ class ChunkStore:
             if found[n] is None:
                 absent.append(n)
         while absent:
-            for n, data in zip(absent, await self._load([wanted[n] for n in absent]), strict=True):
+            for n, data in zip(
+                absent, await self._load([wanted[n] for n in absent], along), strict=True
+            ):
                 found[n] = data
             # None: whoever was fetching it was cancelled; it is our turn now.
             absent = [n for n in absent if found[n] is None]
@@ -180,7 +190,7 @@ class ChunkStore:
             self.hits += 1
         return data
 
-    async def _load(self, extents: list[Extent]) -> list[Data | None]:
+    async def _load(self, extents: list[Extent], along: Sequence[Extent] = ()) -> list[Data | None]:
         """Fetch, or wait for others who fetch."""
         for extent in extents:
             self._check_echo((extent.pack, extent.offset))
@@ -192,12 +202,15 @@ class ChunkStore:
             if loading is None:
                 loading = self._loading[key] = _Loading()
                 mine[key] = extent
-                self._whole.pop(key, None)  # what comes now is not proven yet
+            elif current_level() == URGENT:
+                self.awaited += 1
             waits.append(loading)
         if mine:
             self.misses += len(mine)
             if len(mine) == 1:
-                self._add_neighbours(mine)
+                self._add_neighbours(mine, along)
+            for key in mine:
+                self._whole.pop(key, None)  # what comes now is not proven yet
             await self._fetch_all(mine)
         results: list[Data | None] = []
         for loading in waits:
@@ -221,14 +234,26 @@ class ChunkStore:
             raise Unavailable(str(error))
         del self._late[key]
 
-    def _add_neighbours(self, mine: dict[Key, Extent]) -> None:
-        """If *mine* is one small chunk from the store, take the small ones around it along."""
+    def _add_neighbours(self, mine: dict[Key, Extent], along: Sequence[Extent]) -> None:
+        """*mine* is one chunk: take along what lies around it in its pack and will be wanted, too.
+
+        That is what the caller names, or around a small chunk the other small ones.
+        """
         (wanted,) = mine.values()
-        if wanted.sealed > _SMALL or self._stage.has(wanted.pack):
+        if self._stage.has(wanted.pack):
             return
-        around = self._tree.extents_of_pack(
-            wanted.pack, max(0, wanted.offset - _AROUND), wanted.offset + _AROUND
-        )
+        largest = _SMALL
+        if along:
+            largest = _RANGE
+            around = sorted(
+                (extent for extent in along if extent.pack == wanted.pack), key=lambda e: e.offset
+            )
+        elif wanted.sealed <= _SMALL:
+            around = self._tree.extents_of_pack(
+                wanted.pack, max(0, wanted.offset - _AROUND), wanted.offset + _AROUND
+            )
+        else:
+            return
         here = next((n for n, e in enumerate(around) if e.offset == wanted.offset), None)
         if here is None:  # of the past
             return
@@ -236,13 +261,16 @@ class ChunkStore:
             last = wanted
             for extent in way:
                 first, second = sorted((last, extent), key=lambda e: e.offset)
-                if extent.sealed > _SMALL or second.offset - first.offset > _GAP:
+                gap = second.offset - first.offset - first.sealed
+                if extent.sealed > largest or gap > _GAP:
                     break  # what lies beyond would need a request of its own
                 last = extent
                 key = (extent.pack, extent.offset)
                 if key not in self._opened and key not in self._loading:
                     self._loading[key] = _Loading()
                     mine[key] = extent
+                elif extent.sealed > _GAP:
+                    break  # it is here, and too large to be fetched again on the way
 
     async def _fetch_all(self, mine: dict[Key, Extent]) -> None:
         groups = _grouped(list(mine.values()))

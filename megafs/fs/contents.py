@@ -35,6 +35,8 @@ _FRAGMENTS = 8
 _KEEP_OPEN = 1 << 20
 
 
+#: The most that is fetched around a place that a reader jumped to.
+_BLOCK = 1 << 20
 #: Places of a file whose extents are kept: 1 GiB of chunks of 256 KiB, some 1.5 MB.
 _PLACES = 4096
 
@@ -133,6 +135,7 @@ class Contents:
         self._lock = trio.Lock()
         self._size = 0
         self._mtime = 0
+        self._jumps = 0
         self.generation = 0
         self.opens = 0
         #: Calls under way that need no handle: this object must outlive them.
@@ -223,8 +226,11 @@ class Contents:
 
     # ---- reading ----------------------------------------------------------------------------
 
-    async def read(self, offset: int, length: int) -> bytes | memoryview:
-        """The bytes [offset, offset+length), fewer only at the end of the file."""
+    async def read(self, offset: int, length: int, *, jump: bool = False) -> bytes | memoryview:
+        """The bytes [offset, offset+length), fewer only at the end of the file.
+
+        jump: they do not go on where the reader stopped.
+        """
         while True:
             size = self.size
             if offset >= size or length <= 0:
@@ -234,9 +240,25 @@ class Contents:
             extents = self._extents(offset, end)
             if self.is_dirty:
                 extents = [x for x in extents if not self._hidden(x, offset, end)]
-            chunks = await self._chunks.read(extents) if extents else []
+            along = self._around(extents[0], size) if jump and len(extents) == 1 else ()
+            chunks = await self._chunks.read(extents, along) if extents else []
             if generation == self.generation:
                 return self._assemble(offset, end, extents, chunks)
+
+    def _around(self, extent: Extent, size: int) -> list[Extent]:
+        """What to fetch along with a chunk that a reader jumped to; nothing if it is here.
+
+        As much as costs no more than the round trip, once there were jumps enough that their blocks
+        would be a sixteenth of the file: whoever has jumped about in that will want more of it.
+        """
+        if self._chunks.has(extent) or extent.pack == 0:
+            return []
+        self._jumps += 1
+        block = min(_BLOCK, self._chunks.worth)
+        if block < 2 * self._chunk or self._jumps * _BLOCK * 16 < size:
+            return []
+        start = extent.start // block * block
+        return self._tree.extents(self.ino, start, start + block)
 
     def _hidden(self, extent: Extent, start: int, end: int) -> bool:
         """Whether newer bytes in memory cover all that is wanted of *extent*."""

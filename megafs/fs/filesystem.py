@@ -59,6 +59,8 @@ _NO_QUOTA = 1 << 50
 _FILES = 1 << 40
 #: How often a strict operation is decided anew because others were faster.
 _STRICT_ATTEMPTS = 16
+#: A read-ahead that was asked to be smaller than this stays as small as it is.
+_GROWING = 4 << 20
 #: A read up to this size, out of sequence, is answered without a plan if its bytes are here.
 _AT_ONCE = 32 << 10
 T = TypeVar("T")
@@ -796,10 +798,14 @@ class FileSystem:
         contents = self._of(ino)
         contents.opens += 1
         handle = self._handle_number()
-        self._handles[handle] = _Handle(
-            contents, flags, caller.uid, ReadAhead(self._settings.readahead)
-        )
+        self._handles[handle] = _Handle(contents, flags, caller.uid, self._new_ahead())
         return handle
+
+    def _new_ahead(self) -> ReadAhead:
+        most = self._settings.readahead
+        if most >= _GROWING:
+            most = max(most, min(4 * most, self._settings.memory_cache // 2))
+        return ReadAhead(self._settings.readahead, most)
 
     def _handle_number(self) -> int:
         self._next_handle += 1
@@ -844,7 +850,8 @@ class FileSystem:
             raise Refused(e.EBADF)
         contents = handle.contents
         noatime = self._settings.atime == "noatime" or self._settings.read_only
-        if noatime and size <= _AT_ONCE and not handle.ahead.goes_on(offset, size):
+        jump = not handle.ahead.goes_on(offset, size)
+        if noatime and jump and size <= _AT_ONCE:
             now = contents.read_now(offset, size)
             if now is not None:
                 handle.ahead.jumped(offset + size)
@@ -852,7 +859,10 @@ class FileSystem:
         try:
             # Before the read itself, which may take a round trip: what comes next shares it.
             self._read_ahead(handle, offset, min(size, contents.size - offset))
-            data = await contents.read(offset, size)
+            awaited = self._chunks.awaited
+            data = await contents.read(offset, size, jump=jump)
+            if self._chunks.awaited != awaited:
+                handle.ahead.late()
         except Refused as no:
             # The tree has no such inode any more: removed by another mount.
             raise Refused(e.ESTALE) from no

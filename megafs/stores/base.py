@@ -129,6 +129,10 @@ class ObjectStore(ABC):
     async def forget(self, name: str) -> None:  # noqa: B027
         """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""
 
+    def worth(self) -> int:
+        """How many bytes take as long to come as the asking for them; 0 while that is not known."""
+        return 0
+
     def health(self) -> Health:
         """What is known of the store from recent requests; never asks it."""
         return Health()

@@ -186,6 +186,14 @@ class DiskCached(ObjectStore):
                 raise copy.copy(flight.error) from flight.error
             # Its reader was cancelled: the first of us to come here takes over.
 
+    def begin(self) -> None:
+        """Start the background task, which fills the index, without waiting for it."""
+        if not self._started:
+            self._started = True
+            trio.lowlevel.spawn_system_task(
+                self._run, name="disk cache", context=contextvars.copy_context()
+            )
+
     def _flight(self, name: str, start: int, end: int) -> _Flight | None:
         for flight in self._flights.get(name, ()):
             if flight.start <= start and end <= flight.end:
@@ -443,6 +451,9 @@ class DiskCached(ObjectStore):
     async def create(self) -> None:
         await self._store.create()
 
+    def worth(self) -> int:
+        return self._store.worth()
+
     def health(self) -> Health:
         below = self._store.health()
         return Health(below.state, below.last_error, {**below.details, "cache": self.stats()})
@@ -468,11 +479,7 @@ class DiskCached(ObjectStore):
 
     async def _start(self) -> None:
         """Wait until the index is there, or it is clear that there will be none soon."""
-        if not self._started:
-            self._started = True
-            trio.lowlevel.spawn_system_task(
-                self._run, name="disk cache", context=contextvars.copy_context()
-            )
+        self.begin()
         with trio.move_on_after(_SLOW_START) as scope:
             await self._ready.wait()
         if scope.cancelled_caught:

@@ -16,6 +16,7 @@ ones before it are paid for.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -227,6 +228,49 @@ class Pace:
             self._paid_until -= size / self.rate
 
 
+class Line:
+    """What the way to the store is like, from how long the last gets took.
+
+    A get of n bytes takes about latency + n / rate: the straight line through the samples with the
+    least squares gives both.  Gets that run side by side share the rate, so it is what one of them
+    can count on.
+    """
+
+    #: So many samples are kept, and so many are needed.
+    _KEEP = 64
+    _ENOUGH = 8
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[int, float]] = deque(maxlen=self._KEEP)
+        self._worth = 0
+
+    def note(self, size: int, seconds: float) -> None:
+        """A get of *size* bytes took so long."""
+        self._samples.append((size, seconds))
+        self._worth = -1
+
+    def worth(self) -> int:
+        """The bytes that take as long as the latency; 0 if the samples do not tell."""
+        if self._worth < 0:
+            self._worth = self._fit()
+        return self._worth
+
+    def _fit(self) -> int:
+        count = len(self._samples)
+        if count < self._ENOUGH:
+            return 0
+        mean_n = sum(n for n, _ in self._samples) / count
+        mean_t = sum(t for _, t in self._samples) / count
+        spread = sum((n - mean_n) ** 2 for n, _ in self._samples)
+        if spread < count * (16 << 10) ** 2:  # all of about one size
+            return 0
+        slope = sum((n - mean_n) * (t - mean_t) for n, t in self._samples) / spread
+        latency = mean_t - slope * mean_n
+        if latency <= 0:
+            return 0
+        return int(min(latency / slope, 1 << 30)) if slope > 0 else 1 << 30
+
+
 class Limited(ObjectStore):
     """*store* with at most so many requests at once.
 
@@ -250,10 +294,13 @@ class Limited(ObjectStore):
         self._down = Gate(max(1, downloads), 1 if downloads > 1 else 0)
         self._up_pace = Pace(up_rate)
         self._down_pace = Pace(down_rate)
+        self._line = Line()
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         async with self._turn(self._down, self._down_pace, length):
+            begin = trio.current_time()
             data = await self._store.get(name, start, length)
+            self._line.note(len(data), trio.current_time() - begin)
         self._down_pace.refund(length - len(data))
         return data
 
@@ -282,6 +329,9 @@ class Limited(ObjectStore):
 
     async def forget(self, name: str) -> None:
         await self._store.forget(name)
+
+    def worth(self) -> int:
+        return self._line.worth()
 
     def health(self) -> Health:
         below = self._store.health()

@@ -229,6 +229,9 @@ class Retrying(ObjectStore):
             return "down"
         return "degraded" if now - self._last_failure < DEGRADED_FOR else "ok"
 
+    def worth(self) -> int:
+        return self._store.worth()
+
     def health(self) -> Health:
         below = self._store.health()
         numbers = self._numbers

@@ -2,7 +2,7 @@
 
 httpx's own path gives a body away in pieces of 64 KiB through nine generators, which costs more
 than decrypting it (docs/decisions/0004-transport.md).  Here a body of known length is received into
-one buffer that the connection keeps and that stays warm, and copied out once.  stores/http.py puts
+place, a small one into a buffer that the connection keeps.  stores/http.py puts
 this under httpx as a transport.
 
 Strict in what it takes (RFC 9112): a head of at most 64 KiB, without folded lines; a length that is
@@ -20,6 +20,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import cast
 
 import trio
@@ -36,9 +37,13 @@ _FIELD = re.compile(
 )
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\Z")
 
-# The body's buffer: a chunk of megafs is at most 1 MiB.  A fresh buffer of that size costs as much
-# in page faults as its decryption, hence one that is kept; larger bodies are put together of parts.
-_BUFFER = (1 << 20) + (64 << 10)
+# The buffer of a connection, for heads and small bodies; larger ones are received where they stay.
+# malloc keeps such memory (mount/daemon.py, `harden`): in a fresh mapping page faults would cost as
+# much as deciphering.
+_BUFFER = 256 << 10
+_DIRECT = 64 << 10
+# Bytes between two turns of the event loop.
+_TURN = 1 << 20
 
 # What is handed to the socket, or to TLS, at a time.
 _PIECE = 256 << 10
@@ -183,11 +188,8 @@ class Connection:
 
     async def _exactly(self, size: int) -> bytes:
         """Take *size* bytes."""
-        parts: list[bytes] = []
-        while size > _BUFFER:
-            parts.append(await self._exactly(_BUFFER))
-            size -= _BUFFER
-            await trio.lowlevel.checkpoint()  # a fast server must not keep the loop to itself
+        if size > _DIRECT:
+            return await self._exactly_here(size)
         held = self._end - self._at
         if held < size:
             self._make_room(size)
@@ -196,9 +198,29 @@ class Connection:
                 if not got:
                     raise Garbled("the answer is cut short")
                 self._end += got
-        last = bytes(self._view[self._at : self._at + size])
+        taken = bytes(self._view[self._at : self._at + size])
         self._at += size
-        return b"".join([*parts, last]) if parts else last
+        return taken
+
+    async def _exactly_here(self, size: int) -> bytes:
+        """As `_exactly`, received where the result lies."""
+        # getvalue() gives the very bytes that getbuffer() let us fill.
+        body = BytesIO(bytes(size))
+        with body.getbuffer() as view:
+            held = min(size, self._end - self._at)
+            view[:held] = self._view[self._at : self._at + held]
+            self._at += held
+            turn = 0
+            while held < size:
+                got = await self._receive(view[held:])
+                if not got:
+                    raise Garbled("the answer is cut short")
+                held += got
+                turn += got
+                if turn > _TURN:
+                    turn = 0
+                    await trio.lowlevel.checkpoint()  # a fast server must not keep the loop
+        return body.getvalue()
 
     async def _drop(self, size: int) -> None:
         while size > 0:

@@ -488,6 +488,9 @@ async def _opened(
             nursery.start_soon(_pins, volume)
             if volume.lease is not None:
                 nursery.start_soon(_keep_lease, volume)
+            begin = getattr(store, "begin", None)
+            if begin is not None:
+                begin()  # or the first read would wait for the index, some 30 ms
             try:
                 yield volume
             finally:

@@ -507,3 +507,16 @@ async def test_a_part_that_went_bad_in_the_cache_is_left_to_a_whole_read(tmp_pat
         assert p.chunks.part(extent, 8000, 10000) is None
         assert p.chunks.part(extent, 0, 10) is None  # nothing of it counts any more
         assert bytes((await p.chunks.read([extent]))[0]) == data  # from the store
+
+
+async def test_what_lies_around_a_chunk_comes_along_in_its_request(tmp_path: Path) -> None:
+    data = [os.urandom(CHUNK) for _ in range(12)]
+    async with parts(tmp_path) as p:
+        extents = await p.put(data)
+        gets = p.gets()
+        assert bytes((await p.chunks.read([extents[5]], extents[2:9]))[0]) == data[5]
+        assert p.gets() == gets + 1
+        assert [n for n, extent in enumerate(extents) if p.chunks.has(extent)] == [*range(2, 9)]
+        for extent, what in zip(extents[2:9], data[2:9], strict=True):
+            assert bytes((await p.chunks.read([extent]))[0]) == what
+        assert p.gets() == gets + 1
