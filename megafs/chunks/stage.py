@@ -211,19 +211,19 @@ class Stage:
         try:
             if size < _OFFLOAD_FROM:
                 return [self._put(pack, piece) for piece in pieces]
-            # Two threads take a share each; more gain nothing on the memory bus.
+            # Two threads take turns; more gain nothing on the memory bus.  By turns, and not a half
+            # each, so that what follows in the file follows in the pack: one get then brings it.
             results: list[Extent | None] = [None] * len(pieces)
-            share = max(1, (len(pieces) + 1) // 2)
 
             def some(first: int) -> None:
-                for n in range(first, min(first + share, len(pieces))):
+                for n in range(first, len(pieces), 2):
                     results[n] = self._put(pack, pieces[n])
 
             if len(pieces) == 1:
                 await offload(some, 0)
             else:
                 async with trio.open_nursery() as nursery:
-                    for first in range(0, len(pieces), share):
+                    for first in (0, 1):
                         nursery.start_soon(offload, some, first)
             return [result for result in results if result is not None]
         except BaseExceptionGroup as group:
