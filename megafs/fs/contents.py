@@ -306,10 +306,14 @@ class Contents:
                     out[begin - offset : stop - offset] = part
                     part.release()
 
-    def read_now(self, offset: int, length: int) -> bytes | memoryview | None:
+    def read_now(
+        self, offset: int, length: int, *, whole: bool = False
+    ) -> bytes | memoryview | None:
         """As `read`, if nothing has to be fetched or waited for; None if it has.
 
-        For what a database or an index does all day: pages of a file that lies in the cache.
+        For what a database or an index does all day: pages of a file that lies in the cache; and
+        for small files that were read before.
+        whole: only if that is the whole file, so that there is nothing to read ahead.
         """
         if self.is_dirty or length <= 0 or self.gone is not None:
             return None
@@ -320,7 +324,7 @@ class Contents:
             inode = self._tree.find(self.ino)
             self._known_size = 0 if inode is None else inode.size
         end = min(self._known_size, offset + length)
-        if offset >= end:
+        if offset >= end or (whole and (offset or end < self._known_size)):
             return None
         number = offset // self._chunk
         if (end - 1) // self._chunk != number:

@@ -851,10 +851,10 @@ class FileSystem:
         contents = handle.contents
         noatime = self._settings.atime == "noatime" or self._settings.read_only
         jump = not handle.ahead.goes_on(offset, size)
-        if noatime and jump and size <= _AT_ONCE:
-            now = contents.read_now(offset, size)
+        if noatime and size <= _AT_ONCE:
+            now = contents.read_now(offset, size, whole=not jump)
             if now is not None:
-                handle.ahead.jumped(offset + size)
+                handle.ahead.jumped(offset + len(now))
                 return now
         try:
             # Before the read itself, which may take a round trip: what comes next shares it.

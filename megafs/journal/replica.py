@@ -216,6 +216,9 @@ class Replica:
             # "raw:": 32 random bytes need no stretching, which took 27 ms at every opening.
             key = self.keyring.subkey("replica", min(self.keyring.epochs))
             db.pragma("key", f"raw:{key.hex()}")
+            # Our statements are planned once.  Without it SQLite (built with STAT4) prepares those
+            # with a range or a join anew for every set of values: a lookup took 43 us, not 3.
+            db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
             db.pragma("temp_store", 2)  # no temporary files: they would hold plaintext
             db.pragma("cache_size", -16384)
             db.pragma("journal_mode", "wal")
