@@ -14,6 +14,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ from megafs.mount import control
 
 PASSPHRASE = "correct horse battery staple"
 ROOT = Path(__file__).parents[1]
+#: Where tools/setup.sh puts S3QL where the distribution has none.
+UNPACKED = ROOT / "build" / "s3ql"
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,7 +78,10 @@ class Peer:
     patience = 30.0
     #: Seconds until what was closed shows as under way to the store.
     quiet = 0.0
-    slow = False
+    #: In how many rounds it takes part, at most.
+    rounds = 1000
+    #: Whether it may also be opened with a file in place of the passphrase.
+    has_key_file = False
 
     def __init__(self, place: Path) -> None:
         self.place = place / self.name.replace(" ", "-")
@@ -96,6 +102,10 @@ class Peer:
 
     def command(self) -> list[str | Path]:
         """The command that mounts and stays in the foreground."""
+        raise NotImplementedError
+
+    def keyed(self) -> tuple[list[str | Path], dict[str, str]]:
+        """The command that mounts with the key file, and its environment."""
         raise NotImplementedError
 
     def local(self) -> list[Path]:
@@ -124,8 +134,11 @@ class Peer:
             said = (done.stderr + done.stdout).decode(errors="replace").strip()
             raise PeerFailed(said[-300:] or f"exit code {done.returncode}")
 
-    def mount(self, *, fresh: bool) -> float:
-        """Mount and list the directory; return the seconds until the names were there."""
+    def mount(self, *, fresh: bool, keyed: bool = False) -> float:
+        """Mount and list the directory; return the seconds until the names were there.
+
+        keyed: with the key file, for those who have one.
+        """
         if fresh:
             for path in self.local():
                 shutil.rmtree(path, ignore_errors=True)
@@ -133,10 +146,11 @@ class Peer:
             path.mkdir(exist_ok=True)
         patience = self.patience
         log = (self.place / "log").open("ab")
+        command, environ = self.keyed() if keyed else (self.command(), self.environ)
         begin = time.perf_counter()
         self._process = subprocess.Popen(
-            self.command(),
-            env=self.environ,
+            command,
+            env=environ,
             cwd="/",
             stdin=subprocess.PIPE,
             stdout=log,
@@ -237,6 +251,7 @@ class Megafs(Peer):
     name = "megafs"
     program = sys.executable
     note = "fsync=store, defaults"
+    has_key_file = True
 
     def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
         super().__init__(place)
@@ -252,12 +267,23 @@ class Megafs(Peer):
             "MEGAFS_PASSPHRASE": PASSPHRASE,
         }
         (self.place / "config.toml").touch()
+        self._key_file = self.place / "key"
+        self._key_file.write_bytes(os.urandom(64))
+        self._key_file.chmod(0o600)
 
     def make(self) -> None:
         self.run(sys.executable, "-m", "megafs", "format", self._url)
+        self.run(
+            sys.executable, "-m", "megafs", "key", "add", self._url,
+            "--new-key-file", self._key_file,
+        )  # fmt: skip
 
     def command(self) -> list[str | Path]:
         return [sys.executable, "-m", "megafs", "mount", self._url, self.mnt, "--foreground"]
+
+    def keyed(self) -> tuple[list[str | Path], dict[str, str]]:
+        environ = {k: v for k, v in self.environ.items() if k != "MEGAFS_PASSPHRASE"}
+        return [*self.command(), "--key-file", self._key_file], environ
 
     def settled(self) -> bool:
         try:
@@ -331,6 +357,101 @@ class RcloneFull(Rclone):
     cache = "full"
     quiet = 0.3  # the kernel tells of a closed file later than close returns
     note = "--vfs-cache-mode full --vfs-write-back 1s; plaintext cache, write-back"
+
+
+class S3ql(Peer):
+    """S3QL, Debian's package if it is installed, else what tools/setup.sh has unpacked.
+
+    It has one machine at a time: unmounting brings everything to the store, a mount that was ended
+    by force has to be checked before the next one.
+    """
+
+    name = "s3ql"
+    program = "mount.s3ql"
+    note = (
+        "--compress none, --keep-cache; durable is s3qlctrl flushcache and backup-metadata, as its"
+        " fsync reaches the local disk only; plaintext cache"
+    )
+    #: Flushes what is not in the store yet; prints the seconds.
+    FLUSH = (
+        "import os, sys, time; begin = time.perf_counter();"
+        "os.setxattr(sys.argv[1], 's3ql_flushcache!', b'dummy');"
+        "os.setxattr(sys.argv[1], 'upload-meta', b'dummy');"
+        "print(time.perf_counter() - begin)"
+    )
+
+    def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
+        super().__init__(place)
+        self._url = f"s3c4://{endpoint.removeprefix('http://')}/{bucket}/s3ql"
+        self._auth = self.place / "authinfo"
+        self._auth.write_text(
+            f"[s3ql]\nstorage-url: s3c4://\nbackend-login: {environ['AWS_ACCESS_KEY_ID']}\n"
+            f"backend-password: {environ['AWS_SECRET_ACCESS_KEY']}\nfs-passphrase: {PASSPHRASE}\n"
+        )
+        self._auth.chmod(0o600)
+        self._unclean = False
+
+    @property
+    def available(self) -> bool:
+        return super().available or (UNPACKED / "python").exists()
+
+    def _tool(self, name: str, *more: str | Path) -> list[str | Path]:
+        start: list[str | Path] = [name]
+        if not super().available:
+            start = [UNPACKED / "python", UNPACKED / "usr/bin" / name]
+        return [
+            *start, "--authfile", self._auth, "--cachedir", self.place / "cache",
+            "--backend-options", "no-ssl", *more, self._url,
+        ]  # fmt: skip
+
+    def make(self) -> None:
+        (self.place / "cache").mkdir(exist_ok=True)
+        self.run(*self._tool("mkfs.s3ql"), given=f"{PASSPHRASE}\n{PASSPHRASE}\n".encode())
+
+    def command(self) -> list[str | Path]:
+        options = ("--fg", "--log", "none", "--compress", "none", "--keep-cache")
+        return [*self._tool("mount.s3ql", *options), self.mnt]
+
+    def mount(self, *, fresh: bool, keyed: bool = False) -> float:
+        if self._unclean:
+            check = self._tool("fsck.s3ql", "--batch", "--log", "none")
+            done = subprocess.run(check, capture_output=True, text=True, timeout=60)
+            if done.returncode not in (0, 128):  # 128: it found something and repaired it
+                raise PeerFailed(f"fsck: {done.stderr.strip()[-200:]}")
+            self._unclean = False
+        return super().mount(fresh=fresh, keyed=keyed)
+
+    def end(self) -> None:
+        self._unclean = self._unclean or self._process is not None
+        super().end()
+
+    def settle(self, patience: float = 60.0) -> float:
+        """All data, then the metadata, of which only S3QL's own file tells that it is there."""
+        before = self._generation()
+        # In another process: one that hangs in a mount cannot be interrupted.
+        flush = [sys.executable, "-ISc", self.FLUSH, self.mnt / ".__s3ql__ctrl__"]
+        try:
+            done = subprocess.run(flush, capture_output=True, text=True, timeout=patience)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"not everything in the store after {patience:.0f} s") from None
+        if done.returncode:
+            raise PeerFailed(f"flushcache: {done.stderr.strip()[-150:]}")
+        begin = time.perf_counter()
+        while self._generation() == before:
+            if self._process is None or self._process.poll() is not None:
+                raise PeerFailed(f"it ended: {self._said()}")
+            if time.perf_counter() - begin > patience:
+                raise PeerFailed(f"no metadata in the store after {patience:.0f} s")
+            time.sleep(0.005)
+        return float(done.stdout) + time.perf_counter() - begin
+
+    def _generation(self) -> str:
+        """Goes up when the metadata so far is in the store."""
+        (path,) = (self.place / "cache").glob("*.params")
+        found = re.search(r"['\"]?seq_no['\"]?: *(\d+)", path.read_text(errors="replace"))
+        if found is None:
+            raise PeerFailed("its parameters are not what was expected")
+        return found[1]
 
 
 class S3fs(Peer):
