@@ -88,14 +88,20 @@ class Bench:
     results: list[dict[str, Any]] = field(default_factory=list)
     line: str = "loopback"
     round: int = 0
+    group: str = ""
     scale: Scale = SCALES["small"]
     wires: dict[str, Line] = field(default_factory=dict)
 
-    def record(self, peer: Peer, row: str, **measured: Any) -> None:
-        result = {"line": self.line, "round": self.round, "peer": peer.name, "row": row, **measured}
+    def write(self, result: dict[str, Any]) -> None:
         self.results.append(result)
         with (self.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")
+
+    def record(self, peer: Peer, row: str, **measured: Any) -> None:
+        self.write(
+            {"line": self.line, "round": self.round, "group": self.group, "peer": peer.name,
+             "row": row, **measured}
+        )  # fmt: skip
         what = measured.get("failed") or (
             f"{measured['mib']} MiB" if "mib" in measured else f"{measured['seconds']:.3f} s"
         )
@@ -266,6 +272,11 @@ def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
         except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
             bench.record(peer, "make", failed=str(exc)[:160])
             chosen.remove(peer)
+        else:
+            bench.write(
+                {"peer": peer.name, "note": peer.note, "store": peer.store,
+                 "encrypts": peer.encrypts}
+            )  # fmt: skip
     lines, groups = args.lines.split(","), args.only.split(",")
     for bench.round, line in itertools.product(range(1, args.rounds + 1), lines):
         bench.line = line
@@ -289,6 +300,7 @@ def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
 
 def one(bench: Bench, peer: Peer, group: str) -> None:
     peer.peak = 0
+    bench.group = group
     try:
         GROUPS[group](bench, peer)
     except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
@@ -363,7 +375,8 @@ def main() -> int:
         "load before": round(load, 1),
         "load after": round(os.getloadavg()[0], 1),
     }
-    text = report.table(bench.results, facts)
+    bench.write({"facts": facts})
+    text = report.table(bench.results)
     (bench.out / "table.md").write_text(text)
     (bench.out / "plot.svg").write_text(report.plot(bench.results))
     print(text)
