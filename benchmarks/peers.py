@@ -78,6 +78,8 @@ class Peer:
     patience = 30.0
     #: Seconds until what was closed shows as under way to the store.
     quiet = 0.0
+    #: Mounting takes so long that it stays mounted from one group of steps to the next.
+    stays = False
     #: In how many rounds it takes part, at most.
     rounds = 1000
     #: Whether it may also be opened with a file in place of the passphrase.
@@ -122,9 +124,10 @@ class Peer:
 
     # What the benchmark asks for
 
-    @property
-    def available(self) -> bool:
-        return shutil.which(self.program) is not None
+    @classmethod
+    def found(cls) -> bool:
+        """Whether it is on this machine."""
+        return shutil.which(cls.program) is not None
 
     def run(self, *command: str | Path, given: bytes | None = None) -> None:
         done = subprocess.run(
@@ -210,6 +213,12 @@ class Peer:
             self.end()
             raise PeerFailed(f"did not end {patience:.0f} s after umount") from None
         self._process = None
+
+    def forget_peak(self) -> None:
+        """Have the kernel count the peak of memory anew."""
+        self.peak = 0
+        for pid in processes(self._process.pid) if self._process else ():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def end(self) -> None:
         """By force, whatever it does."""
@@ -398,13 +407,13 @@ class S3ql(Peer):
         self._auth.chmod(0o600)
         self._unclean = False
 
-    @property
-    def available(self) -> bool:
-        return super().available or (UNPACKED / "python").exists()
+    @classmethod
+    def found(cls) -> bool:
+        return super().found() or (UNPACKED / "python").exists()
 
     def _tool(self, name: str, *more: str | Path) -> list[str | Path]:
         start: list[str | Path] = [name]
-        if not super().available:
+        if not super().found():
             start = [UNPACKED / "python", UNPACKED / "usr/bin" / name]
         return [
             *start, "--authfile", self._auth, "--cachedir", self.place / "cache",
@@ -526,9 +535,13 @@ class Cryfs(Peer):
     name = "cryfs"
     program = "cryfs"
     store = "local"
-    note = "on a local directory, no store; derives its key for 10 to 25 s at every mount"
+    note = (
+        "on a local directory, no store; derives its key (scrypt, N = 2^20, not to be changed) for"
+        " 25 s and with 1 GiB at every mount, so it takes part in one round only"
+    )
     patience = 120.0
-    slow = True
+    stays = True
+    rounds = 1
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
