@@ -120,10 +120,12 @@ A
     rm -rf "$place/apt"
     loader=$(echo "$place"/usr/lib/*/ld-linux-*.so.*)
     [ -x "$loader" ] || return 1
+    loader=${loader#"$place"/}
     cat >"$place/run" <<R
 #!/bin/sh
-export PYTHONHOME=$place/usr
-exec $loader --library-path ${loader%/*} $place/usr/bin/python3 "\$@"
+here=\${0%/*}
+PYTHONHOME=\$here/usr exec "\$here/$loader" --library-path "\$here/${loader%/*}" \\
+    "\$here/usr/bin/python3" "\$@"
 R
     chmod 755 "$place/run"
     # As installing would have done: otherwise the first mount compiles.
@@ -134,7 +136,7 @@ R
 
 if [ "$kind" = bench ]; then
     packages='rclone gocryptfs s3fs cryfs sshfs openssh-server'
-    ! apt-cache show s3ql >/dev/null 2>&1 || packages="$packages s3ql"
+    [ -x build/s3ql/python ] || ! apt-cache show s3ql >/dev/null 2>&1 || packages="$packages s3ql"
 fi
 missing=
 for package in $packages; do
