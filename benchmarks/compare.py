@@ -3,15 +3,20 @@
     python -m benchmarks.compare [--scale small|middle|full] [--rounds N] [--peers a,b] [--only big]
                                  [--lines loopback,20ms,100ms,100mbit] [--out DIR]
 
-megafs, rclone (with crypt) and s3fs share one store, a Ceph on loopback started by the run, which
-they reach through `benchmarks.line`, where requests and bytes are counted and round trips and a
-narrow line are made.  sshfs goes through such a line to an sshd of the run's own.  gocryptfs and
-cryfs have no store; they work on a local directory and have no rows where there is a line.
+megafs, rclone (with crypt), S3QL and s3fs share one store, a Ceph on loopback started by the run,
+which they reach through `benchmarks.line`, where requests and bytes are counted and round trips and
+a narrow line are made.  sshfs goes through such a line to an sshd of the run's own.  gocryptfs and
+cryfs have no store; they work on a local directory and have no rows where there is a line.  WebDAV
+is not compared: megafs has no driver for it.
 
 In each round every peer does one group of steps, then the next group is done, and so on; the order
 of the peers changes from round to round.  A step ends when what it wrote is durable (fsync, and
-nothing on its way to the store any more).  "Cold" is a machine that has never seen the volume; a
-step that fails or exceeds the time limit is reported as such and the run goes on.
+nothing on its way to the store any more).  "Cold" is a machine that has never seen the volume.  A
+step that fails or exceeds its limit, the same for all, is reported as such, the steps that need
+what it should have made are left out, and the run goes on.
+
+Each peer has the settings that make it fastest without giving up what it promises; `Peer.note` says
+which, and what it promises, and is printed with the results.
 
 Writes DIR/results.jsonl (each measurement, as it is made), DIR/table.md and DIR/plot.svg, and
 prints the table.  `make bench` installs the peers first.
@@ -30,7 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +52,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work: sizes in MiB and numbers of files."""
+    """How much work: sizes in MiB, numbers of files, seconds that a step may take."""
 
     big: int
     other: int
@@ -55,21 +60,23 @@ class Scale:
     overwrites: int
     files: int
     synced: int
-    names: int
-    limit: float
-    tree: str = ""  # what of the repository is unpacked; "" for all
+    tree: int  # files that are there when a volume is mounted and searched
+    names: int  # in one directory
+    limit: float  # of steps that write, or read much
+    quick: float  # of steps that only look, or read here and there
+    source: str = ""  # what of the repository is unpacked; "" for all
 
 
 SCALES = {
-    "small": Scale(32, 16, 200, 100, 200, 20, 300, 30.0, "megafs/chunks megafs/stores"),
-    "middle": Scale(256, 64, 1000, 500, 1000, 50, 5000, 120.0),
-    "full": Scale(1024, 256, 4000, 2000, 5000, 200, 100_000, 1200.0),
+    "small": Scale(32, 16, 100, 100, 200, 20, 200, 200, 20, 10, "megafs/chunks megafs/stores"),
+    "middle": Scale(256, 64, 300, 300, 600, 50, 5000, 1000, 60, 30),
+    "full": Scale(1024, 256, 1000, 1000, 5000, 200, 20_000, 100_000, 900, 180),
 }
 #: Behind a line every step costs round trips, so there is less of it.
 ON_LINE = {
-    "small": Scale(8, 8, 40, 20, 60, 5, 60, 40.0, "megafs/chunks"),
-    "middle": Scale(64, 16, 100, 50, 300, 20, 300, 180.0, "megafs/chunks megafs/stores"),
-    "full": Scale(256, 64, 400, 200, 2000, 50, 5000, 1200.0),
+    "small": Scale(8, 8, 40, 20, 60, 5, 40, 40, 20, 10, "megafs/chunks"),
+    "middle": Scale(64, 16, 100, 50, 100, 20, 200, 200, 25, 15, "megafs/chunks"),
+    "full": Scale(256, 64, 400, 200, 2000, 50, 5000, 5000, 600, 180),
 }
 #: name: (round trip in seconds, bytes a second)
 LINES = {
@@ -80,6 +87,10 @@ LINES = {
 }
 
 
+#: What tells a measurement from another.
+WHERE = ("line", "round", "group", "peer", "row")
+
+
 @dataclass
 class Bench:
     """One run: where results go, and what a step is."""
@@ -88,49 +99,83 @@ class Bench:
     results: list[dict[str, Any]] = field(default_factory=list)
     line: str = "loopback"
     round: int = 0
+    group: str = ""
     scale: Scale = SCALES["small"]
     wires: dict[str, Line] = field(default_factory=dict)
+    #: (peer, name) of what a step should have made and did not.
+    missing: set[tuple[str, str]] = field(default_factory=set)
 
-    def record(self, peer: Peer, row: str, **measured: Any) -> None:
-        result = {"line": self.line, "round": self.round, "peer": peer.name, "row": row, **measured}
+    def write(self, result: dict[str, Any]) -> None:
         self.results.append(result)
         with (self.out / "results.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")
+
+    def record(self, peer: Peer, row: str, **measured: Any) -> None:
+        self.write(
+            {"line": self.line, "round": self.round, "group": self.group, "peer": peer.name,
+             "row": row, **measured}
+        )  # fmt: skip
         what = measured.get("failed") or (
             f"{measured['mib']} MiB" if "mib" in measured else f"{measured['seconds']:.3f} s"
         )
-        print(f"  {self.line:<9} {peer.name:<18} {row:<42} {what}", file=sys.stderr, flush=True)
+        print(f"  {self.line:<9} {peer.name:<18} {row:<50} {what}", file=sys.stderr, flush=True)
 
     def counts(self, peer: Peer) -> dict[str, int]:
         wire = self.wires.get(peer.store)
         return wire.counts() if wire else {}
 
-    def measured(self, peer: Peer, row: str, work: Callable[[], dict[str, Any]]) -> None:
+    def measured(self, peer: Peer, row: str, work: Callable[[], dict[str, Any]]) -> bool:
         """Do *work* and record it with what it cost; a failure is a result, too."""
         before, cpu = self.counts(peer), peer.usage()
         try:
             result = work()
         except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
             self.record(peer, row, failed=" ".join(str(exc).split())[:160])
-            return
+            return False
         after = self.counts(peer)
         costs = {name: after[name] - before[name] for name in after if name != "port"}
         self.record(peer, row, **result, cpu=round(peer.usage() - cpu, 3), **costs)
+        return True
 
     def step(
-        self, peer: Peer, row: str, name: str, path: str, *, settle: bool = False, **given: Any
-    ) -> None:
+        self, peer: Peer, row: str, name: str, path: str, *,
+        settle: bool = False, makes: str = "", quick: bool = False, **given: Any,
+    ) -> None:  # fmt: skip
+        """Measure one step of `benchmarks.workloads`.
+
+        settle: it ends when everything is in the store.
+        makes: what other steps find there afterwards; without it they are not tried.
+        """
+        if path != makes and (peer.name, path) in self.missing:
+            self.missing.add((peer.name, makes))
+            self.record(peer, row, failed=f"there is no {path}: see above")
+            return
+        limit = self.scale.quick if quick else self.scale.limit
+
         def work() -> dict[str, Any]:
             begin = time.perf_counter()
-            result = self._step(peer, name, {"path": f"{peer.mnt}/{path}", **given})
+            result = self._step(peer, name, {"path": f"{peer.mnt}/{path}", **given}, limit)
             done = time.perf_counter()
             if settle:
-                result["seconds"] += peer.settle(max(1.0, self.scale.limit - (done - begin)))
+                result["seconds"] += self._settle(peer, max(1.0, limit - (done - begin)))
             return result
 
-        self.measured(peer, row, work)
+        if not self.measured(peer, row, work) and makes:
+            self.missing.add((peer.name, makes))
 
-    def _step(self, peer: Peer, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, peer: Peer, name: str, path: str, **given: Any) -> None:
+        """What other steps need; not a result itself."""
+        try:
+            self._step(peer, name, {"path": f"{peer.mnt}/{path}", **given}, self.scale.limit)
+            self._settle(peer, self.scale.limit)
+        except PeerFailed:
+            self.missing.add((peer.name, path))
+
+    def _step(
+        self, peer: Peer, name: str, given: dict[str, Any], limit: float
+    ) -> dict[str, Any]:  # fmt: skip
+        if not kinds.mounted(peer.mnt):  # the directory below would be fast
+            raise PeerFailed("not mounted")
         child = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.workloads", name, json.dumps(given)],
             cwd=ROOT,
@@ -138,7 +183,7 @@ class Bench:
             text=True,
         )
         try:
-            said, _ = child.communicate(timeout=self.scale.limit)
+            said, _ = child.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             child.kill()
             try:
@@ -148,17 +193,38 @@ class Bench:
                 peer.end()
                 child.communicate()
                 peer.mount(fresh=False)
-            raise PeerFailed(f"more than {self.scale.limit:.0f} s") from None
+            with suppress(PeerFailed):
+                self._settle(peer, max(2.0, limit / 4))
+            raise PeerFailed(f"more than {limit:g} s") from None
         result: dict[str, Any] = json.loads(said or '{"failed": "it said nothing"}')
         if "failed" in result:
             raise PeerFailed(result["failed"])
         return result
 
-    def mount(self, peer: Peer, row: str = "", *, fresh: bool) -> None:
+    def _settle(self, peer: Peer, limit: float) -> float:
+        """`Peer.settle`; what does not get through in time is given up, not left to later steps."""
+        try:
+            return peer.settle(limit)
+        except PeerFailed:
+            peer.end()
+            peer.mount(fresh=True)
+            raise PeerFailed(f"not in the store {limit:.1f} s later") from None
+
+    def mount(self, peer: Peer, row: str = "", *, fresh: bool, keyed: bool = False) -> None:
+        if peer.stays and not fresh and not row and kinds.mounted(peer.mnt):
+            return
         if row:
-            self.measured(peer, row, lambda: {"seconds": peer.mount(fresh=fresh)})
+            self.measured(peer, row, lambda: {"seconds": peer.mount(fresh=fresh, keyed=keyed)})
         else:
-            peer.mount(fresh=fresh)
+            peer.mount(fresh=fresh, keyed=keyed)
+
+    def again(self, peer: Peer, row: str, as_row: str) -> None:
+        """Record what was measured last for *row* also as *as_row*."""
+        for result in reversed(self.results):
+            if result.get("row") == row and result["peer"] == peer.name:
+                costs = {k: v for k, v in result.items() if k not in WHERE}
+                self.record(peer, as_row, **costs)
+                return
 
 
 # -- the groups of steps
@@ -169,18 +235,13 @@ def big(bench: Bench, peer: Peer) -> None:
     bench.mount(peer, fresh=False)
     bench.step(
         peer, f"write {scale.big} MiB until durable", "write", f"big-{n}",
-        settle=True, mib=scale.big,
+        settle=True, makes=f"big-{n}", mib=scale.big,
     )  # fmt: skip
     for name in ("one", "four"):
-        path = {"path": f"{peer.mnt}/{name}-{n}", "mib": scale.other}
-        try:
-            bench._step(peer, "write", path)
-            peer.settle(scale.limit)
-        except PeerFailed:
-            pass  # its reads will say so
+        bench.prepare(peer, "write", f"{name}-{n}", mib=scale.other)
     peer.umount()
     bench.mount(peer, fresh=True)
-    bench.step(peer, "first byte of a file, cold", "first_byte", f"big-{n}")
+    bench.step(peer, "first byte of a file, cold", "first_byte", f"big-{n}", quick=True)
     bench.step(peer, f"read {scale.big} MiB, cold", "read", f"big-{n}")
     bench.step(peer, f"read {scale.big} MiB, own cache", "read", f"big-{n}", drop=True)
     bench.step(peer, f"read {scale.big} MiB, page cache", "read", f"big-{n}")
@@ -188,12 +249,12 @@ def big(bench: Bench, peer: Peer) -> None:
     for readers, name in ((1, "one"), (4, "four")):
         bench.step(
             peer, f"{count} random 4 KiB reads, cold, {readers} reader{'s' * (readers > 1)}",
-            "random_reads", f"{name}-{n}", count=count, readers=readers, seed=1,
+            "random_reads", f"{name}-{n}", quick=True, count=count, readers=readers, seed=1,
         )  # fmt: skip
     for readers in (1, 4):
         bench.step(
             peer, f"{count} random 4 KiB reads, warm, {readers} reader{'s' * (readers > 1)}",
-            "random_reads", f"big-{n}", count=count, readers=readers, seed=2,
+            "random_reads", f"big-{n}", quick=True, count=count, readers=readers, seed=2,
         )  # fmt: skip
     bench.step(
         peer, f"{scale.overwrites} 4 KiB overwrites, durable", "overwrite", f"big-{n}",
@@ -206,42 +267,67 @@ def small(bench: Bench, peer: Peer) -> None:
     bench.mount(peer, fresh=False)
     bench.step(
         peer, f"create {scale.files} small files, durable", "create", f"small-{n}",
-        settle=True, count=scale.files,
+        settle=True, makes=f"small-{n}", count=scale.files,
     )  # fmt: skip
     bench.step(
         peer, f"create {scale.synced} small files, fsync each", "create_synced", f"synced-{n}",
-        settle=True, count=scale.synced,
+        settle=True, makes=f"synced-{n}", count=scale.synced,
+    )  # fmt: skip
+    peer.umount()
+    bench.mount(peer, fresh=True)
+    bench.step(peer, f"read {scale.files} small files, cold", "read_back", f"small-{n}")
+    bench.step(peer, f"read {scale.files} small files, warm", "read_back", f"small-{n}")
+
+
+def tree(bench: Bench, peer: Peer) -> None:
+    """Many files: to mount with, to search and to list.
+
+    Who has no key file keeps its key material on the disk anyway (rclone, in its configuration) or
+    has only a passphrase: its mount is recorded for the rows with a key file, too.
+    """
+    scale, n = bench.scale, f"{bench.line}-{bench.round}"
+    bench.mount(peer, fresh=False)
+    bench.step(
+        peer, f"create a tree of {scale.tree} files, durable", "create", f"tree-{n}",
+        settle=True, makes=f"tree-{n}", count=scale.tree,
     )  # fmt: skip
     bench.step(
         peer, f"create {scale.names} names in a directory", "names", f"names-{n}",
-        settle=True, count=scale.names,
+        settle=True, makes=f"names-{n}", count=scale.names,
     )  # fmt: skip
     peer.umount()
-    bench.mount(peer, "mount to first listing, new machine", fresh=True)
-    bench.step(peer, "find -ls, cold", "find", f"small-{n}")
-    bench.step(peer, "find -ls, warm", "find", f"small-{n}")
-    bench.step(peer, f"list {scale.names} names, cold", "listing", f"names-{n}")
-    bench.step(peer, f"read {scale.files} small files, cold", "read_back", f"small-{n}")
-    bench.step(peer, f"read {scale.files} small files, warm", "read_back", f"small-{n}")
+    row = f"mount to first listing, {scale.tree} files, "
+    bench.mount(peer, row + "new machine", fresh=True)
+    find = f"find -ls of {scale.tree} files, "
+    bench.step(peer, find + "cold", "find", f"tree-{n}", quick=True)
+    bench.step(peer, find + "warm", "find", f"tree-{n}", quick=True)
+    bench.step(peer, f"list {scale.names} names, cold", "listing", f"names-{n}", quick=True)
     peer.umount()
-    bench.mount(peer, "mount to first listing, seen before", fresh=False)
+    bench.mount(peer, row + "seen before", fresh=False)
+    for fresh, which in ((False, "seen before"), (True, "new machine")):
+        if peer.has_key_file:
+            peer.umount()
+            bench.mount(peer, f"{row}{which}, key file", fresh=fresh, keyed=True)
+        else:
+            bench.again(peer, row + which, f"{row}{which}, key file")
 
 
 def programs(bench: Bench, peer: Peer) -> None:
     n = f"{bench.line}-{bench.round}"
     bench.mount(peer, fresh=False)
     archive, repository = str(bench.out / "tree.tar"), str(bench.out / "tree")
-    bench.step(peer, "untar a source tree, durable", "untar", f"tree-{n}",
-               settle=True, archive=archive)  # fmt: skip
-    bench.step(peer, "cp -a of it, durable", "copy", f"tree-{n}",
-               settle=True, to=f"{peer.mnt}/copy-{n}")  # fmt: skip
-    bench.step(peer, "rm -rf of it, durable", "remove", f"copy-{n}", settle=True)
+    bench.step(peer, "untar a source tree, durable", "untar", f"source-{n}",
+               settle=True, makes=f"source-{n}", archive=archive)  # fmt: skip
+    bench.step(peer, "cp -a of it, durable", "copy", f"source-{n}",
+               settle=True, makes=f"copy-{n}", to=f"{peer.mnt}/copy-{n}")  # fmt: skip
+    # Of the first one: where cp fails, as on rclone, this can still be compared.
+    bench.step(peer, "rm -rf of it, durable", "remove", f"source-{n}", settle=True)
     bench.step(peer, "git clone, durable", "clone", f"clone-{n}",
-               settle=True, repository=repository)  # fmt: skip
-    bench.step(peer, "git status", "git_status", f"clone-{n}")
+               settle=True, makes=f"clone-{n}", repository=repository)  # fmt: skip
+    bench.step(peer, "git status", "git_status", f"clone-{n}", quick=True)
 
 
-GROUPS = {"big": big, "small": small, "programs": programs}
+GROUPS = {"big": big, "small": small, "tree": tree, "programs": programs}
 
 
 def make_tree(out: Path, paths: str) -> None:
@@ -264,8 +350,13 @@ def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
         try:
             peer.make()
         except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
-            bench.record(peer, "make", failed=str(exc)[:160])
+            bench.record(peer, "make", failed=" ".join(str(exc).split())[:160])
             chosen.remove(peer)
+        else:
+            bench.write(
+                {"peer": peer.name, "note": peer.note, "store": peer.store,
+                 "encrypts": peer.encrypts}
+            )  # fmt: skip
     lines, groups = args.lines.split(","), args.only.split(",")
     for bench.round, line in itertools.product(range(1, args.rounds + 1), lines):
         bench.line = line
@@ -273,23 +364,29 @@ def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
             continue
         bench.scale = (SCALES if line == "loopback" else ON_LINE)[args.scale]
         if "programs" in groups:
-            make_tree(bench.out, bench.scale.tree)
+            make_tree(bench.out, bench.scale.source)
         rtt, rate = LINES[line]
         for group in groups:
             if line == "100mbit" and group != "big":
                 continue
             turn = bench.round % len(chosen)
             for peer in chosen[turn:] + chosen[:turn]:
+                if bench.round > peer.rounds:
+                    continue
                 if line != "loopback" and peer.store not in bench.wires:
                     continue
                 for wire in bench.wires.values():
                     wire.set(rtt=rtt, rate=rate)
                 one(bench, peer, group)
+        for peer in chosen:
+            if peer.stays:
+                leave(bench, peer)
 
 
 def one(bench: Bench, peer: Peer, group: str) -> None:
-    peer.peak = 0
+    bench.group = group
     try:
+        peer.forget_peak()
         GROUPS[group](bench, peer)
     except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
         bench.record(peer, f"(the rest of {group})", failed=" ".join(str(exc).split())[:160])
@@ -297,10 +394,18 @@ def one(bench: Bench, peer: Peer, group: str) -> None:
     bench.record(peer, f"peak memory, {group}", mib=round(peer.peak / (1 << 20), 1))
     for wire in bench.wires.values():
         wire.set(rtt=0, rate=0)  # what is left is not measured
+    if not peer.stays:
+        leave(bench, peer)
+
+
+def leave(bench: Bench, peer: Peer) -> None:
+    """Unmount, by force if need be."""
     try:
         peer.umount()
     except (PeerFailed, subprocess.SubprocessError, OSError) as exc:
-        bench.record(peer, f"umount after {group}", failed=str(exc)[:160])
+        bench.record(
+            peer, f"umount after {bench.group}", failed=" ".join(str(exc).split())[:160]
+        )  # fmt: skip
     finally:
         peer.end()
 
@@ -317,9 +422,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--line-rounds", type=int, default=1, help="rounds behind each line")
     parser.add_argument("--lines", default="loopback,20ms")
-    parser.add_argument(
-        "--peers", default="", help="names with _ for blanks; all but cryfs by default"
-    )
+    parser.add_argument("--peers", default="", help="names with _ for blanks; all by default")
     parser.add_argument("--only", default=",".join(GROUPS), help="groups of steps")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "benchmarks")
     args = parser.parse_args()
@@ -340,20 +443,17 @@ def main() -> int:
         endpoint, bucket = f"http://127.0.0.1:{wire.port}", ceph.fresh_name()
         chosen += [
             kind(place, ceph.environment(), endpoint, bucket)
-            for kind in (kinds.Megafs, kinds.RcloneOff, kinds.RcloneFull, kinds.S3fs)
-            if shutil.which(kind.program)
+            for kind in (kinds.Megafs, kinds.RcloneOff, kinds.RcloneFull, kinds.S3ql, kinds.S3fs)
+            if kind.found()
         ]
         if shutil.which("sshfs") and Path("/usr/sbin/sshd").exists():
             sshd = kinds.Sshd(place)
             stack.callback(sshd.end)
             wire = bench.wires["sftp"] = stack.enter_context(Line("127.0.0.1", sshd.port))
             chosen.append(kinds.Sshfs(place, wire.port, sshd.key))
-        chosen += [kind(place) for kind in (kinds.Gocryptfs, kinds.Cryfs)]
+        chosen += [kind(place) for kind in (kinds.Gocryptfs, kinds.Cryfs) if kind.found()]
         wanted = {name.replace("_", " ") for name in args.peers.split(",") if name}
-        # cryfs takes longer to mount than the rest of its work: only if asked for.
-        chosen[:] = [
-            p for p in chosen if p.available and (p.name in wanted or (not wanted and not p.slow))
-        ]
+        chosen[:] = [p for p in chosen if not wanted or p.name in wanted]
         compare(bench, chosen, args)
     facts = {
         "scale": args.scale,
@@ -363,7 +463,8 @@ def main() -> int:
         "load before": round(load, 1),
         "load after": round(os.getloadavg()[0], 1),
     }
-    text = report.table(bench.results, facts)
+    bench.write({"facts": facts})
+    text = report.table(bench.results)
     (bench.out / "table.md").write_text(text)
     (bench.out / "plot.svg").write_text(report.plot(bench.results))
     print(text)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,6 +30,8 @@ from megafs.mount import control
 
 PASSPHRASE = "correct horse battery staple"
 ROOT = Path(__file__).parents[1]
+#: Where tools/setup.sh puts S3QL where the distribution has none.
+UNPACKED = ROOT / "build" / "s3ql"
 TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -75,7 +78,12 @@ class Peer:
     patience = 30.0
     #: Seconds until what was closed shows as under way to the store.
     quiet = 0.0
-    slow = False
+    #: Mounting takes so long that it stays mounted from one group of steps to the next.
+    stays = False
+    #: In how many rounds it takes part, at most.
+    rounds = 1000
+    #: Whether it may also be opened with a file in place of the passphrase.
+    has_key_file = False
 
     def __init__(self, place: Path) -> None:
         self.place = place / self.name.replace(" ", "-")
@@ -98,6 +106,10 @@ class Peer:
         """The command that mounts and stays in the foreground."""
         raise NotImplementedError
 
+    def keyed(self) -> tuple[list[str | Path], dict[str, str]]:
+        """The command that mounts with the key file, and its environment."""
+        raise NotImplementedError
+
     def local(self) -> list[Path]:
         """What a new machine does not have."""
         return [self.place / "cache", self.place / "state"]
@@ -112,9 +124,10 @@ class Peer:
 
     # What the benchmark asks for
 
-    @property
-    def available(self) -> bool:
-        return shutil.which(self.program) is not None
+    @classmethod
+    def found(cls) -> bool:
+        """Whether it is on this machine."""
+        return shutil.which(cls.program) is not None
 
     def run(self, *command: str | Path, given: bytes | None = None) -> None:
         done = subprocess.run(
@@ -124,8 +137,11 @@ class Peer:
             said = (done.stderr + done.stdout).decode(errors="replace").strip()
             raise PeerFailed(said[-300:] or f"exit code {done.returncode}")
 
-    def mount(self, *, fresh: bool) -> float:
-        """Mount and list the directory; return the seconds until the names were there."""
+    def mount(self, *, fresh: bool, keyed: bool = False) -> float:
+        """Mount and list the directory; return the seconds until the names were there.
+
+        keyed: with the key file, for those who have one.
+        """
         if fresh:
             for path in self.local():
                 shutil.rmtree(path, ignore_errors=True)
@@ -133,10 +149,11 @@ class Peer:
             path.mkdir(exist_ok=True)
         patience = self.patience
         log = (self.place / "log").open("ab")
+        command, environ = self.keyed() if keyed else (self.command(), self.environ)
         begin = time.perf_counter()
         self._process = subprocess.Popen(
-            self.command(),
-            env=self.environ,
+            command,
+            env=environ,
             cwd="/",
             stdin=subprocess.PIPE,
             stdout=log,
@@ -197,6 +214,12 @@ class Peer:
             raise PeerFailed(f"did not end {patience:.0f} s after umount") from None
         self._process = None
 
+    def forget_peak(self) -> None:
+        """Have the kernel count the peak of memory anew."""
+        self.peak = 0
+        for pid in processes(self._process.pid) if self._process else ():
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
     def end(self) -> None:
         """By force, whatever it does."""
         if self._process is not None:
@@ -236,7 +259,8 @@ class Peer:
 class Megafs(Peer):
     name = "megafs"
     program = sys.executable
-    note = "fsync=store, defaults"
+    note = "defaults; fsync waits for the store"
+    has_key_file = True
 
     def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
         super().__init__(place)
@@ -252,12 +276,23 @@ class Megafs(Peer):
             "MEGAFS_PASSPHRASE": PASSPHRASE,
         }
         (self.place / "config.toml").touch()
+        self._key_file = self.place / "key"
+        self._key_file.write_bytes(os.urandom(64))
+        self._key_file.chmod(0o600)
 
     def make(self) -> None:
         self.run(sys.executable, "-m", "megafs", "format", self._url)
+        self.run(
+            sys.executable, "-m", "megafs", "key", "add", self._url,
+            "--new-key-file", self._key_file,
+        )  # fmt: skip
 
     def command(self) -> list[str | Path]:
         return [sys.executable, "-m", "megafs", "mount", self._url, self.mnt, "--foreground"]
+
+    def keyed(self) -> tuple[list[str | Path], dict[str, str]]:
+        environ = {k: v for k, v in self.environ.items() if k != "MEGAFS_PASSPHRASE"}
+        return [*self.command(), "--key-file", self._key_file], environ
 
     def settled(self) -> bool:
         try:
@@ -301,8 +336,11 @@ class Rclone(Peer):
         return [
             "rclone", "--config", self._config, "mount", "crypt:", self.mnt,
             "--vfs-cache-mode", self.cache, "--cache-dir", self.place / "cache",
-            # As often as megafs commits; its own 5 s would only make it slower here.
-            "--vfs-write-back", "1s",
+            # Its own 5 s would only be waited for.  With 0 s it uploads in the kernel's release,
+            # where nobody can ask whether it is done.
+            "--vfs-write-back", "1ms",
+            # Of its own 4 at once, 60 small files 20 ms away take 1.1 s, of these 0.5 s.
+            "--transfers", "16",
             "--rc", "--rc-no-auth", "--rc-addr", f"127.0.0.1:{self._port}",
         ]  # fmt: skip
 
@@ -330,14 +368,118 @@ class RcloneFull(Rclone):
     name = "rclone crypt full"
     cache = "full"
     quiet = 0.3  # the kernel tells of a closed file later than close returns
-    note = "--vfs-cache-mode full --vfs-write-back 1s; plaintext cache, write-back"
+    note = (
+        "--vfs-cache-mode full --vfs-write-back 1ms --transfers 16 (its own 5 s and 4 are slower);"
+        " plaintext cache; fsync reaches the local disk only, durable is when all uploads are done"
+    )
+
+
+class S3ql(Peer):
+    """S3QL, Debian's package if it is installed, else what tools/setup.sh has unpacked.
+
+    It has one machine at a time: unmounting brings everything to the store, a mount that was ended
+    by force has to be checked before the next one.
+    """
+
+    name = "s3ql"
+    program = "mount.s3ql"
+    note = (
+        "--compress none, --keep-cache, --threads 16 (its own 4 are slower); fsync reaches the"
+        " local disk only, durable is after s3qlctrl's flushcache and backup-metadata; its cache is"
+        " plaintext"
+    )
+    #: Flushes what is not in the store yet; prints the seconds.
+    FLUSH = (
+        "import os, sys, time; begin = time.perf_counter();"
+        "os.setxattr(sys.argv[1], 's3ql_flushcache!', b'dummy');"
+        "os.setxattr(sys.argv[1], 'upload-meta', b'dummy');"
+        "print(time.perf_counter() - begin)"
+    )
+
+    def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
+        super().__init__(place)
+        self._url = f"s3c4://{endpoint.removeprefix('http://')}/{bucket}/s3ql"
+        self._auth = self.place / "authinfo"
+        self._auth.write_text(
+            f"[s3ql]\nstorage-url: s3c4://\nbackend-login: {environ['AWS_ACCESS_KEY_ID']}\n"
+            f"backend-password: {environ['AWS_SECRET_ACCESS_KEY']}\nfs-passphrase: {PASSPHRASE}\n"
+        )
+        self._auth.chmod(0o600)
+        self._unclean = False
+
+    @classmethod
+    def found(cls) -> bool:
+        return super().found() or (UNPACKED / "python").exists()
+
+    def _tool(self, name: str, *more: str | Path) -> list[str | Path]:
+        start: list[str | Path] = [name]
+        if not super().found():
+            start = [UNPACKED / "python", UNPACKED / "usr/bin" / name]
+        return [
+            *start, "--authfile", self._auth, "--cachedir", self.place / "cache",
+            "--backend-options", "no-ssl", *more, self._url,
+        ]  # fmt: skip
+
+    def make(self) -> None:
+        (self.place / "cache").mkdir(exist_ok=True)
+        self.run(*self._tool("mkfs.s3ql"), given=f"{PASSPHRASE}\n{PASSPHRASE}\n".encode())
+
+    def command(self) -> list[str | Path]:
+        options = (
+            "--fg", "--log", "none", "--compress", "none", "--keep-cache", "--threads", "16",
+        )  # fmt: skip
+        return [*self._tool("mount.s3ql", *options), self.mnt]
+
+    def mount(self, *, fresh: bool, keyed: bool = False) -> float:
+        if self._unclean:
+            check = self._tool("fsck.s3ql", "--batch", "--log", "none")
+            done = subprocess.run(check, capture_output=True, text=True, timeout=60)
+            if done.returncode not in (0, 128):  # 128: it found something and repaired it
+                raise PeerFailed(f"fsck: {done.stderr.strip()[-200:]}")
+            self._unclean = False
+        return super().mount(fresh=fresh, keyed=keyed)
+
+    def end(self) -> None:
+        self._unclean = self._unclean or self._process is not None
+        super().end()
+
+    def settle(self, patience: float = 60.0) -> float:
+        """All data, then the metadata, of which only S3QL's own file tells that it is there."""
+        before = self._generation()
+        # In another process: one that hangs in a mount cannot be interrupted.
+        flush = [sys.executable, "-ISc", self.FLUSH, self.mnt / ".__s3ql__ctrl__"]
+        try:
+            done = subprocess.run(flush, capture_output=True, text=True, timeout=patience)
+        except subprocess.TimeoutExpired:
+            raise PeerFailed(f"not everything in the store after {patience:.0f} s") from None
+        if done.returncode:
+            raise PeerFailed(f"flushcache: {done.stderr.strip()[-150:]}")
+        begin = time.perf_counter()
+        while self._generation() == before:
+            if self._process is None or self._process.poll() is not None:
+                raise PeerFailed(f"it ended: {self._said()}")
+            if time.perf_counter() - begin > patience:
+                raise PeerFailed(f"no metadata in the store after {patience:.0f} s")
+            time.sleep(0.005)
+        return float(done.stdout) + time.perf_counter() - begin
+
+    def _generation(self) -> str:
+        """Goes up when the metadata so far is in the store."""
+        (path,) = (self.place / "cache").glob("*.params")
+        found = re.search(r"['\"]?seq_no['\"]?: *(\d+)", path.read_text(errors="replace"))
+        if found is None:
+            raise PeerFailed("its parameters are not what was expected")
+        return found[1]
 
 
 class S3fs(Peer):
     name = "s3fs"
     program = "s3fs"
     encrypts = False
-    note = "use_cache; close waits for the upload; does not encrypt"
+    note = (
+        "use_cache, enable_noobj_cache, notsup_compat_dir (a third of the requests); close waits"
+        " for the upload; does not encrypt"
+    )
 
     def __init__(self, place: Path, environ: Mapping[str, str], endpoint: str, bucket: str) -> None:
         super().__init__(place)
@@ -365,8 +507,8 @@ class S3fs(Peer):
         ]  # fmt: skip
 
     def command(self) -> list[str | Path]:
-        cache = f"use_cache={self.place / 'cache'}"
-        return self._command(f"{self._bucket}:/s3fs", self.mnt, "-f", "-o", cache)
+        options = f"use_cache={self.place / 'cache'},enable_noobj_cache,notsup_compat_dir"
+        return self._command(f"{self._bucket}:/s3fs", self.mnt, "-f", "-o", options)
 
 
 class Gocryptfs(Peer):
@@ -393,9 +535,13 @@ class Cryfs(Peer):
     name = "cryfs"
     program = "cryfs"
     store = "local"
-    note = "on a local directory, no store; derives its key for 10 to 25 s at every mount"
+    note = (
+        "on a local directory, no store; derives its key (scrypt, N = 2^20, not to be changed) for"
+        " 25 s and with 1 GiB at every mount, so it takes part in one round only"
+    )
     patience = 120.0
-    slow = True
+    stays = True
+    rounds = 1
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)

@@ -91,14 +91,63 @@ find_python() {
     done
 }
 
-[ "$kind" != bench ] || packages='rclone gocryptfs s3fs cryfs sshfs openssh-server'
+# S3QL is in Debian 13 and Ubuntu, not in Debian 12.  There Debian 13's package and all that it needs
+# (30 MB to fetch, 140 MB on disk) are unpacked below build/s3ql with a libc and a Python of their own;
+# the system stays as it is.  build/s3ql/python runs that Python.
+unpack_s3ql() {
+    place=$PWD/build/s3ql release=trixie mirror=http://deb.debian.org/debian
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    [ ! -x "$place/python" ] || return 0
+    say "unpacking Debian $release's s3ql below build/s3ql"
+    rm -rf "$place"
+    mkdir -p "$place/apt/lists/partial" "$place/apt/cache/archives/partial"
+    : >"$place/apt/status"
+    echo "deb [signed-by=$keyring] $mirror $release main" >"$place/apt/sources.list"
+    cat >"$place/apt/conf" <<A
+Dir::Etc::sourcelist "$place/apt/sources.list";
+Dir::Etc::sourceparts "-";
+Dir::State::lists "$place/apt/lists";
+Dir::State::status "$place/apt/status";
+Dir::Cache "$place/apt/cache";
+APT::Sandbox::User "";
+A
+    export APT_CONFIG="$place/apt/conf"
+    apt-get update -qq && apt-get install -y -qq --download-only --no-install-recommends s3ql \
+        >/dev/null && for package in "$place"/apt/cache/archives/*.deb; do
+        dpkg-deb -x "$package" "$place" || return 1
+    done || return 1
+    unset APT_CONFIG
+    rm -rf "$place/apt"
+    loader=$(echo "$place"/usr/lib/*/ld-linux-*.so.*)
+    [ -x "$loader" ] || return 1
+    loader=${loader#"$place"/}
+    cat >"$place/run" <<R
+#!/bin/sh
+here=\${0%/*}
+PYTHONHOME=\$here/usr exec "\$here/$loader" --library-path "\$here/${loader%/*}" \\
+    "\$here/usr/bin/python3" "\$@"
+R
+    chmod 755 "$place/run"
+    # As installing would have done: otherwise the first mount compiles.
+    "$place/run" -m compileall -q "$place/usr/lib/python3" "$place/usr/lib/python3.13" \
+        "$place/usr/lib/s3ql" >/dev/null || true
+    mv "$place/run" "$place/python"
+}
+
+if [ "$kind" = bench ]; then
+    packages='rclone gocryptfs s3fs cryfs sshfs openssh-server'
+    [ -x build/s3ql/python ] || ! apt-cache show s3ql >/dev/null 2>&1 || packages="$packages s3ql"
+fi
 missing=
 for package in $packages; do
     installed "$package" || missing="$missing $package"
 done
 # shellcheck disable=SC2086
 [ -z "$missing" ] || apt_install $missing
-[ "$kind" != bench ] || exit 0
+if [ "$kind" = bench ]; then
+    installed s3ql || (unpack_s3ql) || say "s3ql cannot be had here; the comparison goes without it"
+    exit 0
+fi
 
 stamp="$kind $(cat pyproject.toml tools/setup.sh | sha256sum | cut -c1-64)"
 # An environment made for the tests also serves to run.
