@@ -25,7 +25,7 @@ from megafs.errors import Fault, Refused
 from megafs.journal.replica import Replica
 from megafs.tree.inode import Inode
 from megafs.tree.ops import Contents as ContentsOperation
-from megafs.tree.tree import Extent
+from megafs.tree.tree import Extent, Tree
 
 #: A place of the file with more extents than this is written anew as a whole, if it can be read:
 #: every extent costs a reader a request or at least a seal to open.
@@ -98,6 +98,65 @@ class Cell:
         return sum(b - a for a, b in self.ranges)
 
 
+class Layout:
+    """What the tree says of a file, kept for as long as nothing in the tree changes.
+
+    A query costs 5 microseconds, but it also lets go of the interpreter, and beside a thread that
+    opens chunks it may take a hundred times as long to get it back; each MiB read needs four.
+    """
+
+    __slots__ = ("_changes", "_chunk", "_ino", "_places", "_size", "_tree")
+
+    def __init__(self, tree: Tree, ino: int, chunk: int) -> None:
+        self._tree = tree
+        self._ino = ino
+        self._chunk = chunk
+        self._changes = -1
+        self._size: int | None = None
+        #: By number, the extents that hold bytes of each chunk-sized place.
+        self._places: dict[int, list[Extent]] = {}
+
+    def _refresh(self) -> None:
+        changes = self._tree.db.total_changes()
+        if changes != self._changes:
+            self._changes = changes
+            self._places.clear()
+            inode = self._tree.find(self._ino)
+            self._size = None if inode is None else inode.size
+
+    @property
+    def size(self) -> int | None:
+        """Bytes in the file; None if there is no such file any more."""
+        self._refresh()
+        return self._size
+
+    def extents(self, start: int, end: int) -> list[Extent]:
+        """As `Tree.extents`, but perhaps with some that lie just outside."""
+        self._refresh()
+        if end <= start:
+            return []
+        first, last = start // self._chunk, (end - 1) // self._chunk
+        places = self._places
+        if any(n not in places for n in range(first, last + 1)):
+            if len(places) + last - first >= _PLACES:
+                places.clear()
+            places.update((n, []) for n in range(first, last + 1))
+            for extent in self._tree.extents(
+                self._ino, first * self._chunk, (last + 1) * self._chunk
+            ):
+                low, high = extent.start // self._chunk, (extent.end - 1) // self._chunk
+                for n in range(max(first, low), min(last, high) + 1):
+                    places[n].append(extent)
+        if first == last:
+            return places[first]
+        found: list[Extent] = []
+        for n in range(first, last + 1):
+            for extent in places[n]:
+                if not found or found[-1].start < extent.start:
+                    found.append(extent)
+        return found
+
+
 class Contents:
     """One file's bytes.  Shared by everybody who has the file open.
 
@@ -145,10 +204,7 @@ class Contents:
         self.error: Fault | None = None
         #: Known to have no set-id bits and no capabilities that a write would have to take away.
         self.unprivileged = False
-        # Which extents lie where, as of so many changes to the tree; for `read_now`.
-        self._places: dict[int, list[Extent]] = {}
-        self._changes = -1
-        self._known_size = 0
+        self._layout = Layout(self._tree, ino, chunk_size)
         #: Removed by another mount while open here: what it was then, to read on from.
         self.gone: tuple[Inode, list[Extent]] | None = None
 
@@ -172,7 +228,12 @@ class Contents:
         """Bytes in the file, counting what was written since the last flush."""
         if self.gone is not None and self.is_gone:
             return self.gone[0].size
-        return self._size if self.is_dirty else self._tree.inode(self.ino).size
+        if self.is_dirty:
+            return self._size
+        size = self._layout.size
+        if size is None:
+            raise Refused(e.ENOENT)
+        return size
 
     @property
     def is_gone(self) -> bool:
@@ -186,10 +247,13 @@ class Contents:
             inode.nlink = 0
             self.gone = (inode, self._tree.all_extents(self.ino))
 
-    def _extents(self, start: int, end: int) -> list[Extent]:
+    def extents(self, start: int, end: int) -> list[Extent]:
+        """The extents that hold bytes of [start, end), not counting what was written since."""
         if self.gone is not None and self.is_gone:
-            return [x for x in self.gone[1] if x.start < end and x.end > start]
-        return self._tree.extents(self.ino, start, end)
+            found = self.gone[1]
+        else:
+            found = self._layout.extents(start, end)
+        return [x for x in found if x.start < end and x.end > start]
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -237,7 +301,7 @@ class Contents:
                 return b""
             end = min(size, offset + length)
             generation = self.generation
-            extents = self._extents(offset, end)
+            extents = self.extents(offset, end)
             if self.is_dirty:
                 extents = [x for x in extents if not self._hidden(x, offset, end)]
             along = self._around(extents[0], size) if jump and len(extents) == 1 else ()
@@ -258,7 +322,7 @@ class Contents:
         if block < 2 * self._chunk or self._jumps * _BLOCK * 16 < size:
             return []
         start = extent.start // block * block
-        return self._tree.extents(self.ino, start, start + block)
+        return self.extents(start, start + block)
 
     def _hidden(self, extent: Extent, start: int, end: int) -> bool:
         """Whether newer bytes in memory cover all that is wanted of *extent*."""
@@ -283,6 +347,14 @@ class Contents:
             if only.start <= offset and only.end >= end:  # no copy
                 skip = only.skip + offset - only.start
                 return memoryview(chunks[0])[skip : skip + end - offset]
+        if not self.is_dirty and _without_holes(extents, offset, end):
+            # In one go: a buffer that is zeroed first takes half as long again.
+            parts = []
+            for extent, chunk in zip(extents, chunks, strict=True):
+                begin, stop = max(offset, extent.start), min(end, extent.end)
+                skip = extent.skip + begin - extent.start
+                parts.append(memoryview(chunk)[skip : skip + stop - begin])
+            return b"".join(parts)
         out = bytearray(end - offset)  # zeros: holes
         for extent, chunk in zip(extents, chunks, strict=True):
             begin, stop = max(offset, extent.start), min(end, extent.end)
@@ -317,25 +389,11 @@ class Contents:
         """
         if self.is_dirty or length <= 0 or self.gone is not None:
             return None
-        changes = self._tree.db.total_changes()
-        if changes != self._changes:
-            self._changes = changes
-            self._places.clear()
-            inode = self._tree.find(self.ino)
-            self._known_size = 0 if inode is None else inode.size
-        end = min(self._known_size, offset + length)
-        if offset >= end or (whole and (offset or end < self._known_size)):
+        size = self._layout.size or 0
+        end = min(size, offset + length)
+        if offset >= end or (whole and (offset or end < size)):
             return None
-        number = offset // self._chunk
-        if (end - 1) // self._chunk != number:
-            return None
-        there = self._places.get(number)
-        if there is None:
-            if len(self._places) >= _PLACES:
-                self._places.clear()
-            base = number * self._chunk
-            there = self._places[number] = self._tree.extents(self.ino, base, base + self._chunk)
-        for extent in there:
+        for extent in self._layout.extents(offset, end):
             if extent.start <= offset and end <= extent.end:
                 skip = extent.skip - extent.start
                 return self._chunks.part(extent, skip + offset, skip + end)
@@ -517,3 +575,12 @@ class Contents:
         for a, b in cell.ranges:
             out[a:b] = memoryview(cell.data)[a:b]
         return out
+
+
+def _without_holes(extents: list[Extent], start: int, end: int) -> bool:
+    """Whether *extents*, in order, hold every byte of [start, end)."""
+    for extent in extents:
+        if extent.start > start:
+            return False
+        start = extent.end
+    return start >= end

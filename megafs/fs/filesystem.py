@@ -884,7 +884,7 @@ class FileSystem:
             return
         contents = handle.contents
         ahead = handle.ahead.after(offset, length, contents.size)
-        if ahead is not None and (extents := self._tree.extents(contents.ino, *ahead)):
+        if ahead is not None and (extents := contents.extents(*ahead)):
             self.spawner.start(self._chunks.fetch_ahead, extents)
 
     async def _read_past(self, past: Past, fh: int, offset: int, size: int) -> bytes | memoryview:
