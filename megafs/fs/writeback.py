@@ -45,7 +45,7 @@ class Durability:
     def __init__(self, replica: Replica, stage: Stage) -> None:
         self._replica = replica
         self._stage = stage
-        self._lock = trio.Lock()
+        self._under_way: trio.Event | None = None
         self.synced = 0
         self.last_error: Fault | None = None
 
@@ -62,13 +62,13 @@ class Durability:
         """
         batch = self._replica.log()
         needed = self._replica.oplog.position
-        if self.synced >= needed:
-            return batch
-        async with self._lock:
-            if self.synced >= needed:
-                return batch
-            self._replica.log()  # those who wait behind us need no sync of their own
+        while self.synced < needed:
+            if self._under_way is not None:
+                await self._under_way.wait()  # it may have begun before what we need was there
+                continue
+            self._replica.log()  # those who come meanwhile need no sync of their own
             newest = self._replica.oplog.position
+            self._under_way = trio.Event()
             try:
                 await self._sync()
             except OSError as exc:
@@ -76,6 +76,9 @@ class Durability:
                 text = f"the state directory cannot be synced: {exc.strerror}"
                 self.last_error = Full(text) if full else Fault(text)
                 raise self.last_error from exc
+            finally:
+                self._under_way.set()
+                self._under_way = None
             self.synced = newest
         return batch
 

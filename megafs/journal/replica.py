@@ -26,6 +26,7 @@ import datetime
 import functools
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,12 @@ _PREFIX_BITS = 38
 
 #: The most bytes of changesets that go into one commit.
 COMMIT_SIZE = 4 << 20
+
+# Pages of SQLite's log (WAL) after which they are copied into the database: 16 MiB.  A thread does
+# that, for it takes 40 to 55 CPU-ms and up to 0.2 s (`tidying`).  With the most, the next COMMIT
+# does it, whatever it takes: that is while no task runs, when a new machine reads the tree.
+_WAL_PAGES = 4000
+_WAL_MOST = 16000
 
 # A batch that nobody commits (the store is away) is closed all the same before it gets larger: it
 # is undone and done again as a whole, and its session keeps every changed row in memory.
@@ -176,6 +183,10 @@ class Replica:
 
     def _open(self) -> None:
         self.db = self._connect()
+        self._wal_due = _WAL_PAGES
+        self._wal = 0
+        self._wal_copied = False
+        self.db.set_wal_hook(self._wal_grew)
         self.tree = Tree(self.db, self._longest)
         self.pending: dict[int, Pending] = {}
         # Packs that others dropped as garbage, or that are staged here: (random id, epoch).
@@ -229,10 +240,11 @@ class Replica:
             key = self.keyring.subkey("replica", min(self.keyring.epochs))
             db.pragma("key", f"raw:{key.hex()}")
             db.pragma("temp_store", 2)  # no temporary files: they would hold plaintext
-            db.pragma("cache_size", -16384)
+            # 32 MiB: looking names up in a tree of 100,000 files took 35 us, with 16 MiB 53.
+            db.pragma("cache_size", -32768)
             db.pragma("journal_mode", "wal")
             db.pragma("synchronous", 1)
-            db.pragma("wal_autocheckpoint", 4000)
+            db.pragma("wal_autocheckpoint", 0)
             db.set_busy_timeout(5000)
         except apsw.Error as exc:
             room = os.statvfs(self.directory)
@@ -246,6 +258,42 @@ class Replica:
         finally:
             os.umask(old)
         return db
+
+    def _wal_grew(self, db: apsw.Connection, _name: str, pages: int) -> int:
+        """After each COMMIT: how long SQLite's log is."""
+        self._wal = pages
+        if pages < _WAL_PAGES:
+            self._wal_due = _WAL_PAGES
+        if self._wal_copied or pages >= _WAL_MOST:
+            # What came since the thread looked is little.  It has to be done here: only if all is
+            # copied when the next transaction begins, does the log begin anew.
+            self._wal_copied = False
+            try:
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            except apsw.Error as exc:
+                log.debug("%s-wal grows: %s", self.path, exc)
+        return apsw.SQLITE_OK
+
+    def tidying(self) -> Callable[[], None] | None:
+        """What should run in a thread now, beside everything else; None if there is nothing.
+
+        It copies SQLite's log into the database, so that a COMMIT need not.
+        """
+        if self._wal < self._wal_due:
+            return None
+        self._wal_due = self._wal + _WAL_PAGES  # a reader may keep it from getting anywhere
+        connection = self._connect()
+
+        def copy() -> None:
+            try:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                self._wal_copied = True
+            except apsw.Error as exc:
+                log.debug("%s-wal grows: %s", self.path, exc)
+            finally:
+                connection.close()
+
+        return copy
 
     def _has_tables(self) -> bool:
         try:
@@ -1048,15 +1096,15 @@ def remove_files(directory: Path) -> None:
 
 def _carry_marks(old: list[Any], changed: set[Any], made: list[Part]) -> None:
     """Mark in *made* every part that overlaps a changed part of the division before."""
-    for n, part in enumerate(made):
-        end = made[n + 1].low if n + 1 < len(made) else None
-        for m, low in enumerate(old):
-            if low not in changed:
-                continue
-            old_end = old[m + 1] if m + 1 < len(old) else None
-            if (end is None or low < end) and (old_end is None or part.low < old_end):
-                part.dirty = True
-                break
+    lows = [part.low for part in made]
+    for m, low in enumerate(old):
+        if low not in changed:
+            continue
+        end = old[m + 1] if m + 1 < len(old) else None
+        n = max(0, bisect_right(lows, low) - 1)
+        while n < len(made) and (end is None or lows[n] < end):
+            made[n].dirty = True
+            n += 1
 
 
 def _no_conflict(_reason: int, _change: apsw.TableChange) -> int:

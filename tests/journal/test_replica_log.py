@@ -7,6 +7,7 @@ that the process ended, so that only the log has what came after the last sealed
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,26 @@ def test_a_further_frame_of_another_place_does_not_open(tmp_path: Path) -> None:
     again = OpLog(directory, KEYRING, 1)
 
     assert again.read() == [(7, [b"a"])]
+
+
+@pytest.mark.parametrize("tidied", [True, False])
+def test_sqlites_own_log_stays_short(
+    tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch, tidied: bool
+) -> None:
+    """A thread copies it; should none, a COMMIT does."""
+    monkeypatch.setattr(replica_module, "_WAL_PAGES", 50)
+    monkeypatch.setattr(replica_module, "_WAL_MOST", 100 if not tidied else 10**6)
+    mount.replica._wal_due = 50
+    copied = 0
+    for n in range(200):
+        mount.create(f"/f{n}", b"%d" % n)
+        mount.replica.seal()
+        tidying = mount.replica.tidying() if tidied else None
+        if tidying is not None:
+            thread = threading.Thread(target=tidying)
+            thread.start()
+            thread.join()
+            copied += 1
+    assert (tmp_path / "a" / "replica.db-wal").stat().st_size < 200 * 4096
+    assert (copied > 3) == tidied
+    assert len(again(mount, tmp_path / "a", tmp_path, "copy").files()) == 200
