@@ -1,15 +1,16 @@
 """The log of sealed operations in the state directory: what must survive until it is committed.
 
 The replica can be rebuilt from the store at any time; what only this machine knows cannot.  So
-every batch of operations is also written here, sealed, before a close(2) that needs it returns.
-Files `ops-<8 digits>` hold frames:
+every operation is also written here, sealed, before a close(2) that needs it returns.  Files
+`ops-<8 digits>` hold frames:
 
-    length u32 big-endian | batch u64 | epoch u32 | sealed
+    length u32 big-endian | batch u64 | epoch u32 | first u32 | sealed
 
-with the state key of the epoch and the context ("oplog", mount, batch).  What is sealed is the
-batch's operations as MessagePack (tree/ops.py).  A frame that is cut short or does not open ends
-the log: nothing behind it was ever promised to anyone.  A file goes when all its batches are in the
-journal.
+with the state key of the epoch and the context ("oplog", mount, batch, first).  What is sealed is
+operations as MessagePack (tree/ops.py): those of the batch from number *first* on, so that a batch
+that is still open is written piece by piece.  A frame takes the place of all that were written
+before for the same batch from there on.  A frame that is cut short or does not open ends the log:
+nothing behind it was ever promised to anyone.  A file goes when all its batches are in the journal.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from megafs.errors import Corrupt
 
 log = logging.getLogger(__name__)
 
-_FRAME = struct.Struct(">IQI")
+_FRAME = struct.Struct(">IQII")
 _SEGMENT_SIZE = 8 << 20
 
 
@@ -50,33 +51,50 @@ class OpLog:
         # Frames that the disk would not take; `sync` tries again, and fails if it must.
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()
+        #: How many frames were appended by this process; see `sync`.
+        self.position = 0
 
-    def read(self) -> list[tuple[int, bytes]]:
-        """Every batch that is whole, in order: (number, operations).  Call before `append`."""
-        found: dict[int, bytes] = {}
+    def read(self) -> list[tuple[int, list[bytes]]]:
+        """What is here of every batch: (its number, its frames in order), in order of number.
+
+        Call before `append`.
+        """
+        found: dict[int, dict[int, bytes]] = {}
         for path in sorted(self._directory.glob("ops-*")):
             number = int(path.name[4:])
             self._current = max(self._current, number)
             last = 0
-            for batch, ops in self._frames(path):
-                found[batch] = ops  # `keep_only` may have written it once more
+            for batch, first, ops in self._frames(path):
+                kept = found.get(batch, {})
+                # `keep_only` and `Replica.recover` may have written it once more.
+                found[batch] = {at: kept[at] for at in kept if at < first} | {first: ops}
                 last = max(last, batch)
             self._segments[number] = last
-        return sorted(found.items())
+        return [(batch, list(frames.values())) for batch, frames in sorted(found.items())]
 
-    def _frames(self, path: Path) -> list[tuple[int, bytes]]:
+    def sync_read(self) -> None:
+        """Make durable what `read` found: a process that was killed may not have got to it."""
+        for number, last in self._segments.items():
+            if last:
+                fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+
+    def _frames(self, path: Path) -> list[tuple[int, int, bytes]]:
         data = path.read_bytes()
         at = 0
         frames = []
         while at + _FRAME.size <= len(data):
-            size, batch, epoch = _FRAME.unpack_from(data, at)
+            size, batch, epoch, first = _FRAME.unpack_from(data, at)
             at += _FRAME.size
             if size == 0 or at + size > len(data):
                 break
             try:
                 ops = aead.open_sealed(
                     self._keyring.subkey("state", epoch),
-                    self._context(epoch, batch),
+                    self._context(epoch, batch, first),
                     memoryview(data)[at : at + size],
                     path.name,
                 )
@@ -85,16 +103,21 @@ class OpLog:
                     "%s: batch %d is not whole; what follows was never promised", path.name, batch
                 )
                 break
-            frames.append((batch, ops))
+            frames.append((batch, first, ops))
             at += size
         return frames
 
-    def append(self, batch: int, ops: bytes) -> None:
-        """Write one batch; durable only after `sync`, which says so if it cannot be written."""
+    def append(self, batch: int, ops: bytes, first: int = 0) -> None:
+        """Write operations of a batch; durable only after `sync`, which says so if it cannot be.
+
+        first: how many operations of the batch come before these.
+        """
         epoch = self._keyring.epoch
-        sealed = aead.seal(self._keyring.subkey("state", epoch), self._context(epoch, batch), ops)
+        context = self._context(epoch, batch, first)
+        sealed = aead.seal(self._keyring.subkey("state", epoch), context, ops)
         with self._lock:
-            self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch) + sealed)
+            self.position += 1
+            self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch, first) + sealed)
             try:
                 if self._fd < 0 or self._size > _SEGMENT_SIZE:
                     self._next_file()
@@ -118,7 +141,8 @@ class OpLog:
             del self._unwritten[0]
 
     def sync(self) -> None:
-        """Make everything appended so far durable.  May run in a thread beside `append`.
+        """Make every frame durable that was appended until now.  May run in a thread beside
+        `append`.
 
         Raises OSError if it is not.
         """
@@ -184,5 +208,5 @@ class OpLog:
     def _path(self, number: int) -> Path:
         return self._directory / f"ops-{number:08d}"
 
-    def _context(self, epoch: int, batch: int) -> bytes:
-        return aead.context("oplog", self._keyring.fsid, epoch, self._mount, batch)
+    def _context(self, epoch: int, batch: int, first: int) -> bytes:
+        return aead.context("oplog", self._keyring.fsid, epoch, self._mount, batch, first)

@@ -89,13 +89,26 @@ class Parts:
                 )
 
     def replace(self, tables: dict[str, list[Part]]) -> None:
-        """A checkpoint is in the store: these are its parts.  Inside the caller's transaction."""
-        for table, parts in tables.items():
+        """A checkpoint is in the store: these are its parts.  Inside the caller's transaction.
+
+        Only rows of parts that are not as they were are written: most stand in it again.
+        """
+        for table, made in tables.items():
             number = _NUMBER[table]
-            self._db.execute("DELETE FROM parts WHERE tbl=?", (number,))
+            parts = sorted(made, key=lambda part: part.low)
+            # By the keys of the rows: a part that was kept may have another `low` by now.
+            old = {
+                low: part.object
+                for low, part in zip(self._lows[number], self._parts[number], strict=True)
+            }
+            new = {part.low for part in parts}
             self._db.executemany(
-                "INSERT INTO parts VALUES(?,?,?,?,?,?,?)",
-                (
+                "DELETE FROM parts WHERE tbl=? AND low=?",
+                [(number, msgspec.msgpack.encode(low)) for low in old if low not in new],
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO parts VALUES(?,?,?,?,?,?,?)",
+                [
                     (
                         number,
                         msgspec.msgpack.encode(part.low),
@@ -106,7 +119,8 @@ class Parts:
                         part.dirty,
                     )
                     for part in parts
-                ),
+                    if part.dirty or old.get(part.low) != part.object
+                ],
             )
-            self._parts[number] = sorted(parts, key=lambda part: part.low)
-            self._lows[number] = [part.low for part in self._parts[number]]
+            self._parts[number] = parts
+            self._lows[number] = [part.low for part in parts]

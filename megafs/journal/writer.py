@@ -187,6 +187,7 @@ class Writer:
                 await self._allowed.wait()
             try:
                 await self.commit_all()
+                await self._tidy()
                 pause = 0.0
                 if self.last_error is not None:
                     log.info("the store takes commits again")
@@ -308,6 +309,11 @@ class Writer:
         self._advanced.set()
         self._advanced = trio.Event()
 
+    async def _tidy(self) -> None:
+        tidying = self._replica.tidying()
+        if tidying is not None:
+            await offload(tidying, kind="disk")
+
     def _freeze(self, cause: Fault) -> None:
         if self.frozen is None:
             self.frozen = cause
@@ -331,6 +337,7 @@ class Writer:
             try:
                 if await self.catch_up():
                     self._active = trio.current_time()
+                    await self._tidy()
             except (Corrupt, TooNew) as exc:
                 self._freeze(exc if isinstance(exc, Fault) else Corrupt(str(exc)))
                 self._tell()

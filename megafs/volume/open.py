@@ -54,6 +54,7 @@ from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.open import open_store
+from megafs.tree.ops import AddPack
 from megafs.volume import header as headers
 from megafs.volume import keys, unlocking
 from megafs.volume.format import write_first_commit
@@ -658,19 +659,23 @@ def _check_head(replica: Replica, settings: Settings) -> None:
 
 
 def _drop_unsynced(replica: Replica, stage: Stage) -> None:
-    """Cut off what a power cut left half: batches whose staged bytes are not whole.
+    """Cut off what a power cut left half: operations whose staged bytes are not whole.
 
-    Nothing from the first such batch on was ever promised to anybody.
+    Nothing from the first such operation on was ever promised to anybody.  What comes before it in
+    its batch may have been: a batch stays open over many closes.
     """
     begun: set[int] = set()
     for batch in sorted(replica.pending):
-        begun |= replica.packs_begun_in(batch)
-        for extent in replica.extents_of(batch):
-            # A pack that pending batches began and name stays here until one is committed.
-            if not stage.holds(extent, must_be_here=extent.pack in begun):
-                dropped = replica.drop_pending_from(batch)
+        for number, op in enumerate(replica.operations(batch)):
+            if isinstance(op, AddPack):
+                begun.add(op.pack)
+            for extent in op.laid():
+                # A pack that pending batches began and name stays here until one is committed.
+                if not extent.pack or stage.holds(extent, must_be_here=extent.pack in begun):
+                    continue
+                dropped = replica.drop_pending_from(batch, number)
                 log.error(
-                    "a power cut took bytes that were not synced yet: the last %d batches are"
+                    "a power cut took bytes that were not synced yet: the last %d operations are"
                     " dropped",
                     dropped,
                 )

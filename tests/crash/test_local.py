@@ -205,6 +205,74 @@ async def test_a_pack_whose_very_name_a_power_cut_took(
         await write_file(volume.fs, "third", b"3" * 5000, sync=True)
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+@pytest.mark.parametrize("replica_lost", [False, True])
+async def test_a_power_cut_inside_a_batch_of_several_closes(
+    autojump_clock: MockClock, tmp_path: Path, sealed: bool, replica_lost: bool
+) -> None:
+    """The first close was synced; the second one's bytes were not, although its log was."""
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "first", b"1" * 5000, sync=True)
+    away = Faulty(store)
+    async with machine.open(away) as volume:
+        away.partitioned = True
+        await write_file(volume.fs, "second", b"2" * 5000)
+        (pack,) = machine.volume_dir.glob("packs/*")
+        synced = pack.stat().st_size
+        await write_file(volume.fs, "third", b"3" * 5000)
+        await write_file(volume.fs, "fourth", b"4" * 10)
+        assert len(volume.replica.pending) == 0
+        if sealed:
+            await trio.sleep(5)  # the writer tries to commit it
+            assert len(volume.replica.pending) == 1
+        cut_off = machine.copy(tmp_path / "cut off")
+        objects = dict(store.objects)
+        away.partitioned = False
+    os.truncate(cut_off.volume_dir / "packs" / pack.name, synced)
+    if replica_lost:
+        remove_replica(cut_off)
+    (cut_off.volume_dir / "boot").write_text("another boot")
+    store = store_of(objects)
+    expected = {"first": ("file", b"1" * 5000), "second": ("file", b"2" * 5000)}
+    async with cut_off.open(store) as volume:
+        assert await snapshot(volume.fs) == expected
+        await write_file(volume.fs, "fifth", b"5" * 5000)
+        with trio.fail_after(100):
+            await volume.drain()
+    async with Machine(tmp_path / "b").open(store) as volume:
+        assert await snapshot(volume.fs) == expected | {"fifth": ("file", b"5" * 5000)}
+
+
+async def test_a_process_killed_inside_a_batch_of_several_closes(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """SQLite's open transaction is gone with the process; what was closed is not."""
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(tmp_path / "a")
+    copies: list[tuple[Machine, dict[str, bytes], Snapshot]] = []
+    async with machine.open(store) as volume:
+        for n in range(6):
+            await write_file(volume.fs, f"f{n}", b"%d" % n * 3000)
+            if n > 2:
+                await rename(volume.fs, f"f{n - 2}", f"g{n}")
+                await write_file(volume.fs, f"h{n}", b"and %d" % n)
+            assert volume.replica.pending == {}
+            tree = await snapshot(volume.fs)
+            copies.append((machine.copy(tmp_path / f"copy{n}"), dict(store.objects), tree))
+    for n, (copy, objects, tree) in enumerate(copies):
+        store = store_of(objects)
+        async with copy.open(store) as volume:
+            assert await snapshot(volume.fs) == tree
+            with trio.fail_after(100):
+                await volume.drain()
+        async with Machine(tmp_path / f"{n}x").open(store) as volume:
+            assert await snapshot(volume.fs) == tree
+
+
 async def test_a_replica_that_is_gone_is_made_again(
     autojump_clock: MockClock, life: Life, tmp_path: Path
 ) -> None:

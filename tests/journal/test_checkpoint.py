@@ -325,7 +325,8 @@ async def test_a_damaged_part_found_late_still_gives_way(
         tree = await snapshot(volume.fs)
     parts = [n for n in store.objects if n.startswith(f"checkpoints/{second:016d}/")]
     for number, name in enumerate(n for n in parts if "manifest" not in n):
-        objects = store.objects | {name: store.objects[name][:-1] + b"\0"}
+        data = store.objects[name]
+        objects = store.objects | {name: data[:-1] + bytes([data[-1] ^ 1])}
         async with machine(tmp_path, f"m{number}").open(store_of(objects)) as other:
             assert other.replica.checkpoint == first
             assert await snapshot(other.fs) == tree

@@ -19,7 +19,7 @@ RING = Keyring(bytes(range(16)), {0: bytes(range(32))}, 0)
 
 def opened(directory: Path, mount: int = 1) -> tuple[OpLog, list[tuple[int, bytes]]]:
     log = OpLog(directory, RING, mount)
-    return log, log.read()
+    return log, [(batch, b"".join(frames)) for batch, frames in log.read()]
 
 
 def files(directory: Path) -> list[str]:
