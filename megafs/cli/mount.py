@@ -77,15 +77,24 @@ def mount(
     for text in options.warnings:
         output.warn(text)
 
-    from megafs import logs
-    from megafs.cli import secrets
-    from megafs.mount import daemon, session
     from megafs.mount.mountpoint import canonical
+    from megafs.mount.prepare import prepare
 
     at = canonical(path)
-    session.prepare(at, options)
+    prepare(at, options)
+
+    from megafs.cli import secrets
+    from megafs.volume import deriving
+
     credential = secrets.credential(options.secrets, what=f"Passphrase for {url}")
-    request = session.Request(url, at, options, credential)
+    early = deriving.begin(url, credential, options.settings.state_dir)
+
+    # All that a mount is made of takes a quarter of a second to import: while the key is derived,
+    # and before the fork, so that it is done once.
+    from megafs import logs
+    from megafs.mount import daemon, session
+
+    request = session.Request(url, at, options, credential, early)
     debug = debug or options.debug
 
     def told(facts: dict[str, Any]) -> None:
@@ -115,7 +124,8 @@ def mount(
         if options.log != "stderr":
             daemon.detach_output()
 
-    told(daemon.in_background(serve, ready))
+    keep = set() if early is None else {early.fileno()}
+    told(daemon.in_background(serve, ready, keep))
 
 
 class _Told:

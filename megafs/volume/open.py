@@ -54,12 +54,20 @@ from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.open import open_store
+from megafs.volume import deriving, keys, unlocking
 from megafs.volume import header as headers
-from megafs.volume import keys, unlocking
+from megafs.volume.deriving import Derivation
 from megafs.volume.format import write_first_commit
 from megafs.volume.header import Credential, Header, Remembered, Unlocked
 from megafs.volume.history import History
-from megafs.volume.places import Places, remember_fsid, remembered_fsid, write_durably
+from megafs.volume.places import (
+    HEADER,
+    Places,
+    directory_of,
+    remember_fsid,
+    remembered_fsid,
+    write_durably,
+)
 
 log = logging.getLogger(__name__)
 
@@ -238,9 +246,15 @@ class Volume:
 
 
 async def unlock(
-    store: ObjectStore, url: str, credential: Credential, settings: Settings
+    store: ObjectStore,
+    url: str,
+    credential: Credential,
+    settings: Settings,
+    early: Derivation | None = None,
 ) -> tuple[Unlocked, Places, head.Seen | None, bool]:
     """Open the key header, with what this machine remembers of the volume.
+
+    early: as `deriving.begin` returned it.
 
     Returns also whether the store was away and the copy kept here was used.
     """
@@ -251,7 +265,7 @@ async def unlock(
     except Unavailable as exc:
         if known is None:
             raise
-        path = settings.state_dir / "volumes" / known.hex() / "header"
+        path = directory_of(settings.state_dir, known) / HEADER
         try:
             header = headers.parse_copy(path.read_bytes(), str(path))
         except FileNotFoundError:
@@ -273,7 +287,7 @@ async def unlock(
         remembered = Remembered(
             header.fsid, seen.generation, bytes.fromhex(seen.slot) if seen.slot else None
         )
-    unlocked = await unlocking.unlock(header, credential, remembered)
+    unlocked = await unlocking.unlock(header, credential, remembered, early)
     return unlocked, places, seen, offline
 
 
@@ -286,15 +300,19 @@ async def open_volume(
     host: str | None = None,
     store: ObjectStore | None = None,
     say: Callable[[str], None] = lambda text: None,
+    early: Derivation | None = None,
 ) -> AsyncIterator[Volume]:
     """Open the volume at *url* for the block; its tasks end, and its files close, with it.
 
     host: what other machines see as this one's name.  store: instead of the one that *url* names,
-    for tests; not closed here.  say: told what happens, for people.
+    for tests; not closed here.  say: told what happens, for people.  early: what `deriving.begin`
+    has begun for this; done here if it is not given.
 
     Leaving does not wait for the store: call `drain()` first.  What is not in it stays in the state
     directory for the next time.
     """
+    if early is None:
+        early = deriving.begin(url, credential, settings.state_dir)
     metrics = Registry()
     own = store is None
     if store is None:
@@ -307,7 +325,7 @@ async def open_volume(
             downloads=settings.downloads,
         )
     try:
-        unlocked, places, seen, offline = await unlock(store, url, credential, settings)
+        unlocked, places, seen, offline = await unlock(store, url, credential, settings, early)
         if own:
             await store.aclose()
             store = open_store(
@@ -456,7 +474,7 @@ async def _opened(
             offline=offline,
         )
         remember_fsid(settings.state_dir, url, header.fsid)
-        write_durably(places.volume / "header", header.encode())
+        write_durably(places.volume / HEADER, header.encode())
         _check_head(replica, settings)
         # Never backwards: away from the store, an old copy of the replica proves nothing.
         if seen is None or settings.accept_state or replica.sequence >= seen.sequence:

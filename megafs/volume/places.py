@@ -22,6 +22,14 @@ from megafs import clock
 from megafs.durable import replace_file
 from megafs.errors import Busy, Denied, Full, Stopped
 
+#: The copy of the key header, in a volume's directory.
+HEADER = "header"
+
+
+def directory_of(state_dir: Path, fsid: bytes) -> Path:
+    """The directory of a volume's state."""
+    return state_dir / "volumes" / fsid.hex()
+
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -34,7 +42,7 @@ class Places:
     @classmethod
     def of(cls, state_dir: Path, cache_dir: Path, fsid: bytes) -> Places:
         """Name them, and make what is missing, for the owner alone."""
-        volume = state_dir / "volumes" / fsid.hex()
+        volume = directory_of(state_dir, fsid)
         places = cls(volume, volume / "packs", cache_dir / fsid.hex())
         for path in (state_dir, state_dir / "volumes", volume, places.packs):
             _make(path)
