@@ -50,10 +50,11 @@ from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
 from megafs.journal.presence import Lease, Presence
 from megafs.journal.replica import Replica, remove_files
-from megafs.journal.writer import Writer
+from megafs.journal.writer import Writer, ask_for_commits, ask_for_standing
 from megafs.metrics import Registry
+from megafs.stores.ahead import Ahead
 from megafs.stores.base import ObjectStore, list_all
-from megafs.stores.open import open_store
+from megafs.stores.open import cached, open_store
 from megafs.volume import deriving, keys, unlocking
 from megafs.volume import header as headers
 from megafs.volume.deriving import Derivation
@@ -64,9 +65,9 @@ from megafs.volume.places import (
     HEADER,
     Places,
     directory_of,
+    keep_durably,
     remember_fsid,
     remembered_fsid,
-    write_durably,
 )
 
 log = logging.getLogger(__name__)
@@ -316,34 +317,29 @@ async def open_volume(
     metrics = Registry()
     own = store is None
     if store is None:
-        # Without a cache first: where it lies depends on the volume that is found.
         store = open_store(
             url,
             settings.store_options,
             patience=settings.deadline,
             uploads=settings.uploads,
             downloads=settings.downloads,
+            metrics=metrics,
         )
+    ahead = Ahead(store)
     try:
-        unlocked, places, seen, offline = await unlock(store, url, credential, settings, early)
+        _ask_ahead(ahead, url, settings)
+        unlocked, places, seen, offline = await unlock(ahead, url, credential, settings, early)
         if own:
-            await store.aclose()
-            store = open_store(
-                url,
-                settings.store_options,
-                patience=settings.deadline,
-                uploads=settings.uploads,
-                downloads=settings.downloads,
-                cache_dir=places.cache,
-                cache_size=settings.cache_size,
-                cache_min_free=settings.cache_min_free,
-                metrics=metrics,
+            # Where the cache lies depends on the volume that was found.
+            store = cached(
+                store, places.cache, settings.cache_size, settings.cache_min_free, metrics
             )
         lock = places.lock()
         try:
             async with _opened(
                 url,
                 store,
+                ahead,
                 unlocked,
                 places,
                 seen,
@@ -357,15 +353,42 @@ async def open_volume(
         finally:
             os.close(lock)
     finally:
+        ahead.drop()
         if own:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()
+
+
+def _ask_ahead(ahead: Ahead, url: str, settings: Settings) -> None:
+    """Have under way what opening asks of the store, before any key is known.
+
+    Nothing is decided here: every check is made later, in its order, on these answers.
+    """
+    ahead.ask_list(keys.PREFIX)
+    seen: head.Seen | None = None
+    fsid = remembered_fsid(settings.state_dir, url)
+    if fsid is not None:
+        try:
+            seen = head.read(directory_of(settings.state_dir, fsid))
+        except Corrupt:
+            return  # opening says so
+    if seen is None:
+
+        async def explore() -> None:
+            await ask_for_commits(ahead, await checkpoint.ask_for_newest(ahead))()
+
+        ahead.spawn(explore)
+        return
+    ahead.ask(headers.name_of(seen.generation), headers.SIZE_LIMIT + 1)
+    ask_for_standing(ahead, seen.sequence)
+    ahead.spawn(ask_for_commits(ahead, seen.sequence))
 
 
 @asynccontextmanager
 async def _opened(
     url: str,
     store: ObjectStore,
+    ahead: Ahead,
     unlocked: Unlocked,
     places: Places,
     seen: head.Seen | None,
@@ -410,14 +433,16 @@ async def _opened(
         writer.trust = "checking"
         if not offline:
             try:
-                try:
-                    await _catch_up(replica, store, writer, header, seen, settings, say)
-                except Corrupt as exc:
-                    if isinstance(exc, Rollback) or replica.is_sound():
-                        raise
-                    log.warning("the replica is damaged, rebuilding it from the store: %s", exc)
-                    replica.reset()
-                    await _catch_up(replica, store, writer, header, seen, settings, say)
+                with writer.opening(ahead):
+                    try:
+                        await _catch_up(replica, ahead, writer, header, seen, settings, say)
+                    except Corrupt as exc:
+                        if isinstance(exc, Rollback) or replica.is_sound():
+                            raise
+                        log.warning("the replica is damaged, rebuilding it from the store: %s", exc)
+                        replica.reset()
+                        writer.look_anew()
+                        await _catch_up(replica, ahead, writer, header, seen, settings, say)
             except Unavailable as exc:
                 if replica.sequence == 0 or replica.sequence < replica.expected:
                     raise
@@ -427,6 +452,7 @@ async def _opened(
             raise Unavailable(
                 "the store is away, and this machine does not hold the volume's tree yet"
             )
+        ahead.drop()
         writer.trust = "doubtful" if offline else "full"
         # Should others have dropped a pack that lies here and that pending operations name.
         replica.gone_packs.update(staged_ids(places.packs))
@@ -473,23 +499,19 @@ async def _opened(
             metrics,
             offline=offline,
         )
-        remember_fsid(settings.state_dir, url, header.fsid)
-        write_durably(places.volume / HEADER, header.encode())
         _check_head(replica, settings)
         # Never backwards: away from the store, an old copy of the replica proves nothing.
+        now: head.Seen | None = None
         if seen is None or settings.accept_state or replica.sequence >= seen.sequence:
-            await offload(
-                head.write,
-                places.volume,
-                head.Seen(
-                    header.fsid.hex(),
-                    replica.sequence,
-                    replica.head.hex(),
-                    header.generation,
-                    unlocked.slot_id.hex(),
-                ),
-                kind="disk",
+            now = head.Seen(
+                header.fsid.hex(),
+                replica.sequence,
+                replica.head.hex(),
+                header.generation,
+                unlocked.slot_id.hex(),
             )
+        new = None if now == seen else now
+        await offload(_remember, settings.state_dir, url, places, header, new, kind="disk")
         _metrics(volume)
         if not header.create_if_absent and not settings.read_only:
             volume.lease = Lease(replica, store, keyring, writer.bar)
@@ -519,6 +541,19 @@ async def _opened(
                 await volume.lease.release()
     finally:
         replica.close()
+
+
+def _remember(
+    state_dir: Path, url: str, places: Places, header: Header, now: head.Seen | None
+) -> None:
+    """Keep what the next mount goes by, durably; blocks for syncs.
+
+    now: None if the head that is there stays: its directory is synced all the same.
+    """
+    remember_fsid(state_dir, url, header.fsid)
+    keep_durably(places.volume / HEADER, header.encode())
+    if now is not None:
+        head.write(places.volume, now)
 
 
 async def _first_lease(volume: Volume, say: Callable[[str], None]) -> None:
@@ -615,6 +650,7 @@ async def _catch_up(
             raise NotAVolume(f"{store.url}: the volume has no root directory yet")
         say("the volume has no root directory yet: making it")
         await write_first_commit(store, replica.keyring, header.generation)
+        writer.look_anew()
         await writer.catch_up()
 
 
