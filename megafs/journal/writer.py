@@ -118,13 +118,21 @@ def ask_for_commits(ahead: Ahead, sequence: int) -> Callable[[], Awaitable[None]
             found = [(commit_format.sequence_of(e.name), e.size) for e in page.entries]
         except Corrupt:
             return  # said by whoever reads the listing
-        _ask(ahead, usual(found, sequence + 1))
+        window = usual(found, sequence + 1)
+        _ask(ahead, window)
+        if len(window) == len(found):
+            _ask_alone(ahead, sequence + len(window) + 1)
 
     return follow
 
 
 def ask_for_standing(ahead: Ahead, sequence: int) -> None:
-    """Have under way what `Writer.standing` reads."""
+    """Have under way what `Writer.standing` reads, and whether there is a commit after it."""
+    _ask_alone(ahead, sequence)
+    _ask_alone(ahead, sequence + 1)
+
+
+def _ask_alone(ahead: Ahead, sequence: int) -> None:
     ahead.ask(commit_format.object_name(sequence), commit_format.MAX_OBJECT + 1)
 
 
@@ -444,9 +452,7 @@ class Writer:
             if listed:
                 got = await self._read_commits(first, len(listed), [size for _, size in listed])
                 self._ask_next(first + len(got))
-            elif self._ahead is not None and await self._is_at_end():
-                got = []
-            else:
+            else:  # a listing may lag behind, so the end is where nothing can be read
                 got = await self._read_commits(first, window)
             self.last_contact = clock.now()
             if not got:
@@ -655,11 +661,6 @@ class Writer:
                 return listing
             self._listing = listing
         return self._listing
-
-    async def _is_at_end(self) -> bool:
-        """Whether the listing shows nothing after our commit: then there is nothing to ask for."""
-        sequence = self._replica.sequence
-        return all(number <= sequence for number, _ in (await self._listed()).found)
 
     def _ask_next(self, sequence: int) -> None:
         """Have the next window under way while this one is applied."""
