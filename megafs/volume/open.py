@@ -8,8 +8,8 @@ The order of opening (docs/ordering.md):
     take up         what an earlier process of this machine had not committed
     tasks           uploads, the writer, the follower, write-back, checkpoints
 
-The questions of the first three are under way together (stores/ahead.py): a volume seen before takes
-one round trip.  Mounting needs no network once the volume has been open here.
+The questions of the first three are under way together (stores/ahead.py): a volume seen before
+takes one round trip.  Mounting needs no network once the volume has been open here.
 """
 
 from __future__ import annotations
