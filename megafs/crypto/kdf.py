@@ -17,15 +17,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-
 from megafs.crypto import keys
+from megafs.crypto.argon2 import argon2id
 from megafs.errors import BadPassphrase, BadUsage, Corrupt, Stopped
 
 SALT_SIZE: Final = 16
+KEY_SIZE: Final = keys.KEY_SIZE
 RECOVERY_SIZE: Final = 32
 
 _MIB: Final = 1 << 10  # in KiB, the unit of Argon2
@@ -110,33 +110,59 @@ def normalised(passphrase: str) -> bytes:
         raise BadUsage("the passphrase is not UTF-8 text") from None
 
 
-def from_passphrase(
-    passphrase: str, salt: bytes, cost: Cost, keyfile: bytes | None = None
-) -> bytes:
-    """Return the 32-byte key of a passphrase, and of the contents of a key file if there is one.
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one guess is made of: the arguments of Argon2id, checked."""
+
+    data: bytes = field(repr=False)
+    salt: bytes
+    cost: Cost
+    secret: bytes | None = field(repr=False)
+
+
+def task(passphrase: str, salt: bytes, cost: Cost, keyfile: bytes | None = None) -> Task:
+    """Return what is to be derived for a passphrase, and the contents of a key file if there is
+    one.
 
     With a key file, whoever holds the whole store cannot even begin to guess.
 
-    Raises Corrupt if *cost* is out of bounds, before any work; BadUsage for a passphrase or key
-    file that cannot be; Stopped if the memory cannot be had.
+    Raises Corrupt if *cost* is out of bounds; BadUsage for a passphrase or key file that cannot be.
     """
     check_cost(cost)
     data = normalised(passphrase)
-    secret = None if keyfile is None else keyfile_digest(keyfile)
+    return Task(data, salt, cost, None if keyfile is None else keyfile_digest(keyfile))
+
+
+def derive(task: Task) -> bytes:
+    """Return the 32-byte key; Stopped if the memory cannot be had."""
+    cost = task.cost
     try:
-        return Argon2id(
-            salt=salt,
-            length=keys.KEY_SIZE,
-            iterations=cost.time,
+        return argon2id(
+            task.data,
+            task.salt,
+            time=cost.time,
+            memory=cost.memory,
             lanes=cost.lanes,
-            memory_cost=cost.memory,
-            secret=secret,
-        ).derive(data)
+            length=KEY_SIZE,
+            secret=task.secret,
+        )
     except MemoryError:
-        raise Stopped(
-            f"the key slot needs {cost.memory >> 10} MiB of memory to open, and this machine "
-            "cannot give them now; add a slot with the low-memory profile elsewhere"
-        ) from None
+        raise Stopped(no_memory(cost)) from None
+
+
+def no_memory(cost: Cost) -> str:
+    """What to say where a key cannot be derived."""
+    return (
+        f"the key slot needs {cost.memory >> 10} MiB of memory to open, and this machine "
+        "cannot give them now; add a slot with the low-memory profile elsewhere"
+    )
+
+
+def from_passphrase(
+    passphrase: str, salt: bytes, cost: Cost, keyfile: bytes | None = None
+) -> bytes:
+    """Return the 32-byte key of a passphrase: `task` and `derive`, with the errors of both."""
+    return derive(task(passphrase, salt, cost, keyfile))
 
 
 def keyfile_digest(content: bytes, least: int = KEYFILE_MIN) -> bytes:

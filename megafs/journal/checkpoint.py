@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -34,7 +34,8 @@ from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable, leaf
 from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.parts import Key, Part
 from megafs.journal.replica import Replica
-from megafs.stores.base import ObjectStore, list_all
+from megafs.stores.ahead import Ahead
+from megafs.stores.base import ObjectStore, Page, list_all
 from megafs.tree.schema import REPLICATED
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ MAX_MANIFEST: Final = 64 << 20
 #: How many of the newest commits' hashes a checkpoint keeps (docs/threats.md, row 20).
 HASH_TAIL: Final = 65536
 
+PREFIX: Final = "checkpoints/"
 _MANIFEST: Final = re.compile(r"checkpoints/(\d{16})/manifest\Z", re.ASCII)
 
 
@@ -89,14 +91,25 @@ def manifest_name(sequence: int) -> str:
 
 async def newest(store: ObjectStore) -> list[int]:
     """The sequence numbers of the checkpoints in the store, newest first."""
-    found = []
-    async for page in list_all(store, "checkpoints/"):
-        for entry in page.entries:
-            # Whatever else lies there is not ours to judge: only a manifest that opens counts.
-            match = _MANIFEST.match(entry.name)
-            if match is not None:
-                found.append(int(match[1]))
+    found: list[int] = []
+    async for page in list_all(store, PREFIX):
+        found += _manifests(page)
     return sorted(found, reverse=True)
+
+
+def _manifests(page: Page) -> list[int]:
+    # Whatever else lies there is not ours to judge: only a manifest that opens counts.
+    matches = (_MANIFEST.match(entry.name) for entry in page.entries)
+    return [int(match[1]) for match in matches if match is not None]
+
+
+async def ask_for_newest(ahead: Ahead) -> int:
+    """Have under way what `load_newest` asks first of all; return where that checkpoint stands."""
+    page = await ahead.ask_list(PREFIX).get()
+    newest = max(_manifests(page), default=0)
+    if newest:
+        ahead.ask(manifest_name(newest), MAX_MANIFEST + 1)
+    return newest
 
 
 async def read_manifest(store: ObjectStore, keyring: Keyring, sequence: int) -> Manifest:
@@ -192,11 +205,10 @@ async def load(
 
 
 async def _fetched(
-    store: ObjectStore, keyring: Keyring, jobs: list[tuple[Any, PartEntry]], ahead: int = _AHEAD
+    store: ObjectStore, keyring: Keyring, jobs: list[tuple[Any, PartEntry]]
 ) -> AsyncIterator[tuple[Any, list[list[Any]]]]:
-    """Fetch parts, up to *ahead* at a time, and give them in order, so that inserts append."""
-    for start in range(0, len(jobs), ahead):
-        group = jobs[start : start + ahead]
+    """Fetch parts, a group at a time, and give them in order, so that inserts append."""
+    for group in _groups(jobs):
         rows: list[list[list[Any]]] = [[] for _ in group]
 
         async def fetch(number: int, entry: PartEntry, into: list[list[list[Any]]]) -> None:
@@ -213,6 +225,24 @@ async def _fetched(
             raise
         for (table, _), got in zip(group, rows, strict=True):
             yield table, got
+
+
+def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartEntry]]]:
+    """Parts that are in memory together: the rows of four full ones, however many they are.
+
+    A small tree is a part or two for each table: one round trip for all of them.
+    """
+    group: list[tuple[Any, PartEntry]] = []
+    rows = 0
+    for job in jobs:
+        more = max(job[1].rows, PART_ROWS * job[1].size // PART_SIZE)
+        if group and (rows + more > 4 * PART_ROWS or len(group) == 32):
+            yield group
+            group, rows = [], 0
+        group.append(job)
+        rows += more
+    if group:
+        yield group
 
 
 @dataclass(slots=True)

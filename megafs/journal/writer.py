@@ -15,7 +15,9 @@ written any more, reads go on, one line says why (docs/threats.md, rows 2, 9 to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -40,12 +42,17 @@ from megafs.journal import checkpoint, head
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
 from megafs.journal.replica import Candidate, News, Replica
+from megafs.stores.ahead import Ahead
 from megafs.stores.base import ObjectStore, list_all
 
 log = logging.getLogger(__name__)
 
 #: Commits that are fetched side by side and applied together when far behind.
 _WINDOW = 16
+#: The same where a listing has told which there are, and how large: so many at most, and of so many
+#: bytes.  How many requests are out at once is for the store's limits.
+WINDOW_LISTED = 64
+_WINDOW_BYTES = 16 << 20
 #: Commits up to this size are held in memory side by side; larger ones are read one at a time.
 _USUAL = 4 << 20
 #: An idle mount looks for others' commits this many times less often.
@@ -67,6 +74,71 @@ class Packs(Protocol):
     def release(self, named: Collection[int]) -> None: ...
     def doubt(self, older_than: float) -> None: ...
     async def wait_change(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The commits after number `after` that the store listed: (number, bytes).
+
+    at: the time just before it was asked.
+    """
+
+    after: int
+    at: float
+    found: list[tuple[int, int]]
+
+
+def usual(found: list[tuple[int, int]], sequence: int) -> list[tuple[int, int]]:
+    """Those of *found* from *sequence* on, without a gap, that may be fetched side by side."""
+    window: list[tuple[int, int]] = []
+    room = _WINDOW_BYTES
+    for number, size in found:
+        if number < sequence:
+            continue
+        room -= size
+        if number != sequence + len(window) or size > _USUAL or room < 0:
+            break
+        window.append((number, size))
+        if len(window) == WINDOW_LISTED:
+            break
+    return window
+
+
+def ask_for_commits(ahead: Ahead, sequence: int) -> Callable[[], Awaitable[None]]:
+    """Have under way what `Writer` asks first of all where the replica stands on *sequence*.
+
+    Returns what asks for the rest, which depends on the listing.
+    """
+    after = commit_format.object_name(sequence)
+    listing = ahead.ask_list("commits/", after)
+
+    async def follow() -> None:
+        page = await listing.get()
+        try:
+            found = [(commit_format.sequence_of(e.name), e.size) for e in page.entries]
+        except Corrupt:
+            return  # said by whoever reads the listing
+        window = usual(found, sequence + 1)
+        _ask(ahead, window)
+        if len(window) == len(found):
+            _ask_alone(ahead, sequence + len(window) + 1)
+
+    return follow
+
+
+def ask_for_standing(ahead: Ahead, sequence: int) -> None:
+    """Have under way what `Writer.standing` reads, and whether there is a commit after it."""
+    _ask_alone(ahead, sequence)
+    _ask_alone(ahead, sequence + 1)
+
+
+def _ask_alone(ahead: Ahead, sequence: int) -> None:
+    ahead.ask(commit_format.object_name(sequence), commit_format.MAX_OBJECT + 1)
+
+
+def _ask(ahead: Ahead, commits: Sequence[tuple[int, int]]) -> None:
+    for number, size in commits:
+        ahead.ask(commit_format.object_name(number), size + 1)
 
 
 class Writer:
@@ -117,6 +189,9 @@ class Writer:
         self.last_error: Fault | None = None
         self.last_contact: float = 0.0
         self._tail_seen: float = 0.0
+        # While a mount is being opened.
+        self._ahead: Ahead | None = None
+        self._listing: Listing | None = None
         self._epoch = 0
         #: How far the store's history was compared with what this machine has seen (`seen`):
         #: "full", "checking" (a mount does so now; nothing is remembered until it has), or
@@ -379,7 +454,13 @@ class Writer:
         total = 0
         window = 1
         while True:
-            got = await self._read_commits(self._replica.sequence + 1, window)
+            first = self._replica.sequence + 1
+            listed = usual((await self._listed()).found, first) if self._ahead is not None else []
+            if listed:
+                got = await self._read_commits(first, len(listed), [size for _, size in listed])
+                self._ask_next(first + len(got))
+            else:  # a listing may lag behind, so the end is where nothing can be read
+                got = await self._read_commits(first, window)
             self.last_contact = clock.now()
             if not got:
                 if not self._tail_is_fresh():
@@ -396,6 +477,8 @@ class Writer:
             if self.on_news is not None:
                 self.on_news(news)
             total += len(got)
+            if listed:
+                continue
             if len(got) < window and window > 1:
                 return total
             window = _WINDOW
@@ -413,10 +496,9 @@ class Writer:
         gc removes old commits, so after a long sleep a missing one may mean that the journal has
         gone on without us.  Committing there would be a history that nobody else ever sees.
         """
-        now = clock.now()
         sequence = self._replica.sequence
-        page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
-        if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:
+        now, following = await self._following()
+        if following is not None and following > sequence + 1:
             raise Corrupt(
                 f"commit {sequence + 1} is gone although later commits exist: this mount was away"
                 " for longer than the volume keeps its journal. Unmount and mount again; what is"
@@ -434,13 +516,23 @@ class Writer:
                 " keeps its journal. Unmount and mount again; what is staged here is kept"
             )
 
-    async def _read_commits(self, first: int, count: int) -> list[tuple[int, bytes, Commit]]:
-        """Up to *count* commits from *first* on, verified one by one and against the chain."""
+    async def _read_commits(
+        self, first: int, count: int, sizes: Sequence[int] = ()
+    ) -> list[tuple[int, bytes, Commit]]:
+        """Up to *count* commits from *first* on, verified one by one and against the chain.
+
+        sizes: their bytes, if a listing told.
+        """
         found: dict[int, bytes] = {}
+
+        def limit(sequence: int) -> int | None:
+            if sizes:
+                return sizes[sequence - first]
+            return _USUAL if count > 1 else None
 
         async def fetch(sequence: int) -> None:
             try:
-                found[sequence] = await self._get(sequence, _USUAL if count > 1 else None)
+                found[sequence] = await self._get(sequence, limit(sequence))
             except Missing:
                 pass
 
@@ -472,7 +564,8 @@ class Writer:
                         )
                 else:
                     break
-            if len(data) > _USUAL and count > 1:
+            most = limit(sequence)
+            if most is not None and len(data) > most:
                 data = await self._get(sequence)  # a large one: one at a time in memory
             try:
                 commit = self._verified(sequence, data, prev)
@@ -543,27 +636,71 @@ class Writer:
 
     async def _is_cut_off(self) -> bool:
         """Whether the commit after ours is gone and later ones exist: folded, or a bad store."""
+        _, following = await self._following()
+        return following is not None and following > self._replica.sequence + 1
+
+    async def _following(self) -> tuple[float, int | None]:
+        """When the store was asked, and the first commit that it lists after ours."""
         sequence = self._replica.sequence
+        if self._ahead is not None:
+            listing = await self._listed()
+            return listing.at, next((n for n, _ in listing.found if n > sequence), None)
+        now = clock.now()
         page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
-        return bool(page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1)
+        return now, commit_format.sequence_of(page.entries[0].name) if page.entries else None
+
+    async def _listed(self) -> Listing:
+        """What the store lists after our commit; while opening, one listing serves all questions.
+
+        It tells how the journal ended when it was asked.  What is applied since is in it, so what
+        it has beyond that is what would be missing.
+        """
+        sequence = self._replica.sequence
+        if self._listing is None or self._listing.after > sequence:
+            now = clock.now()
+            found: list[tuple[int, int]] = []
+            async for page in list_all(
+                self._store, "commits/", commit_format.object_name(sequence)
+            ):
+                found += [(commit_format.sequence_of(e.name), e.size) for e in page.entries]
+            listing = Listing(sequence, now, found)
+            if self._ahead is None:
+                return listing
+            self._listing = listing
+        return self._listing
+
+    def _ask_next(self, sequence: int) -> None:
+        """Have the next window under way while this one is applied."""
+        if self._ahead is not None and self._listing is not None:
+            _ask(self._ahead, usual(self._listing.found, sequence))
+
+    @contextmanager
+    def opening(self, ahead: Ahead) -> Iterator[None]:
+        """A mount is being opened in the block: its questions go to *ahead*."""
+        real, self._store, self._ahead = self._store, ahead, ahead
+        try:
+            yield
+        finally:
+            self._store, self._ahead, self._listing = real, None, None
+
+    def look_anew(self) -> None:
+        """While opening: what was listed is no longer how the journal ends."""
+        self._listing = None
 
     async def check_gap(self) -> None:
         """Raise Corrupt if the store lists a commit later than the first missing one."""
-        now = clock.now()
-        async for page in list_all(
-            self._store, "commits/", commit_format.object_name(self._replica.sequence)
-        ):
-            for entry in page.entries:
-                later = commit_format.sequence_of(entry.name)
-                if later > self._replica.sequence + 1:
-                    # It may have appeared between our last look and the listing.
-                    await self.catch_up()
-                    if later > self._replica.sequence:
-                        raise Corrupt(
-                            f"commit {self._replica.sequence + 1} is missing although commit"
-                            f" {later} exists"
-                        )
-        self._tail_seen = now
+        listing = await self._listed()
+        for later, _ in listing.found:
+            if later > self._replica.sequence + 1:
+                # It may have appeared between our last look and the listing.
+                self.look_anew()
+                await self.catch_up()
+                if later > self._replica.sequence:
+                    raise Corrupt(
+                        f"commit {self._replica.sequence + 1} is missing although commit"
+                        f" {later} exists"
+                    )
+        self._tail_seen = listing.at
 
     def check_seen(self, seen: head.Seen | None) -> None:
         """Raise Rollback if the store's history is not the one this machine has seen."""

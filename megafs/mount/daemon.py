@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, Protocol
 
 from megafs.errors import MegafsError, MountFailed, leaf
@@ -106,10 +106,12 @@ class _Pipe:
         return True
 
 
-def in_background(run: Callable[[Report], None], on_ready: Callable[[], None]) -> dict[str, Any]:
+def in_background(
+    run: Callable[[Report], None], on_ready: Callable[[], None], keep: Collection[int] = ()
+) -> dict[str, Any]:
     """Run *run* in a new session of its own and return the facts it reports with `ready`.
 
-    on_ready: called in the child just before.
+    on_ready: called in the child just before.  keep: file descriptors that it goes on with.
     Only the parent returns.  Raises what ended the child, or MountFailed if it just ended.  Ctrl-C
     while waiting ends the child.
     """
@@ -119,7 +121,7 @@ def in_background(run: Callable[[Report], None], on_ready: Callable[[], None]) -
     first = os.fork()
     if first == 0:
         os.close(heard)
-        _become_child(run, _Pipe(told, on_ready), told)
+        _become_child(run, _Pipe(told, on_ready), {told, *keep}, told)
     os.close(told)
     os.waitpid(first, 0)
     with os.fdopen(heard, "rb") as lines:
@@ -142,7 +144,9 @@ def in_background(run: Callable[[Report], None], on_ready: Callable[[], None]) -
     return dict(message["ready"])
 
 
-def _become_child(run: Callable[[Report], None], report: _Pipe, fd: int) -> NoReturn:
+def _become_child(
+    run: Callable[[Report], None], report: _Pipe, keep: set[int], fd: int
+) -> NoReturn:
     """Leave the session (the second fork gives up the chance of a new terminal), then *run*."""
     code = MegafsError.exit_code
     try:
@@ -150,7 +154,7 @@ def _become_child(run: Callable[[Report], None], report: _Pipe, fd: int) -> NoRe
         if os.fork():
             os._exit(0)
         os.write(fd, b"%d\n" % os.getpid())
-        close_inherited({fd})
+        close_inherited(keep)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.close(null)

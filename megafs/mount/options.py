@@ -18,11 +18,9 @@ Before the command line come the configuration file and the environment:
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 
 from megafs.config import Settings, cache_home, parse_duration, parse_size, state_home
 from megafs.errors import BadUsage
+from megafs.stores.urls import known_options
 
 
 class UnknownOption(BadUsage):
@@ -629,14 +628,14 @@ def _unknown(name: str, known: frozenset[str]) -> str:
         return f"option {name}= is for s3:// stores only"
     candidates = [o.name for o in OPTIONS.values() if o.kind != "refused" and "*" not in o.name]
     candidates += sorted(known)
+    import difflib  # only when something is misspelt
+
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else "; docs/mount-options.md lists all"
     return f"unknown option {name!r}{hint}"
 
 
 def _store_options(url: str) -> frozenset[str]:
-    from megafs.stores.open import known_options
-
     return frozenset(known_options(url))
 
 
@@ -662,15 +661,21 @@ def read_config(environ: Mapping[str, str]) -> dict[str, Any]:
             found = os.fstat(file.fileno())
             if found.st_mode & stat.S_IWOTH:
                 raise BadUsage(f"{path} can be written by everybody: chmod o-w {path}")
-            return tomllib.load(file)
+            text = file.read()
     except FileNotFoundError:
         if environ.get("MEGAFS_CONFIG"):
             raise BadUsage(f"MEGAFS_CONFIG={path}: there is no such file") from None
         return {}
-    except tomllib.TOMLDecodeError as exc:
-        raise BadUsage(f"{path}: {exc}") from exc
     except OSError as exc:
         raise BadUsage(f"{path} cannot be read: {exc.strerror}") from exc
+    if not text.strip():
+        return {}
+    import tomllib  # most mounts have no such file
+
+    try:
+        return tomllib.loads(text.decode())
+    except ValueError as exc:  # not TOML, or not UTF-8
+        raise BadUsage(f"{path}: {exc}") from exc
 
 
 def _configured(url: str, config: Mapping[str, Any]) -> Iterable[tuple[str, str | None]]:

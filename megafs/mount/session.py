@@ -24,14 +24,15 @@ import trio
 import megafs
 from megafs import clock
 from megafs.concurrency import offload
-from megafs.errors import Busy, Fault, MegafsError, MountFailed, Stopped
-from megafs.mount import control, mountpoint
+from megafs.errors import Fault, MegafsError, MountFailed, Stopped
+from megafs.mount import mountpoint
 from megafs.mount.control import Message
 from megafs.mount.daemon import Notifier, Report, Signals, calm_collector, end_soon
 from megafs.mount.fuse import KernelMount, View
 from megafs.mount.listener import Say, listening
 from megafs.mount.options import MountOptions
 from megafs.volume import jobs
+from megafs.volume.deriving import Derivation
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume
 
@@ -47,30 +48,16 @@ EXTENSION = 60
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be mounted where.  mountpoint: as `mountpoint.canonical` returns it."""
+    """What is to be mounted where.
+
+    mountpoint: as `mountpoint.canonical` returns it.  early: what `deriving.begin` has begun.
+    """
 
     url: str
     mountpoint: str
     options: MountOptions
     credential: Credential = field(repr=False)
-
-
-def prepare(at: str, options: MountOptions) -> None:
-    """Raise a sentence if the mount cannot be made, before anything slow or secret is done."""
-    mountpoint.check_fuse(allow_other=options.allow_other)
-    card = control.card_of(at)
-    if card is not None and control.is_running(card.pid):
-        try:
-            told = control.call(card, "status", patience=5.0)
-        except MountFailed:
-            pass  # its pid is somebody else's by now
-        else:
-            if told.get("state") == "draining":
-                raise Busy(
-                    f"the mount before at {at} (process {card.pid}) is still sending"
-                    f" {told.get('staged_bytes', 0)} bytes: megafs umount {at} waits for it"
-                )
-    mountpoint.check(at, nonempty=options.nonempty)
+    early: Derivation | None = field(default=None, repr=False)
 
 
 def run(request: Request, report: Report) -> None:
@@ -96,7 +83,11 @@ async def _main(request: Request, report: Report, signals: Signals) -> None:
     left = ""
     with everything:
         async with open_volume(
-            request.url, request.credential, request.options.settings, say=log.info
+            request.url,
+            request.credential,
+            request.options.settings,
+            say=log.info,
+            early=request.early,
         ) as volume:
             mounted = True
             session = _Session(request, volume, stopping)

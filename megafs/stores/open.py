@@ -11,9 +11,9 @@ a quarter of a second to load.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from megafs.config import GIB
 from megafs.errors import BadStore
@@ -21,14 +21,7 @@ from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited
 from megafs.stores.retry import Retrying
-
-SCHEMES = ("file", "s3", "memory")
-
-# Options that only one driver has, so that a misplaced one can be named.
-_EXAMPLES = {
-    "file": "file:///srv/volume",
-    "s3": "s3://bucket/prefix",
-}
+from megafs.stores.urls import known_options, misplaced, split_url
 
 
 def open_store(
@@ -58,22 +51,29 @@ def open_store(
     store = Limited(store, uploads, downloads, up_rate=up_rate, down_rate=down_rate)
     store = Retrying(store, patience, metrics=metrics)
     if cache_dir is not None:
-        from megafs.stores.cache import DiskCached
-
-        store = DiskCached(store, cache_dir, cache_size, cache_min_free, metrics=metrics)
+        store = cached(store, cache_dir, cache_size, cache_min_free, metrics)
     return store
+
+
+def cached(
+    store: ObjectStore, directory: Path, size: int, min_free: int, metrics: Registry
+) -> ObjectStore:
+    """Return *store* with a cache in *directory*; closing it closes both."""
+    from megafs.stores.cache import DiskCached
+
+    return DiskCached(store, directory, size, min_free, metrics=metrics)
 
 
 def open_driver(
     url: str, options: Mapping[str, str] | None = None, *, connections: int = 12
 ) -> ObjectStore:
     """Return the bare driver for *url*: no retries, no limits, no cache."""
-    scheme, host, path = _parts(url)
+    scheme, host, path = split_url(url)
     options = dict(options or {})
     known = known_options(url)
     for name in sorted(options):
         if name not in known:
-            raise BadStore(_misplaced(name, scheme, known))
+            raise BadStore(misplaced(name, scheme, known))
     if scheme == "file":
         from megafs.stores.local import LocalStore
 
@@ -82,77 +82,22 @@ def open_driver(
         from megafs.stores.memory import named
 
         return named(host)
+    _import_s3()
     from megafs.stores.s3 import open_s3
 
     return open_s3(host, path.strip("/"), options, connections=connections)
 
 
-def known_options(url: str) -> set[str]:
-    """Return the names of the options that the driver of *url* understands."""
-    scheme, _, _ = _parts(url)
-    return _options_of(scheme)
-
-
-def _options_of(scheme: str) -> set[str]:
+def preload(url: str) -> None:
+    """Import what `open_store` will for *url*, so that it is done once and before a fork."""
+    scheme, _, _ = split_url(url)
     if scheme == "s3":
-        return set(importlib.import_module("megafs.stores.s3").OPTIONS)
-    return set()
+        _import_s3()
+    importlib.import_module("megafs.stores.cache")
 
 
-def _misplaced(name: str, scheme: str, known: set[str]) -> str:
-    owners = [other for other in SCHEMES if other != scheme and name in _options_of(other)]
-    if owners:
-        return f"{name}= is an option of {owners[0]}:// stores, not of {scheme}://"
-    if known:
-        return f"{scheme}:// stores have no option {name}=; they have {', '.join(sorted(known))}"
-    return f"{scheme}:// stores have no options, so none named {name}="
-
-
-def _parts(url: str) -> tuple[str, str, str]:
-    """Split *url* into scheme, host (or bucket) and path, or say what is wrong with it."""
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        if url.startswith("/"):
-            raise BadStore(f"{url!r} is not a URL; for a directory write file://{url}")
-        if url.startswith(("file:", "s3:")):
-            raise BadStore(f"{url!r} needs two slashes after the colon: {_examples()}")
-        raise BadStore(f"{url!r} is not the URL of a store; write {_examples()}")
-    scheme = scheme.lower()
-    if scheme not in SCHEMES:
-        if scheme in ("http", "https"):
-            raise BadStore(
-                f"{scheme}:// is not a kind of store; for an S3 service write"
-                f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST"
-            )
-        raise BadStore(f"no driver for {scheme}://; write {_examples()}")
-    try:
-        parts = urlsplit(url)
-    except ValueError as exc:
-        raise BadStore(f"{url!r} is not a URL: {exc}") from exc
-    if "@" in parts.netloc:
-        # The text must not repeat what may be a password.
-        raise BadStore(
-            f"credentials do not belong into the URL ({scheme}://...@...): it shows in ps and fstab"
-        )
-    if parts.query or parts.fragment:
-        raise BadStore(f"{url!r}: write options with -o NAME=VALUE, and ? and # as %3F and %23")
-    path = unquote(parts.path)
-    if "\0" in path:
-        raise BadStore(f"{url!r} holds a zero byte")
-    if scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise BadStore(
-                f"{url!r} names a host; for a directory write three slashes:"
-                f" file:///{parts.netloc}{parts.path} (absolute paths only)"
-            )
-        if path.strip("/") == "":
-            raise BadStore(f"{url!r} names no directory; write for example {_EXAMPLES['file']}")
-        return scheme, "", "/" + "/".join(part for part in path.split("/") if part)
-    if not parts.netloc:
-        wanted = {"s3": "bucket", "memory": "name"}[scheme]
-        raise BadStore(f"{url!r} names no {wanted}; write {scheme}://{wanted.upper()}")
-    return scheme, parts.netloc, path
-
-
-def _examples() -> str:
-    return " or ".join(_EXAMPLES.values())
+def _import_s3() -> None:
+    # httpx imports its command line if it can, and with it rich and pygments: 25 ms of CPU, a tenth
+    # of all that a mount imports, for nothing.  None makes that import fail, which httpx expects.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    importlib.import_module("megafs.stores.s3")

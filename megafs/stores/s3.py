@@ -4,7 +4,7 @@ One PUT per object (completing a multipart upload ignores the condition on sever
 ``If-None-Match: *`` for put_new(); one ranged GET per read; ListObjectsV2 with start-after.
 Rules: Amazon's S3 API reference, and what Ceph 16 was seen to do (tests/stores/test_s3.py).
 
-Options of an s3 URL, all optional (`OPTIONS`, `open_s3()`):
+Options of an s3 URL, all optional (named in urls.py, read in `open_s3()`):
 
     endpoint        https://HOST[:PORT][/PATH]; without it AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL,
                     and then AWS itself
@@ -57,21 +57,7 @@ from megafs.stores.base import Buffer, Entry, Health, ObjectStore, Page, check_n
 from megafs.stores.credentials import Chain, Source
 from megafs.stores.http import Reply, Session, Timeouts
 from megafs.stores.sigv4 import EMPTY_SHA256, UNSIGNED, Signer, target
-
-#: What `open_s3()` understands.
-OPTIONS = frozenset(
-    {
-        "endpoint",
-        "region",
-        "path_style",
-        "profile",
-        "ca",
-        "sign_payload",
-        "conditional_put",
-        "connect_timeout",
-        "read_timeout",
-    }
-)
+from megafs.stores.urls import S3_OPTIONS as OPTIONS
 
 # A clock is only corrected when it is off by more than an answer can be late; S3 allows 15 minutes.
 _SKEW = 60.0

@@ -25,7 +25,7 @@ from __future__ import annotations
 import hmac
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
@@ -344,13 +344,21 @@ def _sealed(header: Header, keyring: keys.Keyring) -> Header:
 # Opening
 
 
+#: Gives the key of a passphrase: `kdf.from_passphrase`, or what stands in for it.
+Derive = Callable[[str, bytes, kdf.Cost, bytes | None], bytes]
+
+
 def unlock(
-    header: Header, credential: Credential, remembered: Remembered | None = None
+    header: Header,
+    credential: Credential,
+    remembered: Remembered | None = None,
+    derive: Derive | None = None,
 ) -> Unlocked:
     """Open a slot of *header* with *credential*, and check that the whole header is genuine.
 
     header: from `parse`.
     remembered: of this volume on this machine, if it was ever opened here.
+    derive: does the slow part elsewhere.
 
     Raises BadPassphrase if no slot opens; Corrupt if one does but the header was changed since it
     was written; Rollback if it is older than, or not the one, that was remembered.
@@ -366,7 +374,7 @@ def unlock(
         spent += work
         try:
             master = keys.unwrap(
-                _slot_key(slot, credential),
+                _slot_key(slot, credential, derive),
                 _slot_context(slot, header.fsid, header.epoch),
                 slot.wrap,
             )
@@ -461,7 +469,7 @@ def _nothing_opens(header: Header, credential: Credential, skipped: int) -> BadP
     return BadPassphrase(f"{text} (no key slot of {header.name} opens)")
 
 
-def _slot_key(slot: Slot, credential: Credential) -> bytes:
+def _slot_key(slot: Slot, credential: Credential, derive: Derive | None = None) -> bytes:
     if slot.kind == RECOVERY:
         assert credential.recovery is not None
         return kdf.from_recovery(credential.recovery)
@@ -471,7 +479,7 @@ def _slot_key(slot: Slot, credential: Credential) -> bytes:
     assert credential.passphrase is not None
     assert slot.cost is not None
     keyfile = credential.keyfile if slot.kind == PASSPHRASE_AND_KEYFILE else None
-    return kdf.from_passphrase(credential.passphrase, slot.salt, slot.cost, keyfile)
+    return (derive or kdf.from_passphrase)(credential.passphrase, slot.salt, slot.cost, keyfile)
 
 
 def _slot_context(slot: Slot, fsid: bytes, epoch: int) -> bytes:

@@ -8,7 +8,8 @@ The order of opening (docs/ordering.md):
     take up         what an earlier process of this machine had not committed
     tasks           uploads, the writer, the follower, write-back, checkpoints
 
-Mounting needs no network once the volume has been open here.
+The questions of the first three are under way together (stores/ahead.py): a volume seen before
+takes one round trip.  Mounting needs no network once the volume has been open here.
 """
 
 from __future__ import annotations
@@ -50,17 +51,26 @@ from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
 from megafs.journal.presence import Lease, Presence
 from megafs.journal.replica import Replica, remove_files
-from megafs.journal.writer import Writer
+from megafs.journal.writer import Writer, ask_for_commits, ask_for_standing
 from megafs.metrics import Registry
+from megafs.stores.ahead import Ahead
 from megafs.stores.base import ObjectStore, list_all
-from megafs.stores.open import open_store
+from megafs.stores.open import cached, open_store
 from megafs.tree.ops import AddPack
+from megafs.volume import deriving, keys, unlocking
 from megafs.volume import header as headers
-from megafs.volume import keys, unlocking
+from megafs.volume.deriving import Derivation
 from megafs.volume.format import write_first_commit
 from megafs.volume.header import Credential, Header, Remembered, Unlocked
 from megafs.volume.history import History
-from megafs.volume.places import Places, remember_fsid, remembered_fsid, write_durably
+from megafs.volume.places import (
+    HEADER,
+    Places,
+    directory_of,
+    keep_durably,
+    remember_fsid,
+    remembered_fsid,
+)
 
 log = logging.getLogger(__name__)
 
@@ -239,9 +249,15 @@ class Volume:
 
 
 async def unlock(
-    store: ObjectStore, url: str, credential: Credential, settings: Settings
+    store: ObjectStore,
+    url: str,
+    credential: Credential,
+    settings: Settings,
+    early: Derivation | None = None,
 ) -> tuple[Unlocked, Places, head.Seen | None, bool]:
     """Open the key header, with what this machine remembers of the volume.
+
+    early: as `deriving.begin` returned it.
 
     Returns also whether the store was away and the copy kept here was used.
     """
@@ -252,7 +268,7 @@ async def unlock(
     except Unavailable as exc:
         if known is None:
             raise
-        path = settings.state_dir / "volumes" / known.hex() / "header"
+        path = directory_of(settings.state_dir, known) / HEADER
         try:
             header = headers.parse_copy(path.read_bytes(), str(path))
         except FileNotFoundError:
@@ -274,7 +290,7 @@ async def unlock(
         remembered = Remembered(
             header.fsid, seen.generation, bytes.fromhex(seen.slot) if seen.slot else None
         )
-    unlocked = await unlocking.unlock(header, credential, remembered)
+    unlocked = await unlocking.unlock(header, credential, remembered, early)
     return unlocked, places, seen, offline
 
 
@@ -287,46 +303,45 @@ async def open_volume(
     host: str | None = None,
     store: ObjectStore | None = None,
     say: Callable[[str], None] = lambda text: None,
+    early: Derivation | None = None,
 ) -> AsyncIterator[Volume]:
     """Open the volume at *url* for the block; its tasks end, and its files close, with it.
 
     host: what other machines see as this one's name.  store: instead of the one that *url* names,
-    for tests; not closed here.  say: told what happens, for people.
+    for tests; not closed here.  say: told what happens, for people.  early: what `deriving.begin`
+    has begun for this; done here if it is not given.
 
     Leaving does not wait for the store: call `drain()` first.  What is not in it stays in the state
     directory for the next time.
     """
+    if early is None:
+        early = deriving.begin(url, credential, settings.state_dir)
     metrics = Registry()
     own = store is None
     if store is None:
-        # Without a cache first: where it lies depends on the volume that is found.
         store = open_store(
             url,
             settings.store_options,
             patience=settings.deadline,
             uploads=settings.uploads,
             downloads=settings.downloads,
+            metrics=metrics,
         )
+    ahead = Ahead(store)
     try:
-        unlocked, places, seen, offline = await unlock(store, url, credential, settings)
+        _ask_ahead(ahead, url, settings)
+        unlocked, places, seen, offline = await unlock(ahead, url, credential, settings, early)
         if own:
-            await store.aclose()
-            store = open_store(
-                url,
-                settings.store_options,
-                patience=settings.deadline,
-                uploads=settings.uploads,
-                downloads=settings.downloads,
-                cache_dir=places.cache,
-                cache_size=settings.cache_size,
-                cache_min_free=settings.cache_min_free,
-                metrics=metrics,
+            # Where the cache lies depends on the volume that was found.
+            store = cached(
+                store, places.cache, settings.cache_size, settings.cache_min_free, metrics
             )
         lock = places.lock()
         try:
             async with _opened(
                 url,
                 store,
+                ahead,
                 unlocked,
                 places,
                 seen,
@@ -340,15 +355,42 @@ async def open_volume(
         finally:
             os.close(lock)
     finally:
+        ahead.drop()
         if own:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()
+
+
+def _ask_ahead(ahead: Ahead, url: str, settings: Settings) -> None:
+    """Have under way what opening asks of the store, before any key is known.
+
+    Nothing is decided here: every check is made later, in its order, on these answers.
+    """
+    ahead.ask_list(keys.PREFIX)
+    seen: head.Seen | None = None
+    fsid = remembered_fsid(settings.state_dir, url)
+    if fsid is not None:
+        try:
+            seen = head.read(directory_of(settings.state_dir, fsid))
+        except Corrupt:
+            return  # opening says so
+    if seen is None:
+
+        async def explore() -> None:
+            await ask_for_commits(ahead, await checkpoint.ask_for_newest(ahead))()
+
+        ahead.spawn(explore)
+        return
+    ahead.ask(headers.name_of(seen.generation), headers.SIZE_LIMIT + 1)
+    ask_for_standing(ahead, seen.sequence)
+    ahead.spawn(ask_for_commits(ahead, seen.sequence))
 
 
 @asynccontextmanager
 async def _opened(
     url: str,
     store: ObjectStore,
+    ahead: Ahead,
     unlocked: Unlocked,
     places: Places,
     seen: head.Seen | None,
@@ -393,14 +435,16 @@ async def _opened(
         writer.trust = "checking"
         if not offline:
             try:
-                try:
-                    await _catch_up(replica, store, writer, header, seen, settings, say)
-                except Corrupt as exc:
-                    if isinstance(exc, Rollback) or replica.is_sound():
-                        raise
-                    log.warning("the replica is damaged, rebuilding it from the store: %s", exc)
-                    replica.reset()
-                    await _catch_up(replica, store, writer, header, seen, settings, say)
+                with writer.opening(ahead):
+                    try:
+                        await _catch_up(replica, ahead, writer, header, seen, settings, say)
+                    except Corrupt as exc:
+                        if isinstance(exc, Rollback) or replica.is_sound():
+                            raise
+                        log.warning("the replica is damaged, rebuilding it from the store: %s", exc)
+                        replica.reset()
+                        writer.look_anew()
+                        await _catch_up(replica, ahead, writer, header, seen, settings, say)
             except Unavailable as exc:
                 if replica.sequence == 0 or replica.sequence < replica.expected:
                     raise
@@ -410,6 +454,7 @@ async def _opened(
             raise Unavailable(
                 "the store is away, and this machine does not hold the volume's tree yet"
             )
+        ahead.drop()
         writer.trust = "doubtful" if offline else "full"
         # Should others have dropped a pack that lies here and that pending operations name.
         replica.gone_packs.update(staged_ids(places.packs))
@@ -456,23 +501,19 @@ async def _opened(
             metrics,
             offline=offline,
         )
-        remember_fsid(settings.state_dir, url, header.fsid)
-        write_durably(places.volume / "header", header.encode())
         _check_head(replica, settings)
         # Never backwards: away from the store, an old copy of the replica proves nothing.
+        now: head.Seen | None = None
         if seen is None or settings.accept_state or replica.sequence >= seen.sequence:
-            await offload(
-                head.write,
-                places.volume,
-                head.Seen(
-                    header.fsid.hex(),
-                    replica.sequence,
-                    replica.head.hex(),
-                    header.generation,
-                    unlocked.slot_id.hex(),
-                ),
-                kind="disk",
+            now = head.Seen(
+                header.fsid.hex(),
+                replica.sequence,
+                replica.head.hex(),
+                header.generation,
+                unlocked.slot_id.hex(),
             )
+        new = None if now == seen else now
+        await offload(_remember, settings.state_dir, url, places, header, new, kind="disk")
         _metrics(volume)
         if not header.create_if_absent and not settings.read_only:
             volume.lease = Lease(replica, store, keyring, writer.bar)
@@ -505,6 +546,19 @@ async def _opened(
                 await volume.lease.release()
     finally:
         replica.close()
+
+
+def _remember(
+    state_dir: Path, url: str, places: Places, header: Header, now: head.Seen | None
+) -> None:
+    """Keep what the next mount goes by, durably; blocks for syncs.
+
+    now: None if the head that is there stays: its directory is synced all the same.
+    """
+    remember_fsid(state_dir, url, header.fsid)
+    keep_durably(places.volume / HEADER, header.encode())
+    if now is not None:
+        head.write(places.volume, now)
 
 
 async def _first_lease(volume: Volume, say: Callable[[str], None]) -> None:
@@ -601,6 +655,7 @@ async def _catch_up(
             raise NotAVolume(f"{store.url}: the volume has no root directory yet")
         say("the volume has no root directory yet: making it")
         await write_first_commit(store, replica.keyring, header.generation)
+        writer.look_anew()
         await writer.catch_up()
 
 

@@ -19,8 +19,16 @@ from pathlib import Path
 from blake3 import blake3
 
 from megafs import clock
-from megafs.durable import replace_file
+from megafs.durable import replace_file, sync_directory
 from megafs.errors import Busy, Denied, Full, Stopped
+
+#: The copy of the key header, in a volume's directory.
+HEADER = "header"
+
+
+def directory_of(state_dir: Path, fsid: bytes) -> Path:
+    """The directory of a volume's state."""
+    return state_dir / "volumes" / fsid.hex()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +42,7 @@ class Places:
     @classmethod
     def of(cls, state_dir: Path, cache_dir: Path, fsid: bytes) -> Places:
         """Name them, and make what is missing, for the owner alone."""
-        volume = state_dir / "volumes" / fsid.hex()
+        volume = directory_of(state_dir, fsid)
         places = cls(volume, volume / "packs", cache_dir / fsid.hex())
         for path in (state_dir, state_dir / "volumes", volume, places.packs):
             _make(path)
@@ -98,7 +106,7 @@ def remembered_fsid(state_dir: Path, url: str) -> bytes | None:
 def remember_fsid(state_dir: Path, url: str, fsid: bytes) -> None:
     _make(state_dir)
     _make(state_dir / "urls")
-    write_durably(_url_path(state_dir, url), json.dumps({"fsid": fsid.hex()}).encode())
+    keep_durably(_url_path(state_dir, url), json.dumps({"fsid": fsid.hex()}).encode())
 
 
 def _url_path(state_dir: Path, url: str) -> Path:
@@ -111,6 +119,20 @@ def write_durably(path: Path, data: bytes) -> None:
         replace_file(path, data)
     except OSError as exc:
         raise _failed(path, exc) from exc
+
+
+def keep_durably(path: Path, data: bytes) -> None:
+    """As `write_durably`, at the price of one sync of the directory if *path* holds *data* already.
+
+    That sync is for a process that was killed between renaming the file and syncing its name.
+    """
+    try:
+        if path.read_bytes() == data:
+            sync_directory(path.parent)
+            return
+    except OSError:
+        pass
+    write_durably(path, data)
 
 
 def _make(path: Path) -> None:

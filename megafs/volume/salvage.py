@@ -57,7 +57,7 @@ from megafs.volume import header as headers
 from megafs.volume import keys, unlocking
 from megafs.volume.header import Credential, Unlocked
 from megafs.volume.history import scratch
-from megafs.volume.places import remembered_fsid
+from megafs.volume.places import HEADER, directory_of, remembered_fsid
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ async def unlock(
         why = exc
     fsid = remembered_fsid(settings.state_dir, url)
     if fsid is not None:
-        path = settings.state_dir / "volumes" / fsid.hex() / "header"
+        path = directory_of(settings.state_dir, fsid) / HEADER
         try:
             found.append((str(path), path.read_bytes()))
         except OSError:

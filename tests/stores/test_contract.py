@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megafs.stores import local
+from megafs.stores.ahead import Ahead
 from megafs.stores.cache import DiskCached
 from megafs.stores.limit import Limited
 from megafs.stores.local import LocalStore
@@ -59,6 +60,12 @@ class TestRetrying(StoreContract):
     @pytest.fixture
     async def store(self):
         return Retrying(MemoryStore())
+
+
+class TestAhead(StoreContract):
+    @pytest.fixture
+    async def store(self):
+        return Ahead(MemoryStore())
 
 
 class TestFaultyWithoutFaults(StoreContract):
