@@ -1,19 +1,28 @@
 """What this machine has seen of a volume: the newest commit, and the key header it used.
 
 `head` in the state directory, apart from the replica, so that a lost replica does not turn a known
-machine into a new one.  JSON, replaced atomically and durably before any fsync(2) that needs the
-commit returns.  It holds numbers and hashes, no secret and no name.  A store that serves less, or
-another history, is refused (docs/threats.md).
+machine into a new one.  It is written, durably, before any fsync(2) that needs the commit returns,
+so a write must be cheap: the file holds two places of 512 bytes, each a line of JSON with a digest,
+and the one that is not the newest is overwritten and synced, which is one sync of bytes in place
+(0.7 ms) and not two of new names (4.9 ms).  A power cut tears at most the place that was being
+written, and then the other one counts.  It holds numbers and hashes, no secret and no name.  A
+store that serves less, or another history, is refused (docs/threats.md).
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
 
 from megafs.durable import replace_file
 from megafs.errors import Corrupt
+
+_PLACE: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +40,70 @@ def read(directory: Path) -> Seen | None:
     """What was remembered, or None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
-        fields = json.loads(path.read_text())
-        return Seen(**fields)
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, OSError) as exc:
-        raise Corrupt(
-            f"{path} cannot be read ({exc}): it remembers how far this machine has seen the volume."
-            " If you are sure the store is right, remove the file"
-        ) from exc
+    except OSError as exc:
+        raise _unreadable(path, exc.strerror or str(exc)) from exc
+    newest = max(_places(data), default=None, key=lambda place: place[0])
+    if newest is None:
+        raise _unreadable(path, "nothing in it is whole")
+    return newest[2]
 
 
 def write(directory: Path, seen: Seen) -> None:
-    """Remember *seen*, durably; blocks for two syncs."""
-    replace_file(directory / "head", json.dumps(asdict(seen)).encode())
+    """Remember *seen*, durably; blocks for a sync.  Not for two threads at once."""
+    path = directory / "head"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        replace_file(path, _line(1, seen) + b" " * _PLACE)
+        return
+    try:
+        data = os.pread(fd, 2 * _PLACE + 1, 0)
+        places = _places(data)
+        if len(data) != 2 * _PLACE or not places:
+            replace_file(path, _line(1, seen) + b" " * _PLACE)
+            return
+        turn, number, _ = max(places, key=lambda place: place[0])
+        os.pwrite(fd, _line(turn + 1, seen), (1 - number) * _PLACE)
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _line(turn: int, seen: Seen) -> bytes:
+    text = json.dumps({"turn": turn, **asdict(seen)}).encode()
+    return (text + b" " + _check(text)).ljust(_PLACE - 1) + b"\n"
+
+
+def _check(text: bytes) -> bytes:
+    """Tells a place that was torn in the middle of a number, which is good JSON, too."""
+    return blake3(text).hexdigest(8).encode()
+
+
+def _places(data: bytes) -> list[tuple[int, int, Seen]]:
+    """The places that are whole: (turn, its number, what it says)."""
+    found = []
+    for number in (0, 1):
+        try:
+            place = data[number * _PLACE : (number + 1) * _PLACE]
+            text, _, check = place.rstrip().rpartition(b" ")
+            if check != _check(text):
+                continue
+            fields = json.loads(text)
+            turn = int(fields.pop("turn"))
+            found.append((turn, number, Seen(**fields)))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+    return found
+
+
+def _unreadable(path: Path, why: str) -> Corrupt:
+    return Corrupt(
+        f"{path} cannot be read ({why}): it remembers how far this machine has seen the volume."
+        " If you are sure the store is right, remove the file"
+    )
 
 
 def words(digest: bytes) -> str:

@@ -58,6 +58,8 @@ _USUAL = 4 << 20
 #: An idle mount looks for others' commits this many times less often.
 _IDLE_FACTOR = 5
 _IDLE_AFTER = 30.0
+#: A changeset up to this size is compressed on the event loop: 0.2 ms.
+_IN_PLACE = 64 << 10
 #: For so many seconds after the end of the journal was seen, gc cannot have folded it: gc leaves
 #: alone what is younger than a day (volume/gc.py).
 _TAIL_TRUST = 3600.0
@@ -334,7 +336,7 @@ class Writer:
                 time_ns=clock.now_ns(),
                 generation=self.generation,
                 operations=fresh.operations,
-                changeset=await offload(commit_format.pack_changeset, fresh.changeset),
+                changeset=await _packed(fresh.changeset),
             )
             data = commit_format.seal(self._keyring, sequence, commit)
             if len(data) > commit_format.MAX_OBJECT or len(fresh.changeset) > (
@@ -725,3 +727,10 @@ class Writer:
                 f"commit {seen.sequence} is not the one that this machine has seen: the store shows"
                 " another history. Mount with -o accept_state to go on with it"
             )
+
+
+async def _packed(changeset: bytes) -> bytes:
+    """As `pack_changeset`; a small one takes less than the way to a thread."""
+    if len(changeset) < _IN_PLACE:
+        return commit_format.pack_changeset(changeset)
+    return await offload(commit_format.pack_changeset, changeset)
