@@ -465,6 +465,11 @@ class Writer:
                 got = await self._read_commits(first, window)
             self.last_contact = clock.now()
             if not got:
+                if self._ahead is not None and (await self._following())[1] not in (None, first):
+                    raise Corrupt(
+                        f"{commit_format.object_name(first)} is missing although later commits"
+                        " exist"
+                    )
                 if not self._tail_is_fresh():
                     await self._check_tail()
                 return total
