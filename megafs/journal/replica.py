@@ -9,8 +9,8 @@ changeset (what a commit carries, and, inverted, what undoes it).
     won()       it is in the journal
     follow()    others' commits: undo ours, apply theirs, do ours again
 
-A close(2) needs `log` only, which appends to the log of operations and leaves the batch open: a
-sealed batch costs some 40 times as much.  The log is always ahead of SQLite: what a lost
+A close(2) needs `log` only, which appends to the log of operations and leaves the batch open: 44 us
+after one created file, where `seal` takes 363.  The log is always ahead of SQLite: what a lost
 transaction held is done again from there (docs/decisions/0005).
 
 Everything here is synchronous: nobody sees a replica half way.  A replica that is damaged or gone
