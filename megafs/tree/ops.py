@@ -522,6 +522,8 @@ class Mend(Operation, frozen=True, tag="mend"):
             )
         elif table.name == "packs":
             tree.forget_pack(row[0])
+        elif table.name == "dirents":
+            tree.forget_name(row[0], row[1])
 
 
 AnyOperation = (

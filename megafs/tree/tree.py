@@ -72,23 +72,68 @@ class Tree:
 
     db: an open connection with the tables of schema.py.
     longest: no extent is longer than this many bytes (the volume's chunk size).
+    remember: how many inodes, and how many names, are answered from memory: 2 microseconds, not 10
+        to 35.  0 if others change the rows.
 
     used, files: bytes allocated and inodes in use; kept with every change (see `charge`).
+
+    What is remembered is what the rows say: SQLite tells of every inode's row that changes, whoever
+    changes it, and of every transaction that is rolled back.  It does not tell of names (a table
+    without row numbers): whoever changes them beside the methods here calls `forget_name`.
     """
 
-    def __init__(self, db: apsw.Connection, longest: int) -> None:
+    def __init__(self, db: apsw.Connection, longest: int, remember: int = 0) -> None:
         self.db = db
         self.longest = longest
         self.used = 0
         self.files = 0
         self._packs: dict[int, Pack] = {}
+        self._remember = remember
+        # Rows, not inodes: callers change the inodes they are given.
+        self._inodes: dict[int, tuple[Any, ...]] = {}
+        self._names: dict[tuple[int, bytes], int] = {}
+        if remember:
+            db.set_update_hook(self._row_changed)
+            db.set_rollback_hook(self.forget_rows)
+
+    # ---- remembering ------------------------------------------------------------------------
+
+    def _row_changed(self, _kind: int, _database: str, table: str, row: int) -> None:
+        if table == "inodes":
+            self._inodes.pop(row, None)
+
+    def forget_rows(self) -> None:
+        """The rows may be others now."""
+        self._inodes.clear()
+        self._names.clear()
+
+    def forget_name(self, parent: int, name: bytes) -> None:
+        """*name* in *parent* may stand for something else now, or for nothing."""
+        self._names.pop((parent, name), None)
+
+    def _keep_inode(self, row: tuple[Any, ...]) -> None:
+        if self._remember:
+            if len(self._inodes) >= self._remember:
+                del self._inodes[next(iter(self._inodes))]
+            self._inodes[row[0]] = row
+
+    def _keep_name(self, parent: int, name: bytes, ino: int) -> None:
+        if self._remember:
+            if len(self._names) >= self._remember:
+                del self._names[next(iter(self._names))]
+            self._names[parent, name] = ino
 
     # ---- looking up -------------------------------------------------------------------------
 
     def find(self, ino: int) -> Inode | None:
         """The inode, or None if there is none of that number."""
-        row = self.db.execute(f"SELECT {_INODE} FROM inodes WHERE ino=?", (ino,)).fetchone()
-        return None if row is None else Inode(*row)
+        row = self._inodes.get(ino)
+        if row is None:
+            row = self.db.execute(f"SELECT {_INODE} FROM inodes WHERE ino=?", (ino,)).fetchone()
+            if row is None:
+                return None
+            self._keep_inode(row)
+        return Inode(*row)
 
     def inode(self, ino: int) -> Inode:
         """The inode, or ENOENT."""
@@ -106,13 +151,23 @@ class Tree:
 
     def child(self, parent: int, name: bytes) -> int | None:
         """The inode number that *name* in *parent* stands for, or None."""
+        known = self._names.get((parent, name))
+        if known is not None:
+            return known
         row = self.db.execute(
             "SELECT ino FROM dirents WHERE parent=? AND name=?", (parent, name)
         ).fetchone()
-        return None if row is None else row[0]
+        if row is None:
+            return None
+        ino: int = row[0]
+        self._keep_name(parent, name, ino)
+        return ino
 
     def lookup(self, parent: int, name: bytes) -> Inode | None:
         """The inode that *name* in *parent* stands for, or None, in one query."""
+        known = self._names.get((parent, name))
+        if known is not None:
+            return self.find(known)
         row = self.db.execute(
             "SELECT i.ino, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks, i.atime,"
             " i.mtime, i.ctime, i.btime, i.parent, i.version"
@@ -120,7 +175,11 @@ class Tree:
             " WHERE d.parent=? AND d.name=?",
             (parent, name),
         ).fetchone()
-        return None if row is None else Inode(*row)
+        if row is None:
+            return None
+        self._keep_name(parent, name, row[0])
+        self._keep_inode(row)
+        return Inode(*row)
 
     def entries(self, parent: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries of a directory whose cookies follow *after*, by cookie."""
@@ -272,26 +331,24 @@ class Tree:
         self.files += files
 
     def add_inode(self, inode: Inode, target: bytes | None = None) -> None:
-        self.db.execute(
-            "INSERT INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            (
-                inode.ino,
-                inode.mode,
-                inode.nlink,
-                inode.uid,
-                inode.gid,
-                inode.rdev,
-                inode.size,
-                inode.blocks,
-                inode.atime_ns,
-                inode.mtime_ns,
-                inode.ctime_ns,
-                inode.btime_ns,
-                inode.parent,
-                inode.version,
-                target,
-            ),
+        row = (
+            inode.ino,
+            inode.mode,
+            inode.nlink,
+            inode.uid,
+            inode.gid,
+            inode.rdev,
+            inode.size,
+            inode.blocks,
+            inode.atime_ns,
+            inode.mtime_ns,
+            inode.ctime_ns,
+            inode.btime_ns,
+            inode.parent,
+            inode.version,
         )
+        self.db.execute("INSERT INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", (*row, target))
+        self._keep_inode(row)
         self.charge(inode.blocks, 1)
 
     def remove_inode(self, ino: int) -> None:
@@ -307,10 +364,12 @@ class Tree:
         self.db.execute("INSERT INTO dirents VALUES(?,?,?,?)", (parent, name, ino, cookie))
 
     def remove_name(self, parent: int, name: bytes) -> None:
+        self.forget_name(parent, name)
         self.db.execute("DELETE FROM dirents WHERE parent=? AND name=?", (parent, name))
 
     def set_name(self, parent: int, name: bytes, ino: int, cookie: int) -> None:
         """Let an existing name stand for another inode."""
+        self.forget_name(parent, name)
         self.db.execute(
             "UPDATE dirents SET ino=?, cookie=? WHERE parent=? AND name=?",
             (ino, cookie, parent, name),
@@ -318,10 +377,13 @@ class Tree:
 
     def touch_dir(self, ino: int, time_ns: int, links: int = 0) -> None:
         """A directory's entries changed: its times, and *links* more or fewer subdirectories."""
+        row = self._inodes.get(ino)
         self.db.execute(
             "UPDATE inodes SET mtime=?, ctime=?, nlink=nlink+? WHERE ino=?",
             (time_ns, time_ns, links, ino),
         )
+        if row is not None:  # forgotten by now, and soon wanted: many names are made in one place
+            self._keep_inode((*row[:2], row[2] + links, *row[3:9], time_ns, time_ns, *row[11:]))
 
     def change_links(self, ino: int, by: int, time_ns: int) -> None:
         self.db.execute("UPDATE inodes SET nlink=nlink+?, ctime=? WHERE ino=?", (by, time_ns, ino))
@@ -403,10 +465,14 @@ class Tree:
     def set_contents(
         self, ino: int, *, size: int, blocks: int, version: int, mtime: int, ctime: int
     ) -> None:
+        row = self._inodes.get(ino)
         self.db.execute(
             "UPDATE inodes SET size=?, blocks=?, version=?, mtime=?, ctime=? WHERE ino=?",
             (size, blocks, version, mtime, ctime, ino),
         )
+        if row is not None:
+            new = (*row[:6], size, blocks, row[8], mtime, ctime, *row[11:13], version)
+            self._keep_inode(new)
 
     def add_orphan(self, ino: int, mount: int) -> None:
         self.db.execute("INSERT OR REPLACE INTO orphans VALUES(?,?)", (ino, mount))
