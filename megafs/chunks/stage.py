@@ -163,6 +163,9 @@ class Stage:
             )
             self._packs[pack_number] = pack
             self._queue.append(pack)
+            # That process may have ended before it synced this one; what is promised from here on
+            # stands on it.
+            self._unsynced.add(pack_number)
 
     def holds(self, extent: Extent, *, must_be_here: bool = False) -> bool:
         """Whether the chunk of *extent* is whole; of one whose pack does not lie here, the caller

@@ -429,7 +429,7 @@ class Contents:
                 if gone:
                     self._count(sum(cell.size for cell in gone.values()))
                     self._put_back(gone)
-                    self._size = max(self._size, length)
+                self._size = max(self._size, length)
                 raise
 
     def _drop_beyond(self, size: int) -> dict[int, Cell]:

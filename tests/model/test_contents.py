@@ -458,3 +458,17 @@ async def test_pages_of_a_file_in_the_cache_are_what_was_written_last(
             assert got == expected[offset : offset + length]
         assert short > 10
     await store.aclose()
+
+
+async def test_a_truncation_that_fails_changes_nothing(tmp_path: Path) -> None:
+    async with one_file(tmp_path) as (fs, stage, ino, handle):
+        await fs.setattr(ino, SetAttr(size=TIB), ROOT)
+        await fs.write(handle, 0, b"x" * CHUNK)
+        stage.full = True
+        with pytest.raises(Full):
+            await fs.setattr(ino, SetAttr(size=CHUNK), ROOT)  # ends right behind what was written
+        assert fs.getattr(ino).size == TIB
+        stage.full = False
+        await fs.flush(handle)
+        assert fs.getattr(ino).size == TIB
+        assert bytes(await fs.read(handle, CHUNK - 1, 3)) == b"x\0\0"
