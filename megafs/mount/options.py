@@ -231,7 +231,12 @@ def _settings() -> Iterable[Option]:
     )
     yield setting("uploads", "Uploads at the same time.", _count(1, 64), "4")
     yield setting("downloads", "Downloads at the same time.", _count(1, 64), "8")
-    yield setting("readahead", "Bytes fetched ahead of a sequential reader.", parse_size, "8M")
+    yield setting(
+        "readahead",
+        "Bytes fetched ahead of a sequential reader; up to four times as many on a long, fast line.",
+        parse_size,
+        "8M",
+    )
     yield setting(
         "entry_timeout",
         "Seconds that the kernel may believe a name; it is told of changes, so this only matters"
