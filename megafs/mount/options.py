@@ -233,7 +233,7 @@ def _settings() -> Iterable[Option]:
     yield setting("downloads", "Downloads at the same time.", _count(1, 64), "8")
     yield setting(
         "readahead",
-        "Bytes fetched ahead of a sequential reader; up to four times as many on a long, fast line.",
+        "Bytes fetched ahead of a sequential reader; up to four times as many on a long line.",
         parse_size,
         "8M",
     )
