@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -34,6 +34,8 @@ from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: From here on sealing leaves the event loop (a hop costs 90 to 170 us, sealing 64 KiB some 150).
 _OFFLOAD_FROM = 64 << 10
@@ -213,23 +215,19 @@ class Stage:
         pack = self._ready()
         pack.busy += 1  # from here on an upload of this pack waits for us
         try:
-            if size < _OFFLOAD_FROM:
-                return [self._put(pack, piece) for piece in pieces]
-            # Two threads take turns; more gain nothing on the memory bus.  By turns, and not a half
-            # each, so that what follows in the file follows in the pack: one get then brings it.
-            results: list[Extent | None] = [None] * len(pieces)
-
-            def some(first: int) -> None:
-                for n in range(first, len(pieces), 2):
-                    results[n] = self._put(pack, pieces[n])
-
-            if len(pieces) == 1:
-                await offload(some, 0)
-            else:
-                async with trio.open_nursery() as nursery:
-                    for first in (0, 1):
-                        nursery.start_soon(offload, some, first)
-            return [result for result in results if result is not None]
+            if size < _OFFLOAD_FROM or len(pieces) == 1:
+                if size < _OFFLOAD_FROM:
+                    return [self._put(pack, piece) for piece in pieces]
+                return [await offload(self._put, pack, pieces[0])]
+            plains: list[bytes] = await _shared(
+                lambda n: chunk_format.encode(pieces[n], self._compress), len(pieces)
+            )
+            # Places are given in the order of the file, which two threads that go their own ways do
+            # not keep: what follows in the file follows in the pack, and one get brings it.
+            places = [self._place(pack, len(plain)) for plain in plains]
+            return await _shared(
+                lambda n: self._seal(pack, places[n], plains[n], len(pieces[n])), len(pieces)
+            )
         except BaseExceptionGroup as group:
             raise leaf(group) from group
         finally:
@@ -263,13 +261,21 @@ class Stage:
 
     def _put(self, pack: StagedPack, piece: bytes | bytearray | memoryview) -> Extent:
         plain = chunk_format.encode(piece, self._compress)
-        size = aead.sealed_size(len(plain))
+        return self._seal(pack, self._place(pack, len(plain)), plain, len(piece))
+
+    @staticmethod
+    def _place(pack: StagedPack, size: int) -> int:
+        """Where in the pack a chunk of *size* bytes of plaintext goes."""
         with pack.lock:
             offset = pack.size
-            pack.size += size
+            pack.size += aead.sealed_size(size)
+        return offset
+
+    def _seal(self, pack: StagedPack, offset: int, plain: bytes, length: int) -> Extent:
         sealed = chunk_format.seal(
             pack.key, self._keyring.fsid, pack.epoch, pack.name, offset, plain
         )
+        size = len(sealed)
         try:
             written = 0
             while written < size:
@@ -277,7 +283,7 @@ class Stage:
         except OSError as exc:
             raise Full(f"{self._directory}: {exc.strerror}") from exc
         self._unsynced.add(pack.number)
-        return Extent(0, len(piece), pack.number, offset, size, len(piece), 0, digest(sealed), None)
+        return Extent(0, length, pack.number, offset, size, length, 0, digest(sealed), None)
 
     def sync(self) -> None:
         """Make everything that was put durable against a power cut; runs in a thread."""
@@ -431,6 +437,20 @@ class Stage:
         self._spent = []
         self._packs.clear()
         self._uploaded.clear()
+
+
+async def _shared(work: Callable[[int], T], count: int) -> list[T]:
+    """What *work* makes of 0 to *count* - 1, in two threads: more gain nothing."""
+    made: dict[int, T] = {}
+
+    def some(first: int) -> None:
+        for n in range(first, count, 2):
+            made[n] = work(n)
+
+    async with trio.open_nursery() as nursery:
+        for first in (0, 1):
+            nursery.start_soon(offload, some, first)
+    return [made[n] for n in range(count)]
 
 
 async def _close(fds: list[int]) -> None:

@@ -269,8 +269,6 @@ class ChunkStore:
                 if key not in self._opened and key not in self._loading:
                     self._loading[key] = _Loading()
                     mine[key] = extent
-                elif extent.sealed > _GAP:
-                    break  # it is here, and too large to be fetched again on the way
 
     async def _fetch_all(self, mine: dict[Key, Extent]) -> None:
         groups = _grouped(list(mine.values()))

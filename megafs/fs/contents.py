@@ -314,13 +314,16 @@ class Contents:
 
         As much as costs no more than the round trip, once there were jumps enough that their blocks
         would be a sixteenth of the file: whoever has jumped about in that will want more of it.
+        After jumps to an eighth of its chunks, whole blocks: most of the file will be read.
         """
         if self._chunks.has(extent) or extent.pack == 0:
             return []
         self._jumps += 1
-        block = min(_BLOCK, self._chunks.worth)
-        if block < 2 * self._chunk or self._jumps * _BLOCK * 16 < size:
-            return []
+        block = _BLOCK
+        if self._jumps < 3 or self._jumps * self._chunk * 8 < size:
+            block = min(_BLOCK, self._chunks.worth)
+            if block < 2 * self._chunk or self._jumps * _BLOCK * 16 < size:
+                return []
         start = extent.start // block * block
         return self.extents(start, start + block)
 

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from megafs.chunks.stage import Stage
+from megafs.config import Parameters
 from megafs.errors import Fault, Full
 from megafs.stores.cache import DiskCached
 from megafs.tree.inode import SetAttr
 from megafs.tree.tree import Extent
+from tests.fakes.faulty import Faulty
 from tests.fs.opened import CHUNK, ROOT, contents, new_store, new_store_here, opened, put_file
 from tests.model.loop import Machine
 from tests.tree.invariants import check
@@ -472,3 +474,24 @@ async def test_a_truncation_that_fails_changes_nothing(tmp_path: Path) -> None:
         await fs.flush(handle)
         assert fs.getattr(ino).size == TIB
         assert bytes(await fs.read(handle, CHUNK - 1, 3)) == b"x\0\0"
+
+
+async def test_whoever_jumps_about_in_a_file_gets_it_in_blocks(tmp_path: Path) -> None:
+    params = Parameters(chunk_size=256 << 10, quota=None)
+    faulty = Faulty(await new_store_here(params))
+    size = 8 << 20
+    data = os.urandom(size)
+    async with opened(tmp_path, faulty) as volume:
+        await put_file(volume.fs, 1, b"f", data)
+        await volume.drain()
+    async with opened(tmp_path / "elsewhere", faulty) as volume:
+        fs = volume.fs
+        handle, _ = await fs.open(fs.lookup(1, b"f").ino, os.O_RDONLY, ROOT)
+        chance = random.Random(1)
+        waits = 0
+        for place in chance.sample(range(32), 32):  # every chunk, in any order
+            before = len(faulty.calls)
+            offset = place * (256 << 10) + 5000
+            assert bytes(await fs.read(handle, offset, 4096)) == data[offset : offset + 4096]
+            waits += any(name.startswith("packs/") for _, name in faulty.calls[before:])
+        assert waits <= 4 + 8  # one each until it is clear, then one for each block
