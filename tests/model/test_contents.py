@@ -237,18 +237,18 @@ async def test_a_failed_truncate_leaves_the_file_as_it_was(tmp_path: Path) -> No
 
 async def test_a_full_disk_under_parallel_sealing_is_one_error(tmp_path: Path) -> None:
     async with opened(tmp_path) as volume:
-        real = volume.stage._put
+        real = volume.stage._seal
 
         def full(*args: Any) -> Extent:
             raise Full("the disk is full, for a test")
 
-        volume.stage._put = full  # type: ignore[method-assign]
+        volume.stage._seal = full  # type: ignore[method-assign]
         handle, _ = await volume.fs.create(1, b"f", 0o644, os.O_RDWR, ROOT)
         data = os.urandom(20 * CHUNK)
         await volume.fs.write(handle, 0, data)
         with pytest.raises(Full):
             await volume.fs.flush(handle)
-        volume.stage._put = real  # type: ignore[method-assign]
+        volume.stage._seal = real  # type: ignore[method-assign]
         await volume.fs.flush(handle)
         volume.chunks.clear()
         assert bytes(await volume.fs.read(handle, 0, len(data))) == data
