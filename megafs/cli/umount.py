@@ -131,7 +131,9 @@ def _end(card: Card, at: str) -> dict[str, Any]:
                 mountpoint.detach_in_time(at, FORCE_STEP)
                 there = None
                 continue
-            if select.select([process], [], [], FORCE_STEP)[0]:
+            waiter = select.poll()
+            waiter.register(process, select.POLLIN)
+            if waiter.poll(FORCE_STEP * 1000):
                 break
     finally:
         os.close(process)

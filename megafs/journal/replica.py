@@ -26,6 +26,7 @@ import datetime
 import functools
 import logging
 import os
+import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -189,7 +190,13 @@ class Replica:
         self._wal_due = _WAL_PAGES
         self._wal = 0
         self._wal_copied = False
-        self.db.set_wal_hook(self._wal_grew)
+        me = weakref.ref(self)  # see Tree: a connection must not hold who holds it
+
+        def grew(db: apsw.Connection, name: str, pages: int) -> int:
+            replica = me()
+            return apsw.SQLITE_OK if replica is None else replica._wal_grew(db, name, pages)
+
+        self.db.set_wal_hook(grew)
         self.tree = Tree(self.db, self._longest, _REMEMBERED)
         self.pending: dict[int, Pending] = {}
         # Packs that others dropped as garbage, or that are staged here: (random id, epoch).

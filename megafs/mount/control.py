@@ -140,8 +140,9 @@ def wait_for_end(pid: int, patience: float) -> bool:
     except OSError:
         return False
     try:
-        ready, _, _ = select.select([fd], [], [], patience)
-        return bool(ready)
+        waiter = select.poll()  # select() takes no descriptor above 1023
+        waiter.register(fd, select.POLLIN)
+        return bool(waiter.poll(patience * 1000))
     finally:
         os.close(fd)
 

@@ -9,6 +9,7 @@ keep the invariants: link counts, `blocks`, extents that never overlap.
 from __future__ import annotations
 
 import errno as e
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -93,8 +94,20 @@ class Tree:
         self._inodes: dict[int, tuple[Any, ...]] = {}
         self._names: dict[tuple[int, bytes], int] = {}
         if remember:
-            db.set_update_hook(self._row_changed)
-            db.set_rollback_hook(self.forget_rows)
+            # Not bound to us: a connection that holds its tree is a ring that nobody frees, with
+            # its files, unless it is closed.
+            me = weakref.ref(self)
+
+            def changed(kind: int, database: str, table: str, row: int) -> None:
+                if (tree := me()) is not None:
+                    tree._row_changed(kind, database, table, row)
+
+            def rolled_back() -> None:
+                if (tree := me()) is not None:
+                    tree.forget_rows()
+
+            db.set_update_hook(changed)
+            db.set_rollback_hook(rolled_back)
 
     # ---- remembering ------------------------------------------------------------------------
 
