@@ -215,9 +215,9 @@ class Stage:
         pack = self._ready()
         pack.busy += 1  # from here on an upload of this pack waits for us
         try:
-            if size < _OFFLOAD_FROM or len(pieces) == 1:
-                if size < _OFFLOAD_FROM:
-                    return [self._put(pack, piece) for piece in pieces]
+            if size < _OFFLOAD_FROM:
+                return [self._put(pack, piece) for piece in pieces]
+            if len(pieces) == 1:
                 return [await offload(self._put, pack, pieces[0])]
             plains: list[bytes] = await _shared(
                 lambda n: chunk_format.encode(pieces[n], self._compress), len(pieces)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno as e
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import trio
 
@@ -352,17 +352,10 @@ class Contents:
                 return memoryview(chunks[0])[skip : skip + end - offset]
         if not self.is_dirty and _without_holes(extents, offset, end):
             # In one go: a buffer that is zeroed first takes half as long again.
-            parts = []
-            for extent, chunk in zip(extents, chunks, strict=True):
-                begin, stop = max(offset, extent.start), min(end, extent.end)
-                skip = extent.skip + begin - extent.start
-                parts.append(memoryview(chunk)[skip : skip + stop - begin])
-            return b"".join(parts)
+            return b"".join(part for _, part in _parts(extents, chunks, offset, end))
         out = bytearray(end - offset)  # zeros: holes
-        for extent, chunk in zip(extents, chunks, strict=True):
-            begin, stop = max(offset, extent.start), min(end, extent.end)
-            skip = extent.skip + begin - extent.start
-            out[begin - offset : stop - offset] = memoryview(chunk)[skip : skip + stop - begin]
+        for begin, part in _parts(extents, chunks, offset, end):
+            out[begin - offset : begin - offset + len(part)] = part
         for layer in (self._flushing, self._cells):
             if layer:
                 self._overlay(layer, offset, end, out)
@@ -571,13 +564,21 @@ class Contents:
         except Fault:
             return None  # cannot be read now: one more extent is better than an error
         out = bytearray(end - base)
-        for extent, chunk in zip(there, chunks, strict=True):
-            begin, stop = max(base, extent.start), min(end, extent.end)
-            skip = extent.skip + begin - extent.start
-            out[begin - base : stop - base] = memoryview(chunk)[skip : skip + stop - begin]
+        for begin, part in _parts(there, chunks, base, end):
+            out[begin - base : begin - base + len(part)] = part
         for a, b in cell.ranges:
             out[a:b] = memoryview(cell.data)[a:b]
         return out
+
+
+def _parts(
+    extents: list[Extent], chunks: list[bytes | memoryview], start: int, end: int
+) -> Iterator[tuple[int, memoryview]]:
+    """What each extent holds of [start, end), given its chunk: (where it begins, the bytes)."""
+    for extent, chunk in zip(extents, chunks, strict=True):
+        begin, stop = max(start, extent.start), min(end, extent.end)
+        skip = extent.skip + begin - extent.start
+        yield begin, memoryview(chunk)[skip : skip + stop - begin]
 
 
 def _without_holes(extents: list[Extent], start: int, end: int) -> bool:
