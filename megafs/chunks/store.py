@@ -244,6 +244,8 @@ class ChunkStore:
             return
         largest = _SMALL
         if along:
+            if self._is_near(wanted):
+                return  # no round trip is to be saved
             largest = _RANGE
             around = sorted(
                 (extent for extent in along if extent.pack == wanted.pack), key=lambda e: e.offset
@@ -269,6 +271,14 @@ class ChunkStore:
                 if key not in self._opened and key not in self._loading:
                     self._loading[key] = _Loading()
                     mine[key] = extent
+
+    def _is_near(self, extent: Extent) -> bool:
+        """Whether the disk cache has the chunk."""
+        try:
+            pack, _ = self._pack(extent.pack)
+        except Corrupt:
+            return False  # whoever fetches it says what is wrong
+        return self._store.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
 
     async def _fetch_all(self, mine: dict[Key, Extent]) -> None:
         groups = _grouped(list(mine.values()))

@@ -126,6 +126,10 @@ class ObjectStore(ABC):
         """
         return None
 
+    def cached(self, name: str, start: int, length: int) -> bool:
+        """Whether a get of this range would be answered without the store."""
+        return False
+
     async def forget(self, name: str) -> None:  # noqa: B027
         """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""
 

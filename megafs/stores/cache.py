@@ -35,7 +35,7 @@ from megafs.concurrency import offload
 from megafs.errors import StoreError
 from megafs.metrics import Registry
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
-from megafs.stores.limit import URGENT, Priority, at_priority, current_level
+from megafs.stores.limit import BACKGROUND, URGENT, Priority, at_priority, current_level
 from megafs.stores.segments import Segment, Segments
 from megafs.stores.shelf import PREFIX, Measured, Open, Shelf, file_name
 
@@ -54,6 +54,8 @@ _IN_PLACE = 512 << 10
 # Seconds: a disk that takes longer to open or to read is as good as none.
 _SLOW_START = 10.0
 _SLOW_READ = 10.0
+# Seconds that read-ahead waits for the disk to take what was read before it.
+_SLOW_WRITE = 0.5
 # Seconds between looks at the free space, and at the access times to be written back.
 _TICK = 30.0
 # Seconds that nothing is written after the disk was full, and between attempts to use a sick one.
@@ -126,6 +128,9 @@ class DiskCached(ObjectStore):
         self._used = 0  # the cost of everything on disk
         self._queue: deque[Segment] = deque()
         self._queued = 0  # bytes of memory in it
+        self._coming = 0  # bytes that read-ahead is fetching
+        self._room = trio.Event()  # set when there may be some again
+        self._hopeful = True  # that it will be soon
         self._drops: deque[tuple[str, int, Open | None]] = deque()  # key, cost, handle
 
         self._opened: Shelf | None = None  # to be closed
@@ -173,6 +178,9 @@ class DiskCached(ObjectStore):
                 continue  # it is not what it should be, and no longer in the index
             flight = self._flight(name, start, start + length)
             if flight is None:
+                if current_level() == BACKGROUND and not self._has_room(length):
+                    if await self._wait_for_room(length):
+                        continue  # somebody may have brought it meanwhile
                 self._misses.add()
                 return await self._fetch(name, start, length)
             if current_level() == URGENT:
@@ -200,9 +208,38 @@ class DiskCached(ObjectStore):
                 return flight
         return None
 
+    def _has_room(self, length: int) -> bool:
+        """Whether so many bytes could wait to be written, too."""
+        return self._queued + self._coming + length <= self._queue_limit
+
+    async def _wait_for_room(self, length: int) -> bool:
+        """Wait, but not long, until what is fetched now will be kept; False if it is no use.
+
+        A line faster than the disk, or a busy machine, would have a third of a big file read past
+        the cache, and fetched again next time.
+        """
+        with trio.move_on_after(_SLOW_WRITE):
+            while self._is_writing and not self._has_room(length):
+                await self._room.wait()
+            return self._has_room(length)
+        self._hopeful = False  # nobody waits again before something is written
+        return False
+
+    @property
+    def _is_writing(self) -> bool:
+        return (
+            self._shelf is not None
+            and not self._closing
+            and trio.current_time() >= self._paused_until
+            and self._queued + self._coming > 0
+            and self._hopeful
+        )
+
     async def _fetch(self, name: str, start: int, length: int) -> bytes:
         flight = _Flight(start, length, current_level())
         self._flights.setdefault(name, []).append(flight)
+        ahead = length if current_level() == BACKGROUND else 0
+        self._coming += ahead
         try:
             with at_priority(flight.priority):
                 flight.data = await self._store.get(name, start, length)
@@ -210,6 +247,9 @@ class DiskCached(ObjectStore):
             flight.error = exc
             raise
         finally:
+            if ahead:
+                self._coming -= ahead
+                self._tell_of_room()
             if not flight.stale:
                 self._land(name, flight)
             flight.done.set()
@@ -269,8 +309,13 @@ class DiskCached(ObjectStore):
         data: bytes | None = None
         if segment.data is not None:
             data = segment.data[offset : offset + length]
-        elif segment.handle is not None:
-            data = segment.handle.read_in_place(offset, length, self._scratch)
+        else:
+            if segment.handle is None:
+                opened = Open.at_hand(self._path(segment))
+                if opened is not None:
+                    self._keep_open(segment, opened)
+            if segment.handle is not None:
+                data = segment.handle.read_in_place(offset, length, self._scratch)
         if data is None or len(data) != length:
             return None
         self._use(segment)
@@ -362,7 +407,6 @@ class DiskCached(ObjectStore):
             flight.stale = True
 
     def cached(self, name: str, start: int, length: int) -> bool:
-        """Whether a get of this range would be answered without the store."""
         return self._segments.find(name, start, length) is not None
 
     def pin(self, names: Iterable[str]) -> None:
@@ -585,6 +629,8 @@ class DiskCached(ObjectStore):
             segment.on_disk = True
             if segment not in self._segments:  # forgotten while it was written
                 self._throw_out(segment)
+        self._hopeful = True
+        self._tell_of_room()
         if writes and not any(results):
             self._well()
 
@@ -666,9 +712,14 @@ class DiskCached(ObjectStore):
         self._report(why)
         self._shelf = None
         self._empty()
+        self._tell_of_room()
         self._quiet.set()
         self._wake.set()
         self._ready.set()
+
+    def _tell_of_room(self) -> None:
+        self._room.set()
+        self._room = trio.Event()
 
     def _well(self) -> None:
         """Something was written: whatever the trouble was, it is over."""

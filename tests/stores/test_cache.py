@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -296,6 +297,84 @@ async def test_a_damaged_file_is_read_from_the_store(cached, below, damage):
 
     assert await cached.get(ONE, 0, 5000) == good
     assert below.count("get") == 2
+
+
+async def read_ahead(store, number):
+    with background():
+        await store.get(f"packs/ab/{number}", 0, 256 << 10)
+
+
+async def test_read_ahead_waits_for_the_disk_so_that_all_of_it_is_kept(
+    below, tmp_path, monkeypatch
+):
+    apply = Shelf.apply
+    monkeypatch.setattr(Shelf, "apply", lambda *a: (time.sleep(0.02), apply(*a))[1])
+    store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=600 << 10)
+    async with trio.open_nursery() as nursery:
+        for i in range(8):
+            nursery.start_soon(read_ahead, store, i)
+    await store.settle()
+
+    assert store.stats()["not_kept"] == 0
+    assert all(store.cached(f"packs/ab/{i}", 0, 256 << 10) for i in range(8))
+    await store.aclose()
+
+
+async def test_read_ahead_does_not_wait_for_a_disk_that_hangs(
+    below, tmp_path, monkeypatch, autojump_clock
+):
+    with concurrency.in_place():
+        store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=600 << 10)
+        await store.get(ONE, 0, 10)
+        await store.settle()
+
+        async def hang(*_, **__):
+            await trio.sleep_forever()
+
+        monkeypatch.setattr(store, "_round", hang)
+        begin = trio.current_time()
+        for i in range(8):
+            await read_ahead(store, i)
+        assert 0 < trio.current_time() - begin <= 1
+        assert store.stats()["not_kept"] == 6
+        store._scope.cancel()
+        await store.aclose()
+
+
+async def test_who_waits_for_a_read_waits_for_no_disk(below, tmp_path, monkeypatch, autojump_clock):
+    with concurrency.in_place():
+        store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=100 << 10)
+        await store.get(ONE, 0, 10)
+        await store.settle()
+        begin = trio.current_time()
+        for i in range(8):
+            await store.get(f"packs/ab/{i}", 0, 256 << 10)
+        assert trio.current_time() == begin
+        await store.aclose()
+
+
+async def test_what_was_just_written_is_read_at_once(cached, below):
+    data = await cached.get(ONE, 0, 200_000)
+    assert cached.peek(ONE, 5, 100) == data[5:105]  # still in memory
+    await cached.settle()
+    assert cached.stats()["open_files"] == 0
+    assert cached.peek(ONE, 5, 100) == data[5:105]  # from its file, which it opens itself
+    assert cached.stats()["open_files"] == 1
+
+
+@pytest.mark.parametrize("damage", ["gone", "a link", "shorter"])
+async def test_what_is_not_as_it_should_be_is_not_read_at_once(cached, damage):
+    await cached.get(ONE, 0, 5000)
+    await cached.settle()
+    path = Path(cached._directory) / file_name(f"{ONE}:0:5000")
+    if damage == "shorter":
+        os.truncate(path, 100)
+    else:
+        path.unlink()
+        if damage == "a link":
+            path.symlink_to("/etc/passwd")
+
+    assert cached.peek(ONE, 200, 100) is None
 
 
 async def test_an_uploaded_pack_can_be_remembered(cached, below, tmp_path):
