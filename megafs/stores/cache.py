@@ -169,18 +169,18 @@ class DiskCached(ObjectStore):
         if not self._ready.is_set():
             await self._start()
         while True:
-            segment = self._segments.find(name, start, length)
-            if segment is not None:
-                data = await self._read(segment, start, length)
+            segments = self._segments.cover(name, start, length)
+            if segments:
+                data = await self._read_all(segments, start, length)
                 if data is not None:
                     self._hits.add()
                     return data
                 continue  # it is not what it should be, and no longer in the index
             flight = self._flight(name, start, start + length)
             if flight is None:
-                if current_level() == BACKGROUND and not self._has_room(length):
-                    if await self._wait_for_room(length):
-                        continue  # somebody may have brought it meanwhile
+                ahead = current_level() == BACKGROUND
+                if ahead and not self._has_room(length) and await self._wait_for_room(length):
+                    continue  # somebody may have brought it meanwhile
                 self._misses.add()
                 return await self._fetch(name, start, length)
             if current_level() == URGENT:
@@ -262,6 +262,21 @@ class DiskCached(ObjectStore):
         flights.remove(flight)
         if not flights:
             del self._flights[name]
+
+    async def _read_all(self, row: Row, start: int, length: int) -> bytes | None:
+        """Return the bytes that several segments hold together; None if one has lost them."""
+        if len(row) == 1:
+            return await self._read(row[0], start, length)
+        parts: list[bytes] = []
+        end = start + length
+        for segment, then in zip(row, [*row[1:], None], strict=True):
+            stop = end if then is None else min(end, then.start)
+            data = await self._read(segment, start, stop - start)
+            if data is None:
+                return None
+            parts.append(data)
+            start = stop
+        return b"".join(parts)
 
     async def _read(self, segment: Segment, start: int, length: int) -> bytes | None:
         """Return the bytes from a segment; None, and it is dropped, if they cannot be had."""
@@ -407,7 +422,7 @@ class DiskCached(ObjectStore):
             flight.stale = True
 
     def cached(self, name: str, start: int, length: int) -> bool:
-        return self._segments.find(name, start, length) is not None
+        return bool(self._segments.cover(name, start, length))
 
     def pin(self, names: Iterable[str]) -> None:
         """Never evict ranges of these objects."""

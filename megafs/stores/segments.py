@@ -87,6 +87,20 @@ class Segments:
             return row[at - 1]
         return None
 
+    def cover(self, name: str, start: int, length: int) -> list[Segment]:
+        """Return segments that together hold all of [start, start+length), in order; [] if none."""
+        row = self._by_name.get(name, [])
+        at = bisect_right(row, start, key=_start) - 1
+        found: list[Segment] = []
+        reach, end = start, start + length
+        while reach < end:
+            if at < 0 or at >= len(row) or not row[at].start <= reach < row[at].reach:
+                return []
+            found.append(row[at])
+            reach = row[at].reach
+            at += 1
+        return found
+
     def add(self, segment: Segment) -> list[Segment] | None:
         """Add a segment as the most recently used.
 

@@ -377,6 +377,23 @@ async def test_what_is_not_as_it_should_be_is_not_read_at_once(cached, damage):
     assert cached.peek(ONE, 200, 100) is None
 
 
+async def test_a_range_that_several_gets_brought_together_is_there(cached, below):
+    data = await cached.get(ONE, 0, 100_000)
+    data += await cached.get(ONE, 100_000, 1000)
+    data += (await cached.get(ONE, 90_000, 100_000))[11_000:]
+    await cached.settle()
+
+    assert await cached.get(ONE, 50_000, 120_000) == data[50_000:170_000]
+    assert cached.cached(ONE, 0, 190_000)
+    assert not cached.cached(ONE, 0, 190_001)
+    assert below.count("get") == 3
+    (Path(cached._directory) / file_name(f"{ONE}:0:100000")).unlink()
+    store = await again(cached)
+    assert await store.get(ONE, 50_000, 120_000) == data[50_000:170_000]
+    assert below.count("get") == 4
+    await store.aclose()
+
+
 async def test_an_uploaded_pack_can_be_remembered(cached, below, tmp_path):
     data = os.urandom(300_000)
     await cached.remember("packs/cd/bytes", 0, data)

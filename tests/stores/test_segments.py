@@ -45,6 +45,15 @@ def test_finds_a_segment_that_holds_the_range_if_there_is_one(added, removed, na
 
     assert (found is None) == (not holders)
     assert found is None or found in holders
+    row = index.cover(name, start, length)
+    held = {n for s in model if s.name == name for n in range(s.start, min(s.reach, 99))}
+    assert bool(row) == held.issuperset(range(start, start + length))
+    assert all(s in model and s.name == name for s in row)
+    reach = start
+    for one in row:
+        assert one.start <= reach < one.reach
+        reach = one.reach
+    assert not row or reach >= start + length
     assert list(index.oldest()) == model
     assert len(index) == len(model)
     for each in ("packs/a", "packs/b"):
