@@ -5,7 +5,8 @@ size, or when a commit wants what is in it, it is cut: padded, uploaded whole in
 removed once a commit names it: should this machine be away for long in between, and the garbage
 collector of another take the pack for nobody's, it is uploaded again.  Until then reads of its
 chunks are answered from the file.  Nothing in it is plaintext.  What lies here survives kill -9;
-after `sync`, a power cut.
+after `sync`, a power cut.  Small chunks need no sync of their pack: they travel in the log of
+operations with what names them (`take_unlogged`), and come back from there (`restore`).
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.
@@ -44,6 +45,8 @@ _OFFLOAD_FROM = 64 << 10
 _PAUSE = 5.0
 #: What is worth a put of its own when nothing else is on its way to the store.
 _WORTH = 2 << 20
+#: Sealed bytes of small chunks that wait for the log of operations; what is more is synced.
+_UNLOGGED = 4 << 20
 #: Plaintext that is sealed before the size of the open pack is looked at again.
 _GROUP = 2 << 20
 
@@ -116,6 +119,9 @@ class Stage:
         self._changed = trio.Event()
         self._spent: list[int] = []  # to be closed
         self._unsynced: set[int] = set()
+        self._unlogged: dict[tuple[int, int], bytes] = {}
+        self._unlogged_size = 0
+        self._restoring: dict[int, int] = {}
         self._new_files = False
         self.uploading = 0
         self.last_error: Fault | None = None
@@ -137,8 +143,25 @@ class Stage:
         """The packs that the store does not have yet."""
         return set(self._packs)
 
+    def restore(self, number: int, offset: int, sealed: memoryview) -> None:
+        """Write a chunk from the log into its pack, if that lies here, before `take_up`."""
+        try:
+            fd = self._restoring.get(number)
+            if fd is None:
+                path = next(self._directory.glob(f"{number:016x}-*"), None)
+                fd = -1 if path is None else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                self._restoring[number] = fd
+            if fd >= 0:
+                _write_at(fd, sealed, offset)
+        except OSError as exc:
+            raise Full(f"{self._directory}: {exc.strerror}") from exc
+
     def take_up(self, wanted: Callable[[int], bool]) -> None:
         """Queue the packs that an earlier process left; remove those that nothing names."""
+        for restored in self._restoring.values():
+            if restored >= 0:
+                os.close(restored)
+        self._restoring.clear()
         for path in sorted(self._directory.iterdir()):
             try:
                 number, name, epoch = path.name.split("-")
@@ -216,7 +239,7 @@ class Stage:
         pack.busy += 1  # from here on an upload of this pack waits for us
         try:
             if size < _OFFLOAD_FROM:
-                return [self._put(pack, piece) for piece in pieces]
+                return [self._put(pack, piece, to_log=True) for piece in pieces]
             if len(pieces) == 1:
                 return [await offload(self._put, pack, pieces[0])]
             plains: list[bytes] = await _shared(
@@ -259,9 +282,11 @@ class Stage:
             self._open = pack
         return pack
 
-    def _put(self, pack: StagedPack, piece: bytes | bytearray | memoryview) -> Extent:
+    def _put(
+        self, pack: StagedPack, piece: bytes | bytearray | memoryview, to_log: bool = False
+    ) -> Extent:
         plain = chunk_format.encode(piece, self._compress)
-        return self._seal(pack, self._place(pack, len(plain)), plain, len(piece))
+        return self._seal(pack, self._place(pack, len(plain)), plain, len(piece), to_log)
 
     @staticmethod
     def _place(pack: StagedPack, size: int) -> int:
@@ -271,22 +296,41 @@ class Stage:
             pack.size += aead.sealed_size(size)
         return offset
 
-    def _seal(self, pack: StagedPack, offset: int, plain: bytes, length: int) -> Extent:
+    def _seal(
+        self, pack: StagedPack, offset: int, plain: bytes, length: int, to_log: bool = False
+    ) -> Extent:
         sealed = chunk_format.seal(
             pack.key, self._keyring.fsid, pack.epoch, pack.name, offset, plain
         )
         size = len(sealed)
         try:
-            written = 0
-            while written < size:
-                written += os.pwrite(pack.fd, sealed[written:], offset + written)
+            _write_at(pack.fd, memoryview(sealed), offset)
         except OSError as exc:
             raise Full(f"{self._directory}: {exc.strerror}") from exc
-        self._unsynced.add(pack.number)
+        if to_log:
+            self._log_later(pack.number, offset, sealed)
+        else:
+            self._unsynced.add(pack.number)
         return Extent(0, length, pack.number, offset, size, length, 0, digest(sealed), None)
 
+    def _log_later(self, number: int, offset: int, sealed: bytes) -> None:
+        if self._unlogged_size + len(sealed) > _UNLOGGED:
+            # Many files at once, or flushes that came to nothing: sync as for large ones.
+            self._unsynced.update(pack for pack, _ in self._unlogged)
+            self._unlogged.clear()
+            self._unlogged_size = 0
+        self._unlogged[number, offset] = sealed
+        self._unlogged_size += len(sealed)
+
+    def take_unlogged(self, extent: Extent) -> bytes | None:
+        """The sealed chunk, if it has to go into the log of operations with what names it."""
+        sealed = self._unlogged.pop((extent.pack, extent.offset), None)
+        if sealed is not None:
+            self._unlogged_size -= len(sealed)
+        return sealed
+
     def sync(self) -> None:
-        """Make everything that was put durable against a power cut; runs in a thread."""
+        """Make durable against a power cut what was put and is not in the log; runs in a thread."""
         for number in list(self._unsynced):
             self._unsynced.discard(number)
             # One that the store has counts too: until a commit names it, what lies here decides
@@ -451,6 +495,12 @@ async def _shared(work: Callable[[int], T], count: int) -> list[T]:
         for first in (0, 1):
             nursery.start_soon(offload, some, first)
     return [made[n] for n in range(count)]
+
+
+def _write_at(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
 
 
 async def _close(fds: list[int]) -> None:

@@ -4,8 +4,9 @@ The order of one close(2) after writing, which is the promise of docs/ordering.m
 
     1  seal what was written into staged packs        (Contents.flush)
     2  record the operation that names them           (Replica.record)
-    3  append it to the log of operations             (Replica.log)
-    4  sync the packs and the log                     (Durability)
+    3  append it to the log of operations, and with   (Replica.log)
+       it the chunks of a small flush
+    4  sync the packs with other chunks, and the log  (Durability)
 
 An fsync(2) with `fsync=store` goes on: packs to the store, then the commit, then the remembered
 head. Many closers share one sync.

@@ -11,6 +11,14 @@ operations as MessagePack (tree/ops.py): those of the batch from number *first* 
 that is still open is written piece by piece.  A frame takes the place of all that were written
 before for the same batch from there on.  A frame that is cut short or does not open ends the log:
 nothing behind it was ever promised to anyone.  A file goes when all its batches are in the journal.
+
+Small chunks that operations name come along, in frames of their own before them, so that a close(2)
+needs one sync and not a second one for the pack (docs/decisions/0008).  There `first` is 2**32-1,
+and instead of what is sealed stands
+
+    pack u64 | offset u64 | digest | the chunk, as it was sealed for its pack
+
+After a power cut they are written into the pack once more.
 """
 
 from __future__ import annotations
@@ -19,18 +27,25 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring
+from megafs.crypto.keys import DIGEST_SIZE, Keyring, digest
 from megafs.durable import sync_directory
 from megafs.errors import Corrupt
 
 log = logging.getLogger(__name__)
 
 _FRAME = struct.Struct(">IQII")
+_PIECE = struct.Struct(">QQ")
+_IS_PIECE = 0xFFFFFFFF
 _SEGMENT_SIZE = 8 << 20
+
+
+#: (pack, offset, sealed bytes): a chunk that an operation names.
+Piece = tuple[int, int, bytes]
+Restore = Callable[[int, int, memoryview], None]
 
 
 class OpLog:
@@ -54,21 +69,24 @@ class OpLog:
         #: How many frames were appended by this process; see `sync`.
         self.position = 0
 
-    def read(self) -> list[tuple[int, list[bytes]]]:
+    def read(self, restore: Restore | None = None) -> list[tuple[int, list[bytes]]]:
         """What is here of every batch: (its number, its frames in order), in order of number.
 
         Call before `append`.
+        restore: given every chunk that came along: its pack, its offset there, its bytes.
         """
         found: dict[int, dict[int, bytes]] = {}
         for path in sorted(self._directory.glob("ops-*")):
             number = int(path.name[4:])
             self._current = max(self._current, number)
             last = 0
-            for batch, first, ops in self._frames(path):
+            for batch, first, ops in self._frames(path, restore):
+                last = max(last, batch)
+                if first == _IS_PIECE:
+                    continue
                 kept = found.get(batch, {})
                 # `keep_only` and `Replica.recover` may have written it once more.
                 found[batch] = {at: kept[at] for at in kept if at < first} | {first: ops}
-                last = max(last, batch)
             self._segments[number] = last
         return [(batch, list(frames.values())) for batch, frames in sorted(found.items())]
 
@@ -82,7 +100,7 @@ class OpLog:
                 finally:
                     os.close(fd)
 
-    def _frames(self, path: Path) -> list[tuple[int, int, bytes]]:
+    def _frames(self, path: Path, restore: Restore | None) -> list[tuple[int, int, bytes]]:
         data = path.read_bytes()
         at = 0
         frames = []
@@ -91,13 +109,18 @@ class OpLog:
             at += _FRAME.size
             if size == 0 or at + size > len(data):
                 break
+            body = memoryview(data)[at : at + size]
             try:
-                ops = aead.open_sealed(
-                    self._keyring.subkey("state", epoch),
-                    self._context(epoch, batch, first),
-                    memoryview(data)[at : at + size],
-                    path.name,
-                )
+                if first == _IS_PIECE:
+                    _take_piece(body, restore)
+                    ops = b""
+                else:
+                    ops = aead.open_sealed(
+                        self._keyring.subkey("state", epoch),
+                        self._context(epoch, batch, first),
+                        body,
+                        path.name,
+                    )
             except Corrupt:
                 log.warning(
                     "%s: batch %d is not whole; what follows was never promised", path.name, batch
@@ -107,16 +130,20 @@ class OpLog:
             at += size
         return frames
 
-    def append(self, batch: int, ops: bytes, first: int = 0) -> None:
+    def append(self, batch: int, ops: bytes, first: int = 0, pieces: Iterable[Piece] = ()) -> None:
         """Write operations of a batch; durable only after `sync`, which says so if it cannot be.
 
         first: how many operations of the batch come before these.
+        pieces: chunks they name whose packs are not synced.
         """
         epoch = self._keyring.epoch
         context = self._context(epoch, batch, first)
         sealed = aead.seal(self._keyring.subkey("state", epoch), context, ops)
         with self._lock:
             self.position += 1
+            for pack, offset, chunk in pieces:
+                body = _PIECE.pack(pack, offset) + digest(chunk) + chunk
+                self._unwritten.append(_FRAME.pack(len(body), batch, epoch, _IS_PIECE) + body)
             self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch, first) + sealed)
             try:
                 if self._fd < 0 or self._size > _SEGMENT_SIZE:
@@ -210,3 +237,12 @@ class OpLog:
 
     def _context(self, epoch: int, batch: int, first: int) -> bytes:
         return aead.context("oplog", self._keyring.fsid, epoch, self._mount, batch, first)
+
+
+def _take_piece(body: memoryview, restore: Restore | None) -> None:
+    start = _PIECE.size + DIGEST_SIZE
+    if len(body) < start or digest(body[start:]) != body[_PIECE.size : start]:
+        raise Corrupt("a chunk that is not whole")
+    if restore is not None:
+        pack, offset = _PIECE.unpack_from(body)
+        restore(pack, offset, body[start:])

@@ -40,13 +40,13 @@ from megafs import clock
 from megafs.crypto.keys import Keyring
 from megafs.errors import Corrupt, Fault, Full, Refused
 from megafs.journal.commit import Commit, genesis, unpack_changeset
-from megafs.journal.oplog import OpLog
+from megafs.journal.oplog import OpLog, Piece, Restore
 from megafs.journal.parts import Part, Parts
 from megafs.tree import ops as tree_ops
 from megafs.tree.merge import Merge, View
 from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
 from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION
-from megafs.tree.tree import Tree
+from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +180,8 @@ class Replica:
         self.path = directory / "replica.db"
         self.oplog = OpLog(directory, keyring, mount)
         self._longest = longest
+        #: A chunk that has to go into the log with the operation that names it, or None (stage.py).
+        self.chunk_for_log: Callable[[Extent], bytes | None] = lambda extent: None
         # Batches of this process are numbered by the time it began at least: should this state be
         # an old copy (a power cut, a backup), no number stands for two batches in the journal.
         self._floor = clock.now_ns() // 1000
@@ -496,9 +498,19 @@ class Replica:
     def _log(self) -> int:
         batch = max(self.batch + 1, self._floor)
         if self._logged < len(self._ops):
-            self.oplog.append(batch, tree_ops.encode(self._ops[self._logged :]), self._logged)
+            ops = self._ops[self._logged :]
+            self.oplog.append(batch, tree_ops.encode(ops), self._logged, self._pieces(ops))
             self._logged = len(self._ops)
         return batch
+
+    def _pieces(self, ops: Iterable[Operation]) -> list[Piece]:
+        """The small chunks that these name and nobody syncs."""
+        return [
+            (extent.pack, extent.offset, sealed)
+            for op in ops
+            for extent in op.laid()
+            if extent.pack and (sealed := self.chunk_for_log(extent)) is not None
+        ]
 
     @_whole
     def seal(self) -> int:
@@ -807,10 +819,13 @@ class Replica:
         ).fetchall()
         return rows
 
-    def recover(self) -> int:
-        """Take up what the log of operations holds and this replica does not; return how many."""
+    def recover(self, restore: Restore | None = None) -> int:
+        """Take up what the log of operations holds and this replica does not; return how many.
+
+        restore: see `OpLog.read`.
+        """
         logged: dict[int, list[Operation]] = {}
-        for batch, frames in self.oplog.read():
+        for batch, frames in self.oplog.read(restore):
             ops = logged[batch] = []
             starts = self._frames[batch] = []
             for frame in frames:

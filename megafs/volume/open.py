@@ -417,6 +417,7 @@ async def _opened(
             uploads=settings.uploads,
             adopt=_adopter(store),
         )
+        replica.chunk_for_log = stage.take_unlogged
         writer = Writer(
             replica,
             store,
@@ -458,7 +459,7 @@ async def _opened(
         writer.trust = "doubtful" if offline else "full"
         # Should others have dropped a pack that lies here and that pending operations name.
         replica.gone_packs.update(staged_ids(places.packs))
-        taken = replica.recover()
+        taken = replica.recover(stage.restore if rebooted else None)
         if taken:
             say(f"taking up {taken} operations that were not committed")
         stage.take_up(
@@ -728,6 +729,7 @@ def _drop_unsynced(replica: Replica, stage: Stage) -> None:
                 # A pack that pending batches began and name stays here until one is committed.
                 if not extent.pack or stage.holds(extent, must_be_here=extent.pack in begun):
                     continue
+                stage.sync()  # the log is written anew, without the chunks that lay in it
                 dropped = replica.drop_pending_from(batch, number)
                 log.error(
                     "a power cut took bytes that were not synced yet: the last %d operations are"

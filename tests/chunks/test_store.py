@@ -438,7 +438,7 @@ async def test_sync_covers_every_chunk_no_commit_names_yet(
     monkeypatch.setattr("megafs.chunks.stage.os.fdatasync", note(os.fdatasync))
     monkeypatch.setattr("megafs.chunks.stage.os.fsync", note(os.fsync))
     async with parts(tmp_path) as p:
-        await p.stage.put(list(pieces(2)))
+        await p.stage.put(list(pieces(2, 65536)))
         if uploaded:
             p.stage.cut()
             while p.stage.blocked:
@@ -449,6 +449,52 @@ async def test_sync_covers_every_chunk_no_commit_names_yet(
         p.stage.sync()
         assert synced == [file.name, "packs"]
         await p.put(pieces(1))
+
+
+async def test_a_small_chunk_goes_into_the_log_and_its_pack_is_not_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    async with parts(tmp_path) as p:
+        monkeypatch.setattr("megafs.chunks.stage.os.fdatasync", synced.append)
+        data = pieces(2, 3000)
+        extents = await p.stage.put(list(data))
+        assert p.stage.unsynced  # the name of its file
+        p.stage.sync()
+        assert not p.stage.unsynced
+        sealed = [p.stage.take_unlogged(extent) for extent in extents]
+        assert sealed == [p.stage.read(extent) for extent in extents]
+        assert [p.stage.take_unlogged(extent) for extent in extents] == [None, None]
+        assert synced == []
+
+
+async def test_chunks_that_nobody_logs_are_synced_when_they_become_many(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        first = (await p.stage.put(pieces(1, 60_000)))[0]
+        p.stage.sync()
+        for _ in range(80):
+            (last,) = await p.stage.put(pieces(1, 60_000))
+        assert p.stage.unsynced
+        assert p.stage.take_unlogged(first) is None
+        assert p.stage.take_unlogged(last) is not None
+
+
+async def test_chunks_from_the_log_are_put_back(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        extents = await p.stage.put(pieces(3, 3000))
+        chunks = [(extent.offset, p.stage.read(extent)) for extent in extents]
+    (file,) = (tmp_path / "packs").iterdir()
+    whole = file.read_bytes()
+    os.truncate(file, 5)
+    async with parts(tmp_path) as p:
+        for offset, sealed in chunks:
+            assert sealed is not None
+            p.stage.restore(extents[0].pack, offset, memoryview(sealed))
+            p.stage.restore(77, offset, memoryview(sealed))  # committed long ago
+        p.stage.take_up(lambda number: True)
+        assert file.read_bytes() == whole
+        assert p.stage.unsynced
+        assert all(p.stage.holds(extent, must_be_here=True) for extent in extents)
 
 
 async def cached_and_closed(p: Parts, extents: list[Extent]) -> None:

@@ -47,6 +47,48 @@ def test_a_second_process_goes_on_in_a_new_file(tmp_path: Path) -> None:
     assert len(files(tmp_path)) == 2
 
 
+def restored(directory: Path) -> list[tuple[int, int, bytes]]:
+    found: list[tuple[int, int, bytes]] = []
+    OpLog(directory, RING, 1).read(lambda *piece: found.append((*piece[:2], bytes(piece[2]))))
+    return found
+
+
+def test_chunks_come_along_and_are_given_back(tmp_path: Path) -> None:
+    log, _ = opened(tmp_path)
+    pieces = [(7, 0, b"x" * 3000), (1 << 62, 12345, b"y")]
+    log.append(5, b"a", pieces=pieces)
+    log.append(5, b"b", 1, pieces=[(7, 3000, b"z")])
+    log.append(6, b"c")
+    log.sync()
+
+    assert opened(tmp_path)[1] == [(5, b"ab"), (6, b"c")]
+    assert restored(tmp_path) == [*pieces, (7, 3000, b"z")]
+
+
+@pytest.mark.parametrize("at", [60, 2000, 3100])
+def test_a_chunk_that_is_not_whole_ends_the_log(tmp_path: Path, at: int) -> None:
+    log, _ = opened(tmp_path)
+    log.append(4, b"before")
+    size = (tmp_path / "ops-00000001").stat().st_size
+    log.append(5, b"a", pieces=[(7, 0, bytes(3000))])
+    data = bytearray((tmp_path / "ops-00000001").read_bytes())
+    data[size + at] ^= 1
+    (tmp_path / "ops-00000001").write_bytes(data)
+
+    assert opened(tmp_path)[1] == [(4, b"before")]
+    assert restored(tmp_path) == ([(7, 0, bytes(3000))] if at > 3080 else [])
+
+
+def test_a_file_with_a_chunk_of_an_uncommitted_batch_stays(tmp_path: Path) -> None:
+    log, _ = opened(tmp_path)
+    log.append(5, b"a", pieces=[(7, 0, bytes(9 << 20))])
+    log.append(6, b"b", pieces=[(7, 9 << 20, b"z")])
+    log.forget(4)
+    assert [offset for _, offset, _ in restored(tmp_path)] == [0, 9 << 20]
+    log.forget(5)
+    assert [offset for _, offset, _ in restored(tmp_path)] == [9 << 20]
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.binary(max_size=300), min_size=1, max_size=8), st.data())
 def test_any_truncation_gives_a_prefix(
