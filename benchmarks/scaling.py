@@ -5,12 +5,14 @@
 First the number of files in the tree, from 1,000 to 100,000 (--full: 1,000,000), a thousand to a
 directory: creating, looking up, reading a directory, making one change and committing it, a
 checkpoint of all of it, the checkpoint after one more change, and opening the volume here again and
-on a new machine.  Then the size of one sparse file, from 1 MiB to 100 GiB: writing and reading
-4 KiB at random places of it, and making that durable.  Columns that should be flat are flat; the
-table shows which are not.
+on a new machine; and the same through the kernel, from `megafs mount` to the first listing of the
+root and of one directory.  Then the size of one sparse file, from 1 MiB to 100 GiB: writing and
+reading 4 KiB at random places of it, and making that durable.  Columns that should be flat are
+flat; the table shows which are not.
 
 Each measurement is a line of DIR/scaling.jsonl: `sweep` ("files" or "MiB"), `at` (how many),
-`operation`, and `seconds` and `cpu` (of all threads) for one of them; of what is done several times
+`operation`, and `seconds` and `cpu` (of all threads of this process, so nothing of what a mount
+takes) for one of them; of what is done several times
 the medians.  DIR/scaling.svg draws the seconds.
 """
 
@@ -19,8 +21,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -146,6 +150,10 @@ async def files(counts: list[int]) -> list[Row]:
                 volume = await _open_once(url, other)
             assert volume.replica.tree.files >= count
             shutil.rmtree(other)
+            for _ in range(OPENINGS):
+                _mount_once(sweep, "mount, seen", url, place, place)
+            _mount_once(sweep, "mount, new", url, place, other)
+            shutil.rmtree(other)
             show(sweep)
     finally:
         shutil.rmtree(place, ignore_errors=True)
@@ -155,6 +163,27 @@ async def files(counts: list[int]) -> list[Row]:
 async def _open_once(url: str, place: Path) -> Volume:
     async with opened(url, place) as volume:
         return volume
+
+
+def _mount_once(sweep: Sweep, operation: str, url: str, place: Path, state: Path) -> None:
+    """From the command to the names in two directories."""
+    mnt, key = place / "mnt", place / "key"
+    mnt.mkdir(exist_ok=True)
+    assert CREDENTIAL.keyfile is not None
+    key.write_bytes(CREDENTIAL.keyfile)
+    key.chmod(0o600)
+    megafs = [sys.executable, "-m", "megafs"]
+    dirs = ["--state-dir", str(state / "state"), "--cache-dir", str(state / "cache")]
+    command = [*megafs, "mount", url, str(mnt), "--key-file", str(key), *dirs]
+    try:
+        with sweep.measured(operation):
+            subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+            directories = sorted(os.listdir(mnt))
+            names = os.listdir(mnt / directories[len(directories) // 2])
+        assert len(directories) * TO_A_DIRECTORY >= sweep.at
+        assert len(names) >= TO_A_DIRECTORY
+    finally:
+        subprocess.run([*megafs, "umount", str(mnt)], cwd=ROOT, capture_output=True, check=False)
 
 
 async def _inside(volume: Volume, sweep: Sweep) -> None:
@@ -243,7 +272,11 @@ def table(rows: list[Row]) -> str:
     lines.append("|---" * (len(operations) + 1) + "|")
     for at in dict.fromkeys(row["at"] for row in rows):
         here = {row["operation"]: row for row in rows if row["at"] == at}
-        cells = [f"{_time(here[o]['seconds'])} ({_time(here[o]['cpu'])})" for o in operations]
+        cells = [
+            _time(here[o]["seconds"])
+            + ("" if o.startswith("mount") else f" ({_time(here[o]['cpu'])})")
+            for o in operations
+        ]
         lines.append(f"| {at:,} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
