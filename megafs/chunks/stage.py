@@ -43,6 +43,8 @@ _OFFLOAD_FROM = 64 << 10
 #: The longest pause after a failed upload.  Overload and outages are the business of what lies
 #: below (stores/retry.py), which fails at once while a store is down.
 _PAUSE = 5.0
+#: Seconds that the disk cache may take to take over a pack.
+_ADOPTION = 10.0
 #: What is worth a put of its own when nothing else is on its way to the store.
 _WORTH = 2 << 20
 #: Sealed bytes of small chunks that wait for the log of operations; what is more is synced.
@@ -61,7 +63,8 @@ class Adopter(Protocol):
 class StagedPack:
     """One pack file.  size: bytes given out to chunks; busy: puts that may still write into it.
 
-    stored: when the store took it, in seconds since 1970.
+    stored: when the store took it, in seconds since 1970.  adopted: being taken over by the cache,
+    which wants the file; gone: to be removed when that is done.
     """
 
     number: int
@@ -74,6 +77,8 @@ class StagedPack:
     busy: int = 0
     cut: bool = False
     stored: float = 0.0
+    adopted: bool = False
+    gone: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -118,6 +123,7 @@ class Stage:
         self._wake = trio.Event()
         self._changed = trio.Event()
         self._spent: list[int] = []  # to be closed
+        self._leaving: set[Path] = set()  # to be removed when the disk cache has them
         self._unsynced: set[int] = set()
         self._unlogged: dict[tuple[int, int], bytes] = {}
         self._unlogged_size = 0
@@ -422,6 +428,7 @@ class Stage:
         finally:
             self.uploading -= 1
             self._wake.set()
+        await self._hand_over(pack)
 
     async def _upload_once(self, pack: StagedPack) -> None:
         while pack.busy:  # noqa: ASYNC110  (a thread is writing a chunk: milliseconds)
@@ -439,12 +446,27 @@ class Stage:
             there = await self._store.get(name, 0, pack.size)
             if there != data[: pack.size]:
                 raise Corrupt(f"{name}: the store holds other bytes than were staged")
-        if self._adopt is not None:
-            await self._adopt(name, pack.path, pack.size)
         pack.stored = clock.now()
+        pack.adopted = self._adopt is not None
         self._uploaded[pack.number] = pack
         self._packs.pop(pack.number, None)
         self._tell()
+
+    async def _hand_over(self, pack: StagedPack) -> None:
+        """Let the disk cache have the file, beside the commit that names it.
+
+        Linked, not copied (1 ms/MiB): so `release` leaves it there until the cache has it.
+        """
+        if self._adopt is None:
+            return
+        try:
+            with trio.move_on_after(_ADOPTION):
+                await self._adopt(chunk_format.pack_name(pack.name), pack.path, pack.size)
+        finally:
+            pack.adopted = False
+            if pack.gone:
+                self._leaving.discard(pack.path)
+                pack.path.unlink(missing_ok=True)
 
     def doubt(self, older_than: float) -> None:
         """Send the packs again that the store took so many seconds ago and no commit names yet.
@@ -463,7 +485,11 @@ class Stage:
         """Remove the packs that the store has, but for those that uncommitted batches name."""
         for number in [n for n in self._uploaded if n not in named]:
             pack = self._uploaded.pop(number)
-            pack.path.unlink(missing_ok=True)
+            pack.gone = True
+            if pack.adopted:
+                self._leaving.add(pack.path)
+            else:
+                pack.path.unlink(missing_ok=True)
             self._spent.append(pack.fd)
         if self._spent:
             self._wake.set()
@@ -479,6 +505,9 @@ class Stage:
         for fd in self._spent:
             os.close(fd)
         self._spent = []
+        for path in self._leaving:
+            path.unlink(missing_ok=True)
+        self._leaving.clear()
         self._packs.clear()
         self._uploaded.clear()
 

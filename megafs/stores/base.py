@@ -116,7 +116,8 @@ class ObjectStore(ABC):
     ) -> None:
         """Cache what was just stored: bytes from *start* on, or the file that holds them.
 
-        Does nothing without a cache; never asks the store, never fails.
+        The file must not change any more, and stay where it is until this returns.  Does nothing
+        without a cache; never asks the store, never fails.
         """
 
     def peek(self, name: str, start: int, length: int) -> bytes | None:

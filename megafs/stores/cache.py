@@ -270,6 +270,8 @@ class DiskCached(ObjectStore):
         parts: list[bytes] = []
         end = start + length
         for segment, then in zip(row, [*row[1:], None], strict=True):
+            if segment not in self._segments:
+                return None  # thrown out while the one before it was read
             stop = end if then is None else min(end, then.start)
             data = await self._read(segment, start, stop - start)
             if data is None:
@@ -362,7 +364,8 @@ class DiskCached(ObjectStore):
     async def remember(self, name: str, start: int, data: Buffer | Path | str) -> None:
         """Cache bytes that did not come from a get: a pack that was just uploaded.
 
-        data: the bytes, or the file that holds them, which may be removed when this returns.
+        data: the bytes, or the file that holds them, which may be removed when this returns: then
+            it has one more name in the cache, or was copied, or is not cached.
         """
         if not name.startswith(PREFIX):
             return
@@ -381,10 +384,17 @@ class DiskCached(ObjectStore):
         except OSError as exc:
             log.debug("cache %s: %s: %s", self._directory, name, exc)
             return
-        self._keep(Segment(name, start, source.size, source.size), source)
+        landed = trio.Event()
+        segment = Segment(name, start, source.size, source.size)
+        segment.landed = landed.set
+        if self._keep(segment, source):
+            await landed.wait()
 
-    def _keep(self, segment: Segment, data: bytes | Open) -> None:
-        """Index a segment and queue it to be written; readers get it from memory until then."""
+    def _keep(self, segment: Segment, data: bytes | Open) -> bool:
+        """Index a segment and queue it to be written; readers get it from memory until then.
+
+        Returns whether it will be.
+        """
         size = len(data) if isinstance(data, bytes) else 0
         if (
             self._shelf is None
@@ -395,10 +405,10 @@ class DiskCached(ObjectStore):
             or len(self._queue) >= 4096
         ):
             self._dropped.add()
-            return
+            return False
         needless = self._segments.add(segment)
         if needless is None:
-            return
+            return False
         for old in needless:
             self._throw_out(old)
         if isinstance(data, bytes):
@@ -409,6 +419,7 @@ class DiskCached(ObjectStore):
         self._queue.append(segment)
         self._queued += size
         self._disturb()
+        return True
 
     async def forget(self, name: str) -> None:
         """Drop what is cached of an object, for its bytes did not verify."""
@@ -630,8 +641,7 @@ class DiskCached(ObjectStore):
         results = await offload(shelf.apply, drops, values, touched, kind="disk", abandon=True)
         for segment, error in zip(writes, results, strict=True):
             self._queued -= len(segment.data or b"")
-            segment.data = None
-            segment.handle = None
+            segment.let_go()
             if error is not None:
                 self._used -= segment.cost
                 self._segments.remove(segment)
@@ -669,7 +679,7 @@ class DiskCached(ObjectStore):
             segment = self._queue.popleft()
             if segment not in self._segments:  # forgotten before it was written
                 self._queued -= len(segment.data or b"")
-                segment.data = None
+                segment.let_go()
                 continue
             segment.cost = shelf.cost(segment.size)
             spare += self._evict(max(self._used + segment.cost - room, segment.cost - spare), drops)
@@ -680,8 +690,7 @@ class DiskCached(ObjectStore):
                         f" and {self._min_free >> 20} MiB are for others"
                     )
                 self._queued -= len(segment.data or b"")
-                segment.data = None
-                segment.handle = None
+                segment.let_go()
                 self._segments.remove(segment)
                 self._dropped.add()
                 continue
@@ -754,9 +763,8 @@ class DiskCached(ObjectStore):
 
     def _empty(self) -> None:
         """Forget what the cache holds; what is on the disk stays there."""
-        for segment in self._segments.oldest():
-            segment.data = None
-            segment.handle = None
+        for segment in (*self._segments.oldest(), *self._queue):
+            segment.let_go()
             segment.on_disk = False
         self._segments = Segments()
         self._handles.clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # The reach of a segment that ends where its object does: it answers for everything beyond.
@@ -23,9 +23,12 @@ class Segment:
     data: the bytes while they wait to be written; None once they are on disk.
     handle: an open file with the bytes, or None.
     cost: bytes of disk it takes.  access: when it was last used, seconds since 1970.
+    landed: called, once, when it is written or will not be; None if nobody waits for that.
     """
 
-    __slots__ = ("access", "asked", "cost", "data", "handle", "name", "on_disk", "size", "start")
+    __slots__ = (
+        "access", "asked", "cost", "data", "handle", "landed", "name", "on_disk", "size", "start",
+    )  # fmt: skip
 
     def __init__(self, name: str, start: int, asked: int, size: int, access: float = 0.0) -> None:
         self.name = name
@@ -35,12 +38,21 @@ class Segment:
         self.access = access
         self.data: bytes | None = None
         self.handle: Any = None
+        self.landed: Callable[[], None] | None = None
         self.on_disk = False
         self.cost = 0
 
     @property
     def key(self) -> str:
         return f"{self.name}:{self.start}:{self.asked}"
+
+    def let_go(self) -> None:
+        """The bytes, or the file with them, are no longer needed for writing."""
+        self.data = None
+        self.handle = None
+        landed, self.landed = self.landed, None
+        if landed is not None:
+            landed()
 
     @property
     def reach(self) -> int:

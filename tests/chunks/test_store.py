@@ -15,6 +15,7 @@ import apsw
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
 from megafs.chunks import format as chunk_format
 from megafs.chunks.stage import Stage
@@ -495,6 +496,59 @@ async def test_chunks_from_the_log_are_put_back(tmp_path: Path) -> None:
         assert file.read_bytes() == whole
         assert p.stage.unsynced
         assert all(p.stage.holds(extent, must_be_here=True) for extent in extents)
+
+
+@pytest.mark.parametrize("how", ["taken", "hangs", "unmounted"])
+async def test_a_pack_stays_until_the_cache_has_taken_it_over(
+    tmp_path: Path, autojump_clock: MockClock, how: str
+) -> None:
+    """The commit does not wait for the cache, and the file does not go before the cache has it."""
+    taken = trio.Event()
+
+    async def adopt(name: str, path: Path, size: int) -> None:
+        assert path.exists()
+        await taken.wait()
+
+    async with parts(tmp_path, adopt=adopt) as p:
+        await p.stage.put(pieces(1))
+        p.stage.cut()
+        while p.stage.blocked:
+            await p.stage.wait_change()
+        (file,) = (tmp_path / "packs").iterdir()
+        p.stage.release([])  # a commit names it
+        assert file.exists()
+        assert not p.stage.uploading
+        if how == "taken":
+            taken.set()
+            await trio.testing.wait_all_tasks_blocked()
+        elif how == "hangs":
+            await trio.sleep(60)
+        if how != "unmounted":
+            assert not file.exists()
+    assert not file.exists()
+
+
+async def test_an_uploaded_pack_is_linked_into_the_cache(tmp_path: Path) -> None:
+    async with parts(tmp_path, cache=True) as p:
+        cache = p.chunks._store
+        assert isinstance(cache, DiskCached)
+
+        async def adopt(name: str, path: Path, size: int) -> None:
+            await cache.remember(name, 0, path)
+
+        p.stage._adopt = adopt
+        await p.stage.put(pieces(3))
+        (file,) = (tmp_path / "packs").iterdir()
+        inode = file.stat().st_ino
+        p.stage.cut()
+        while p.stage.blocked:
+            await p.stage.wait_change()
+        p.stage.release([])
+        with trio.fail_after(10):
+            while file.exists():  # noqa: ASYNC110
+                await trio.sleep(0.001)
+        (kept,) = (tmp_path / "cache").glob("?/*")
+        assert kept.stat().st_ino == inode
 
 
 async def cached_and_closed(p: Parts, extents: list[Extent]) -> None:
