@@ -184,7 +184,9 @@ class Open:
         except FileNotFoundError:
             pass
         try:
-            os.link(f"/proc/self/fd/{self.fd}", path, follow_symlinks=True)
+            # Only with a directory does Python ask for links to be followed, and the path, which is
+            # absolute, makes no use of it.
+            os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=self.fd, follow_symlinks=True)
         except OSError:
             return False
         return True
