@@ -278,6 +278,44 @@ async def test_a_power_cut_inside_a_batch_of_several_closes(
         assert await snapshot(volume.fs) == expected | {"fifth": ("file", b"5" * 5000)}
 
 
+async def test_a_second_power_cut_after_the_first_one_was_recovered(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """What was dropped took the log with it that held small chunks: their packs are synced now."""
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "first", b"1" * 5000, sync=True)
+    away = Faulty(store)
+    async with machine.open(away) as volume:
+        away.partitioned = True
+        await write_file(volume.fs, "second", b"2" * 5000)
+        (pack,) = machine.volume_dir.glob("packs/*")
+        synced = pack.stat().st_size
+        await write_file(volume.fs, "third", os.urandom(70_000))
+        once = machine.copy(tmp_path / "once")
+        objects = dict(store.objects)
+        away.partitioned = False
+    os.truncate(once.volume_dir / "packs" / pack.name, synced // 2)
+    (once.volume_dir / "boot").write_text("another boot")
+    expected = {"first": ("file", b"1" * 5000), "second": ("file", b"2" * 5000)}
+    away = Faulty(store_of(objects))
+    disk = Disk(once)
+    with disk:
+        async with once.open(away) as volume:
+            away.partitioned = True
+            assert await snapshot(volume.fs) == expected
+            twice = once.copy(tmp_path / "twice")
+            safe = dict(disk.synced)
+            away.partitioned = False
+    for path in twice.volume_dir.glob("packs/*"):
+        os.truncate(path, min(path.stat().st_size, safe.get(f"packs/{path.name}", 0)))
+    (twice.volume_dir / "boot").write_text("a third boot")
+    async with twice.open(store_of(objects)) as volume:
+        assert await snapshot(volume.fs) == expected
+
+
 async def test_a_process_killed_inside_a_batch_of_several_closes(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
