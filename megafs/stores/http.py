@@ -23,7 +23,6 @@ import ssl
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +30,7 @@ from typing import Any, TypeVar
 import certifi
 import httpx
 import trio
+from msgspec import Struct
 
 from megafs import __version__, clock
 from megafs.errors import BadStore, StoreError, Unavailable
@@ -75,8 +75,7 @@ _SOCKET_OPTIONS = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
+class Timeouts(Struct, frozen=True):
     """Seconds for one step: a connection, the next bytes of an answer, a piece of the body.
 
     A Ceph that loses a disk stalls requests for 2 to 21 s without an error, so reading is patient.
@@ -88,8 +87,7 @@ class Timeouts:
     write: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """What the server answered.
 
     headers: names in lower case.

@@ -19,11 +19,11 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import cast
 
 import trio
+from msgspec import Struct
 
 from megafs.buffers import aligned
 
@@ -55,8 +55,7 @@ class Garbled(Exception):
     """What came is not HTTP as we know it, or ends too early."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The beginning of an answer.
 
     length: of the body in bytes; None if it is chunked, or ends with the connection (`open_ended`).

@@ -22,12 +22,12 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 import trio
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.concurrency import offload
@@ -80,8 +80,7 @@ _UNITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True):
     """What a text names: one of the three is set."""
 
     sequence: int | None = None
@@ -152,8 +151,7 @@ def scratch(directory: Path, cache_kib: int = 4096) -> apsw.Connection:
     return db
 
 
-@dataclass(slots=True)
-class _View:
+class _View(Struct):
     """A view that is ready.  users: who reads it right now."""
 
     db: apsw.Connection
@@ -161,8 +159,7 @@ class _View:
     users: int = 0
 
 
-@dataclass(slots=True)
-class _Building:
+class _Building(Struct):
     """A view that is being made; those who wait for it look here."""
 
     done: trio.Event = field(default_factory=trio.Event)
