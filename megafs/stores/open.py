@@ -11,12 +11,12 @@ a quarter of a second to load.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from megafs.config import GIB
 from megafs.errors import BadStore
+from megafs.lean import lean
 from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited
@@ -97,7 +97,5 @@ def preload(url: str) -> None:
 
 
 def _import_s3() -> None:
-    # httpx imports its command line if it can, and with it rich and pygments: 25 ms of CPU, a tenth
-    # of all that a mount imports, for nothing.  None makes that import fail, which httpx expects.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    importlib.import_module("megafs.stores.s3")
+    with lean():
+        importlib.import_module("megafs.stores.s3")
