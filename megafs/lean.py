@@ -9,8 +9,8 @@
 Each would also do without: none of it is a change to a library, nor does any of it stay behind.
 What was imported before is left alone.
 
-Nothing that is imported is garbage, so no garbage is looked for meanwhile, which took a tenth of the
-time, nor in it ever again.
+Nothing that is imported is garbage, so no garbage is looked for meanwhile, which took a tenth of
+the time, nor in it ever again.
 """
 
 from __future__ import annotations

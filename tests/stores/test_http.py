@@ -16,6 +16,7 @@ import trio
 from megafs.errors import BadStore, StoreError, Unavailable
 from megafs.stores import http
 from megafs.stores.http import ERROR_LIMIT, Session, Timeouts
+from megafs.stores.proxied import Proxied
 from tests.fakes.proxy import (
     Answer,
     Change,
@@ -38,7 +39,9 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     if name == "httpx":
         monkeypatch.setattr(
-            http, "_direct", lambda base, times, context: http._pooled(4, context, None)
+            http,
+            "_direct",
+            lambda origin, times, context: Proxied(origin, 4, times, context, None),
         )
     return name
 
