@@ -267,6 +267,25 @@ async def test_the_servers_clock_is_told(server: Proxy) -> None:
         assert abs(session.skew + 600) < 5
 
 
+@pytest.mark.parametrize(
+    ("date", "seconds"),
+    [
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 784111777),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 784111777),
+        ("Sun Nov  6 08:49:37 1994", 784111777),
+        ("Sun, 06 Nov 1994 08:49:37 +0100", 784108177),
+        ("Sun, 32 Nov 1994 08:49:37 GMT", None),
+        ("Sun, 06 Nox 1994 08:49:37 GMT", None),
+        ("Sun, 06 Nov 1994 08:49:61 GMT", None),
+        ("Sun, 06 Nov 0000 08:49:37 GMT", None),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_a_date_is_read_in_every_form(date: str, seconds: int | None) -> None:
+    assert http.seconds_of(date) == seconds
+
+
 def _dated() -> dict[str, object]:
     now = datetime.now(UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
     return {"status": 200, "body": b"", "headers": (("date", now),)}
