@@ -132,6 +132,7 @@ def _import_all(url: str) -> None:
     """Import all that a mount is made of: while the key is derived, and before the fork."""
     with lean():
         importlib.import_module("megafs.mount.session")
+        importlib.import_module("megafs.volume.pins")  # volume.open cannot: it would be a circle
         importlib.import_module("megafs.stores.open").preload(url)
 
 
