@@ -61,7 +61,6 @@ _FETCHES: Final = 8
 
 Progress = Callable[[int, int], None]
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago\Z", re.IGNORECASE)
 _UNITS = {
     "s": 1,
     "sec": 1,
@@ -101,7 +100,7 @@ def parse_moment(text: str, now_ns: int) -> Moment:
         return Moment(sequence=int(digits))
     if text.lower() == "now":
         return Moment(time_ns=now_ns)
-    ago = _AGO.match(text)
+    ago = re.match(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago\Z", text, re.IGNORECASE)
     if ago is not None:
         unit = ago.group(2).lower()
         seconds = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
