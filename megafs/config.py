@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from megafs.errors import BadUsage
 
@@ -24,8 +25,7 @@ GB = 10**9
 DEFAULT_QUOTA = 50 * GB
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(Struct, frozen=True):
     """What was decided when the volume was made.  Sizes in bytes.
 
     chunk_size: the most plaintext that is sealed as one unit; a power of two, 16 KiB to 1 MiB.
@@ -45,8 +45,7 @@ class Parameters:
     quota: int | None = DEFAULT_QUOTA
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What one mount was asked for.  Sizes in bytes, times in seconds.
 
     fsync: "store" (the commit is in the store) or "local" (the state directory has it).

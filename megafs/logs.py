@@ -7,6 +7,7 @@ a passphrase, a key, a token or a signed URL in the first place.
 
 from __future__ import annotations
 
+import functools
 import logging
 import logging.handlers
 import os
@@ -15,20 +16,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+# Compiled when the first line is written: they take 3 ms, of every start.
 _SECRETS = (
     # Signed URLs and headers of AWS.
-    re.compile(r"(?i)(x-amz-(?:signature|credential|security-token)=)[^&\s'\"]+"),
-    re.compile(
-        r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|aws4-hmac-sha256)?\s*)\S.*"
-    ),
-    re.compile(
+    r"(?i)(x-amz-(?:signature|credential|security-token)=)[^&\s'\"]+",
+    r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|aws4-hmac-sha256)?\s*)\S.*",
+    (
         r"(?i)((?:aws_secret_access_key|aws_session_token|access_token|refresh_token|client_secret"
         r"|passphrase|password)['\"]?\s*[:=]\s*['\"]?)[^\s'\",;]+"
     ),
     # user:password@ in URLs.
-    re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)"),
+    r"(://[^/\s:@]*:)[^/\s@]+(?=@)",
     # The recovery key: fourteen groups of four.
-    re.compile(r"()\b(?:[0-9A-Z]{4}-){8,}[0-9A-Z]{2,4}\b"),
+    r"()\b(?:[0-9A-Z]{4}-){8,}[0-9A-Z]{2,4}\b",
 )
 
 _PRIORITIES = (
@@ -42,9 +42,14 @@ _PRIORITIES = (
 FILE_SIZE = 4 << 20
 
 
+@functools.cache
+def _patterns() -> list[re.Pattern[str]]:
+    return [re.compile(pattern) for pattern in _SECRETS]
+
+
 def redacted(text: str) -> str:
     """Return *text* without what looks like a secret."""
-    for pattern in _SECRETS:
+    for pattern in _patterns():
         text = pattern.sub(r"\1[redacted]", text)
     return text
 

@@ -9,7 +9,7 @@ counts as sequential.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 #: How far from the expected place a request may lie and still be sequential: the kernel has up to
 #: 8 requests of 128 KiB under way.
@@ -18,8 +18,7 @@ _UNDER_WAY = 8
 _FIRST = 1 << 20
 
 
-@dataclass(slots=True)
-class ReadAhead:
+class ReadAhead(Struct):
     """The reading pattern of one open file.
 
     limit: the largest window in bytes, to begin with; 0 turns read-ahead off.

@@ -18,11 +18,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import trio
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks import format as chunk_format
@@ -59,8 +59,7 @@ class Adopter(Protocol):
     async def __call__(self, name: str, path: Path, size: int) -> None: ...
 
 
-@dataclass(slots=True)
-class StagedPack:
+class StagedPack(Struct):
     """One pack file.  size: bytes given out to chunks; busy: puts that may still write into it.
 
     stored: when the store took it, in seconds since 1970.  adopted: being taken over by the cache,
@@ -80,6 +79,13 @@ class StagedPack:
     adopted: bool = False
     gone: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    # Without the key (see discreet.py; this one is not frozen).
+    def __repr__(self) -> str:
+        return f"StagedPack({self.number}, size={self.size})"
+
+    def __rich_repr__(self) -> list[tuple[str, int]]:
+        return [("number", self.number), ("size", self.size)]
 
 
 class Stage:

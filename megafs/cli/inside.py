@@ -7,7 +7,8 @@ is not mounted the URL is given, and after it the path inside the volume.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from megafs.errors import BadUsage
 from megafs.mount import mountpoint
@@ -15,8 +16,7 @@ from megafs.mount import mountpoint
 _PAST = "/.megafs/snapshots/"
 
 
-@dataclass(frozen=True, slots=True)
-class Inside:
+class Inside(Struct, frozen=True):
     """where: a mountpoint or URL.  path: inside the volume, from "/".  moment: see `of`."""
 
     where: str

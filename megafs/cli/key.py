@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from msgspec.structs import asdict, replace
 
 from megafs.cli import arguments, output
 from megafs.mount.options import MountOptions, Secrets

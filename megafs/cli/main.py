@@ -19,6 +19,7 @@ import click
 import megafs
 from megafs.cli import output
 from megafs.errors import BadUsage, MegafsError, leaf
+from megafs.lean import lean
 
 #: name: (module, what it does)
 COMMANDS = {
@@ -73,7 +74,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(COMMANDS[cmd_name][0]).command
+        with lean():
+            command = importlib.import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
 

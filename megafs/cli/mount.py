@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, output
+from megafs.lean import lean
 from megafs.mount.options import MountOptions, escape
 
 
@@ -79,15 +79,14 @@ def mount(
     for text in options.warnings:
         output.warn(text)
 
-    from megafs.mount.mountpoint import canonical
-    from megafs.mount.prepare import prepare
+    with lean():
+        from megafs.cli import secrets
+        from megafs.mount.mountpoint import canonical
+        from megafs.mount.prepare import prepare
+        from megafs.volume import deriving
 
     at = canonical(path)
     prepare(at, options)
-
-    from megafs.cli import secrets
-    from megafs.volume import deriving
-
     credential = secrets.credential(options.secrets, what=f"Passphrase for {url}")
     early = deriving.begin(url, credential, options.settings.state_dir)
 
@@ -130,18 +129,11 @@ def mount(
 
 
 def _import_all(url: str) -> None:
-    """Import all that a mount is made of: while the key is derived, and before the fork.
-
-    Nothing of it is garbage, so no garbage is looked for meanwhile, which took a tenth of the time,
-    nor in it ever again.
-    """
-    gc.disable()
-    try:
+    """Import all that a mount is made of: while the key is derived, and before the fork."""
+    with lean():
         importlib.import_module("megafs.mount.session")
+        importlib.import_module("megafs.volume.pins")  # volume.open cannot: it would be a circle
         importlib.import_module("megafs.stores.open").preload(url)
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 class _Told:

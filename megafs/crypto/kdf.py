@@ -17,11 +17,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from dataclasses import dataclass, field
 from typing import Final
+
+from msgspec import Struct
 
 from megafs.crypto import keys
 from megafs.crypto.argon2 import argon2id
+from megafs.discreet import Discreet
 from megafs.errors import BadPassphrase, BadUsage, Corrupt, Stopped
 
 SALT_SIZE: Final = 16
@@ -43,8 +45,7 @@ KEYFILE_MAX: Final = 1 << 20
 PASSPHRASE_MAX: Final = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(Struct, frozen=True):
     """What one guess costs.  time: passes over the memory.  memory: KiB.  lanes: threads."""
 
     time: int
@@ -110,14 +111,15 @@ def normalised(passphrase: str) -> bytes:
         raise BadUsage("the passphrase is not UTF-8 text") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(Discreet, frozen=True):
     """What one guess is made of: the arguments of Argon2id, checked."""
 
-    data: bytes = field(repr=False)
+    data: bytes
     salt: bytes
     cost: Cost
-    secret: bytes | None = field(repr=False)
+    secret: bytes | None
+
+    _shown = ("salt", "cost")
 
 
 def task(passphrase: str, salt: bytes, cost: Cost, keyfile: bytes | None = None) -> Task:

@@ -15,11 +15,11 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import trio
 from blake3 import blake3
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks.prefetch import ReadAhead
@@ -67,8 +67,7 @@ T = TypeVar("T")
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(Struct, frozen=True):
     """Who asks.  umask: applied by the kernel already."""
 
     uid: int = 0
@@ -77,8 +76,7 @@ class Caller:
     umask: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class StatFs:
+class StatFs(Struct, frozen=True):
     """As statvfs(3)."""
 
     bsize: int
@@ -92,8 +90,7 @@ class StatFs:
     namemax: int
 
 
-@dataclass(frozen=True, slots=True)
-class Invalidation:
+class Invalidation(Struct, frozen=True):
     """Something the kernel must forget.
 
     kind: "inode" (attributes, and contents unless attr_only) or "entry" (*name* in the directory).
@@ -105,8 +102,7 @@ class Invalidation:
     attr_only: bool = False
 
 
-@dataclass(slots=True)
-class _Handle:
+class _Handle(Struct):
     """An open file."""
 
     contents: Contents
@@ -123,23 +119,20 @@ class _Handle:
         return self.flags & os.O_ACCMODE != os.O_RDONLY
 
 
-@dataclass(slots=True)
-class _Listing:
+class _Listing(Struct):
     """An open directory.  skip: (after, up to) of the cookies made since its listing began."""
 
     ino: int
     skip: tuple[int, int] = (0, 0)
 
 
-@dataclass(slots=True)
-class Spawner:
+class Spawner(Struct):
     """Starts tasks that end with the mount; set by whoever runs the filesystem."""
 
     start: Callable[..., None] | None = None
 
 
-@dataclass(slots=True)
-class Errors:
+class Errors(Struct):
     """The last faults, for `megafs status`: (time in ns, text), newest last."""
 
     last: list[tuple[int, str]] = field(default_factory=list)

@@ -22,8 +22,10 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
 from typing import Final, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megafs.chunks.prefetch import ReadAhead
 from megafs.chunks.store import ChunkStore
@@ -69,8 +71,7 @@ class Moments(Protocol):
     ) -> AbstractAsyncContextManager[Tree]: ...
 
 
-@dataclass(slots=True)
-class _Moment:
+class _Moment(Struct):
     """A moment that somebody named.
 
     root, xattrs: its root directory as it was; None before its tree was read.
@@ -83,8 +84,7 @@ class _Moment:
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(slots=True)
-class _File:
+class _File(Struct):
     """An open file."""
 
     moment: _Moment

@@ -19,13 +19,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 import apsw
 import msgspec
 import trio
+from msgspec import Struct
 
 from megafs import clock, compression
 from megafs.concurrency import offload
@@ -245,8 +245,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
         yield group
 
 
-@dataclass(slots=True)
-class _Plan:
+class _Plan(Struct):
     """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
 
     sequence: int

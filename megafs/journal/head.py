@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from megafs.durable import replace_file
 from megafs.errors import Corrupt
@@ -25,8 +26,7 @@ from megafs.errors import Corrupt
 _PLACE: Final = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """sequence, hash: of the newest commit.  generation: of the key header.  slot: which opened."""
 
     fsid: str

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import apsw
 import msgspec
+from msgspec import Struct
 
 from megafs.tree.schema import REPLICATED
 
@@ -22,8 +22,7 @@ Key = tuple[Any, ...]
 _NUMBER = {table.name: number for number, table in enumerate(REPLICATED)}
 
 
-@dataclass(slots=True)
-class Part:
+class Part(Struct):
     """A run of rows: from `low` (a key, or () for the start) to the next part's `low`.
 
     object: its name in the store.  digest, size: of that object's bytes.  rows: how many it holds.

@@ -29,12 +29,12 @@ import os
 import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import apsw
 import msgspec
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.crypto.keys import Keyring
@@ -77,8 +77,7 @@ _BATCH_OPERATIONS = 4096
 _BATCH_MEMORY = 4 << 20
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(Struct):
     """A sealed batch that is not in the journal yet.  size: bytes of its changeset."""
 
     operations: int
@@ -86,8 +85,7 @@ class Pending:
     packs: frozenset[int]
 
 
-@dataclass(slots=True)
-class Candidate:
+class Candidate(Struct):
     """What the next commit would hold."""
 
     first: int
@@ -97,8 +95,7 @@ class Candidate:
     packs: frozenset[int]
 
 
-@dataclass(slots=True)
-class Ticket:
+class Ticket(Struct):
     """Stands for one operation whose caller waits for it to be committed as it is, or refused.
 
     refused: what the operation met when it was done again after a lost race.
@@ -109,8 +106,7 @@ class Ticket:
     ino: int = 0
 
 
-@dataclass(slots=True)
-class News:
+class News(Struct):
     """What others' commits changed: for the kernel's caches and for open files.
 
     inodes: attributes or contents changed.  names: (directory, name) that stand for something else.

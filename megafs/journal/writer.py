@@ -17,11 +17,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import trio
+from msgspec import Struct
 
 from megafs import clock
 from megafs.concurrency import offload
@@ -78,8 +78,7 @@ class Packs(Protocol):
     async def wait_change(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """The commits after number `after` that the store listed: (number, bytes).
 
     at: the time just before it was asked.

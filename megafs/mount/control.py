@@ -24,9 +24,11 @@ import select
 import socket
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from megafs import errors
 from megafs.errors import BadUsage, Busy, MegafsError, MountFailed
@@ -37,8 +39,7 @@ LINE_LIMIT = 4 << 20
 Message = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(Struct, frozen=True):
     """What is known of a mount without asking it."""
 
     mountpoint: str

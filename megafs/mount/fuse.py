@@ -31,11 +31,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 
 import pyfuse3
 import trio
+from msgspec import Struct
 
 from megafs.concurrency import offload
 from megafs.config import Settings
@@ -170,8 +170,7 @@ class _Answer:
             raise pyfuse3.FUSEError(number) from exc
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Struct, frozen=True):
     """How inodes are shown to the kernel.  Timeouts in seconds."""
 
     entry_timeout: float = 60.0

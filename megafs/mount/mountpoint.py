@@ -14,9 +14,10 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from msgspec import Struct
 
 from megafs.errors import AlreadyThere, BadUsage, Busy, MegafsError, MountFailed
 
@@ -30,8 +31,7 @@ _UMOUNT_NOFOLLOW = 8
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Mounted:
+class Mounted(Struct, frozen=True):
     """One line of mountinfo.
 
     device: "major:minor", whose minor names the FUSE connection.  uid: of the user who mounted it,

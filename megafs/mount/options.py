@@ -22,9 +22,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from megafs.config import Settings, cache_home, parse_duration, parse_size, state_home
 from megafs.errors import BadUsage
@@ -35,8 +37,7 @@ class UnknownOption(BadUsage):
     """There is no option of that name."""
 
 
-@dataclass(frozen=True, slots=True)
-class Secrets:
+class Secrets(Struct, frozen=True):
     """Where the passphrase and the key file are to be taken from; not what they are."""
 
     passphrase_file: Path | None = None
@@ -45,8 +46,7 @@ class Secrets:
     key_file: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MountOptions:
+class MountOptions(Struct, frozen=True):
     """All that was asked for.
 
     settings: for the volume.  kernel: for libfuse and the kernel.  log: "stderr", "syslog" or a
@@ -135,8 +135,7 @@ def _yes(text: str) -> bool:
 # -- the table
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Struct, frozen=True):
     """One option.
 
     text: for docs and help; of a refused one, the sentence with which it is refused.
@@ -481,8 +480,7 @@ OPTIONS: dict[str, Option] = {
 # -- parsing
 
 
-@dataclass(slots=True)
-class _Asked:
+class _Asked(Struct):
     """What has been read so far."""
 
     settings: dict[str, Any] = field(default_factory=dict)

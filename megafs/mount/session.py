@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, field
 
 import trio
+from msgspec.structs import asdict
 
 import megafs
 from megafs import clock
 from megafs.concurrency import offload
+from megafs.discreet import Discreet
 from megafs.errors import Fault, MegafsError, MountFailed, Stopped
 from megafs.mount import mountpoint
 from megafs.mount.control import Message
@@ -46,8 +47,7 @@ CLOSED_WITHIN = 60.0
 EXTENSION = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Discreet, frozen=True):
     """What is to be mounted where.
 
     mountpoint: as `mountpoint.canonical` returns it.  early: what `deriving.begin` has begun.
@@ -56,8 +56,10 @@ class Request:
     url: str
     mountpoint: str
     options: MountOptions
-    credential: Credential = field(repr=False)
-    early: Derivation | None = field(default=None, repr=False)
+    credential: Credential
+    early: Derivation | None = None
+
+    _shown = ("url", "mountpoint", "options")
 
 
 def run(request: Request, report: Report) -> None:

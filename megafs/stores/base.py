@@ -13,9 +13,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field
 
 from megafs.errors import BadUsage
 
@@ -24,8 +25,7 @@ Buffer = bytes | bytearray | memoryview
 _NAME = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One object in a listing.  size: bytes.  modified: seconds since 1970 by the store's clock."""
 
     name: str
@@ -33,16 +33,14 @@ class Entry:
     modified: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(Struct, frozen=True):
     """Some objects in order of name; `more` says that others follow the last one."""
 
     entries: list[Entry]
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(Struct, frozen=True):
     """What `megafs status` says of a store.
 
     state: "ok", "degraded" (some requests fail) or "down" (none has worked lately).

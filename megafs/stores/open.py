@@ -11,7 +11,6 @@ a quarter of a second to load.
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,7 +81,6 @@ def open_driver(
         from megafs.stores.memory import named
 
         return named(host)
-    _import_s3()
     from megafs.stores.s3 import open_s3
 
     return open_s3(host, path.strip("/"), options, connections=connections)
@@ -92,12 +90,8 @@ def preload(url: str) -> None:
     """Import what `open_store` will for *url*, so that it is done once and before a fork."""
     scheme, _, _ = split_url(url)
     if scheme == "s3":
-        _import_s3()
+        importlib.import_module("megafs.stores.s3")
+        importlib.import_module("megafs.stores.http").preload()
+    elif scheme == "file":
+        importlib.import_module("megafs.stores.local")
     importlib.import_module("megafs.stores.cache")
-
-
-def _import_s3() -> None:
-    # httpx imports its command line if it can, and with it rich and pygments: 25 ms of CPU, a tenth
-    # of all that a mount imports, for nothing.  None makes that import fail, which httpx expects.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
-    importlib.import_module("megafs.stores.s3")

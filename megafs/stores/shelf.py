@@ -25,11 +25,11 @@ import logging
 import os
 import sqlite3
 import stat
-from dataclasses import dataclass
 from typing import Any
 
 import diskcache
 from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_BINARY
+from msgspec import Struct
 
 from megafs.stores.segments import Segment, parse_key
 
@@ -205,8 +205,7 @@ class Open:
         return done
 
 
-@dataclass
-class Measured:
+class Measured(Struct):
     """overhead: bytes of the directory that are not values.  free: of the file system."""
 
     overhead: int

@@ -13,8 +13,9 @@ import hashlib
 import hmac
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from urllib.parse import quote
+
+from megafs.discreet import Discreet
 
 #: In place of the body's hash where TLS protects the body; megafs authenticates it anyway.
 UNSIGNED = "UNSIGNED-PAYLOAD"
@@ -24,13 +25,14 @@ EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _UNRESERVED = "-_.~"
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(Discreet, frozen=True):
     """What proves to the store who we are.  token: of temporary credentials, else ""."""
 
     access_key: str
-    secret_key: str = field(repr=False)
-    token: str = field(default="", repr=False)
+    secret_key: str
+    token: str = ""
+
+    _shown = ("access_key",)
 
 
 def target(path: str, query: Mapping[str, str] | None = None) -> str:

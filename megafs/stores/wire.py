@@ -2,8 +2,7 @@
 
 httpx's own path gives a body away in pieces of 64 KiB through nine generators, which costs more
 than decrypting it (docs/decisions/0004-transport.md).  Here a body of known length is received into
-place, a small one into a buffer that the connection keeps.  stores/http.py puts
-this under httpx as a transport.
+place, a small one into a buffer that the connection keeps.  stores/http.py has the connections.
 
 Strict in what it takes (RFC 9112): a head of at most 64 KiB, without folded lines; a length that is
 said once; "chunked" as the only transfer coding.  What is not understood is `Garbled`, and then, as
@@ -19,11 +18,11 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import cast
 
 import trio
+from msgspec import Struct
 
 from megafs.buffers import aligned
 
@@ -55,8 +54,7 @@ class Garbled(Exception):
     """What came is not HTTP as we know it, or ends too early."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True):
     """The beginning of an answer.
 
     length: of the body in bytes; None if it is chunked, or ends with the connection (`open_ended`).

@@ -8,7 +8,8 @@ never make the same one.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 #: The inode number of the root directory; FUSE asks for 1.
 ROOT = 1
@@ -22,8 +23,7 @@ FILE_SIZE_MAX = (1 << 63) - (1 << 20)
 LINK_MAX = 1 << 31
 
 
-@dataclass(slots=True)
-class Inode:
+class Inode(Struct):
     """One inode.
 
     blocks: bytes of contents that are allocated (not st_blocks' 512-byte units); holes are not.
@@ -59,8 +59,7 @@ class Inode:
         return stat.S_ISLNK(self.mode)
 
 
-@dataclass(slots=True)
-class SetAttr:
+class SetAttr(Struct):
     """What to change of an inode; None leaves the old value."""
 
     mode: int | None = None

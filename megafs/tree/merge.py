@@ -27,9 +27,9 @@ from __future__ import annotations
 import errno as e
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct, field
 
 from megafs.errors import Refused
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
@@ -61,8 +61,7 @@ from megafs.tree.tree import Extent, Tree
 LOST_FOUND = b"lost+found"
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(Struct):
     """One inode as this mount saw it before the others' commits were applied."""
 
     inode: Inode
@@ -72,8 +71,7 @@ class Seen:
     extents: list[Extent]
 
 
-@dataclass(slots=True)
-class View:
+class View(Struct):
     """The inodes that others changed, as this mount saw them, with the directories above.
 
     complete: an inode that others changed and that is not here, this mount had removed itself.

@@ -10,13 +10,12 @@ ranges each belong to one mount (`ranges`): unique in the volume without asking 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 SCHEMA_VERSION = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(Struct, frozen=True):
     """A replicated table: its columns in order, and how many of the first ones are its key."""
 
     name: str

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import apsw
 import trio
+from msgspec import Struct, field
 
 from megafs.concurrency import offload
 from megafs.errors import AlreadyThere, BadUsage, Missing, Refused
@@ -56,8 +56,7 @@ _ORDER: Final = (
 _MODE, _NLINK, _UID, _GID, _SIZE, _MTIME, _VERSION = 1, 2, 3, 4, 6, 9, 13
 
 
-@dataclass(slots=True)
-class Event:
+class Event(Struct):
     """One thing that a commit did to one inode.
 
     what: "created", "contents", "renamed", "linked", "unlinked", "removed", "attributes", "xattr".
@@ -95,8 +94,7 @@ class Event:
         return made
 
 
-@dataclass(slots=True)
-class _Touched:
+class _Touched(Struct):
     """What one commit did to one inode, in rows.
 
     old, new: its row before and after; None if there was none, `no_change` in columns that stayed.
@@ -248,8 +246,7 @@ class Rewind:
             )
 
 
-@dataclass(slots=True)
-class Step:
+class Step(Struct):
     """One commit, with the names as they are right after it."""
 
     sequence: int
@@ -339,8 +336,7 @@ class Backwards:
                 self.rewind.undo_row(ino, touched.old)
 
 
-@dataclass(slots=True)
-class _Draft:
+class _Draft(Struct):
     """An inode that a commit changed, with what was true right after it."""
 
     ino: int
@@ -589,8 +585,7 @@ async def undelete(volume: Volume, args: Args, progress: Progress) -> Result:
     return await restoring.restore(volume, path, sequence - 1, to=to, progress=progress)
 
 
-@dataclass(slots=True)
-class Removal:
+class Removal(Struct):
     """A file or directory that lost its last name."""
 
     sequence: int

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import apsw
 
 from megafs import clock
 from megafs.config import Parameters
 from megafs.crypto.keys import Keyring
+from megafs.discreet import Discreet
 from megafs.errors import AlreadyThere, Exists
 from megafs.journal import commit as commit_format
 from megafs.stores.base import ObjectStore
@@ -23,15 +23,16 @@ from megafs.volume import keys
 from megafs.volume.header import Credential
 
 
-@dataclass(frozen=True, slots=True)
-class Formatted:
+class Formatted(Discreet, frozen=True):
     """A new volume.  recovery_key: to be shown once and kept by the user."""
 
     fsid: bytes
     generation: int
     create_if_absent: bool
     parameters: Parameters
-    recovery_key: str = field(repr=False)
+    recovery_key: str
+
+    _shown = ("fsid", "generation", "create_if_absent", "parameters")
 
 
 async def format_volume(

@@ -18,10 +18,10 @@ from __future__ import annotations
 import errno as e
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import apsw
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks.format import pack_name
@@ -53,8 +53,7 @@ _SHOWN: Final = 1000
 Row = tuple[Any, ...]
 
 
-@dataclass(slots=True)
-class Problem:
+class Problem(Struct):
     """One thing that is wrong.
 
     mends: rows to put right: (table, old row, new row).

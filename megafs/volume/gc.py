@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import apsw
 import trio
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks import format as chunk_format
@@ -72,8 +72,7 @@ OK: Final = 0
 WAITING: Final = 3
 
 
-@dataclass(slots=True)
-class Limits:
+class Limits(Struct):
     """How long things are kept; seconds."""
 
     retention: float = RETENTION
@@ -84,7 +83,7 @@ class Limits:
 
     @classmethod
     def of(cls, args: Args) -> Limits:
-        given = {name: args[name] for name in cls.__slots__ if args.get(name) is not None}
+        given = {name: args[name] for name in cls.__struct_fields__ if args.get(name) is not None}
         made = cls(**{name: float(value) for name, value in given.items()})
         if made.grace < SHORTEST_GRACE or made.unknown_grace < SHORTEST_GRACE:
             raise BadUsage(
@@ -95,8 +94,7 @@ class Limits:
         return made
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(Struct):
     """What a run did, or with dry_run would do."""
 
     marked: int = 0
@@ -122,12 +120,11 @@ class Counts:
         )
         if self.waiting:
             text += f"; {self.waiting} objects wait for other mounts: run gc again later"
-        made = {name: getattr(self, name) for name in self.__slots__}
+        made = {name: getattr(self, name) for name in self.__struct_fields__}
         return {"exit_code": WAITING if self.waiting else OK, "text": text, **made}
 
 
-@dataclass(slots=True)
-class _Survey:
+class _Survey(Struct):
     """The committed tree, as far as gc needs it.
 
     rows: packs by number.  live: of each named pack, the bytes of its chunks that are named.

@@ -26,11 +26,14 @@ import hmac
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from megafs.config import KIB, MIB, Parameters
 from megafs.crypto import aead, kdf, keys
+from megafs.discreet import Discreet
 from megafs.errors import BadPassphrase, BadUsage, Corrupt, NotAVolume, Rollback, TooNew
 
 MAGIC: Final = "megafs"
@@ -61,17 +64,16 @@ _OLD_SIZE: Final = 4 + keys.KEY_SIZE
 _NAME: Final = re.compile(r"keys/([0-9]{8})\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(Discreet, frozen=True):
     """What a person brings to open a volume: a passphrase, a key file, both, or a recovery key.
 
     keyfile: the contents of the key file.
     recovery: as printed or typed.
     """
 
-    passphrase: str | None = field(default=None, repr=False)
-    keyfile: bytes | None = field(default=None, repr=False)
-    recovery: str | None = field(default=None, repr=False)
+    passphrase: str | None = None
+    keyfile: bytes | None = None
+    recovery: str | None = None
 
     def __post_init__(self) -> None:
         if self.passphrase is None and self.keyfile is None and self.recovery is None:
@@ -96,8 +98,7 @@ class Credential:
         }[kind]
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(Discreet, frozen=True):
     """One way to the master key.  cost: of Argon2id, for the kinds with a passphrase."""
 
     id: bytes
@@ -106,11 +107,12 @@ class Slot:
     created_ns: int
     salt: bytes
     cost: kdf.Cost | None
-    wrap: bytes = field(repr=False)
+    wrap: bytes
+
+    _shown = ("id", "kind", "label", "created_ns", "salt", "cost")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Discreet, frozen=True):
     """One generation of the header.  Believe it only as part of an `Unlocked`.
 
     old_keys: the sealed master keys of earlier epochs; empty if there are none.
@@ -124,7 +126,18 @@ class Header:
     create_if_absent: bool
     slots: tuple[Slot, ...]
     mac: bytes = b""
-    old_keys: bytes = field(default=b"", repr=False)
+    old_keys: bytes = b""
+
+    _shown = (
+        "fsid",
+        "generation",
+        "epoch",
+        "created_ns",
+        "parameters",
+        "create_if_absent",
+        "slots",
+        "mac",
+    )
 
     @property
     def name(self) -> str:
@@ -143,8 +156,7 @@ class Header:
         return _canonical({**_body(self), "mac": self.mac.hex()})
 
 
-@dataclass(frozen=True, slots=True)
-class Remembered:
+class Remembered(Struct, frozen=True):
     """What this machine knows of the volume from an earlier time.
 
     slot_id: the slot that opened then; tried first.
@@ -157,8 +169,7 @@ class Remembered:
     digest: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Unlocked:
+class Unlocked(Struct, frozen=True):
     """A header that is what its writers made it, with the keys it gave.
 
     slot_id: the slot that opened; remember it.  digest: BLAKE3 of the header's object.
@@ -658,7 +669,7 @@ def _slot_from(value: Any) -> Slot:
 
 
 def _parameters_from(value: Any) -> Parameters:
-    found = _exactly(value, "parameters", {f.name for f in fields(Parameters)})
+    found = _exactly(value, "parameters", set(Parameters.__struct_fields__))
     quota = found["quota"]
     compression = found["compression"]
     if not isinstance(compression, str):

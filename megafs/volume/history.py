@@ -22,12 +22,12 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 import trio
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.concurrency import offload
@@ -61,7 +61,6 @@ _FETCHES: Final = 8
 
 Progress = Callable[[int, int], None]
 
-_AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago\Z", re.IGNORECASE)
 _UNITS = {
     "s": 1,
     "sec": 1,
@@ -80,8 +79,7 @@ _UNITS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(Struct, frozen=True):
     """What a text names: one of the three is set."""
 
     sequence: int | None = None
@@ -102,7 +100,7 @@ def parse_moment(text: str, now_ns: int) -> Moment:
         return Moment(sequence=int(digits))
     if text.lower() == "now":
         return Moment(time_ns=now_ns)
-    ago = _AGO.match(text)
+    ago = re.match(r"(\d+(?:\.\d+)?)\s*([a-z]+)\s+ago\Z", text, re.IGNORECASE)
     if ago is not None:
         unit = ago.group(2).lower()
         seconds = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
@@ -152,8 +150,7 @@ def scratch(directory: Path, cache_kib: int = 4096) -> apsw.Connection:
     return db
 
 
-@dataclass(slots=True)
-class _View:
+class _View(Struct):
     """A view that is ready.  users: who reads it right now."""
 
     db: apsw.Connection
@@ -161,8 +158,7 @@ class _View:
     users: int = 0
 
 
-@dataclass(slots=True)
-class _Building:
+class _Building(Struct):
     """A view that is being made; those who wait for it look here."""
 
     done: trio.Event = field(default_factory=trio.Event)

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.config import Parameters
 from megafs.crypto import kdf
 from megafs.crypto.keys import FSID_SIZE, KEY_SIZE, Keyring
+from megafs.discreet import Discreet
 from megafs.errors import (
     AlreadyThere,
     BadUsage,
@@ -52,8 +55,7 @@ NOT_REVOKED = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SlotInfo:
+class SlotInfo(Struct, frozen=True):
     """A key slot for people and for --json."""
 
     id: str
@@ -63,8 +65,7 @@ class SlotInfo:
     cost: dict[str, int] | None
 
 
-@dataclass(frozen=True, slots=True)
-class Changed:
+class Changed(Discreet, frozen=True):
     """What a change of keys led to.
 
     unlocked: the new header; remember it.
@@ -76,7 +77,9 @@ class Changed:
     unlocked: Unlocked
     slot_id: bytes | None
     text: str
-    recovery: str | None = field(default=None, repr=False)
+    recovery: str | None = None
+
+    _shown = ("unlocked", "slot_id", "text")
 
 
 async def create(

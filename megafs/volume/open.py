@@ -19,12 +19,12 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import trio
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks.stage import Stage, staged_ids
@@ -80,8 +80,7 @@ CHECKPOINT_EVERY = 256
 CHECKPOINT_AT_END = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """What is still on its way to the store.  error: why it does not get on, or ""."""
 
     staged_bytes: int
@@ -93,8 +92,7 @@ class Progress:
         return not self.staged_bytes and not self.pending_operations
 
 
-@dataclass(slots=True)
-class Volume:
+class Volume(Struct):
     """An open volume."""
 
     fs: FileSystem

@@ -13,10 +13,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from blake3 import blake3
+from msgspec import Struct
 
 from megafs import clock
 from megafs.durable import replace_file, sync_directory
@@ -31,8 +31,7 @@ def directory_of(state_dir: Path, fsid: bytes) -> Path:
     return state_dir / "volumes" / fsid.hex()
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(Struct, frozen=True):
     """The directories of one volume on this machine."""
 
     volume: Path

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, NoReturn, cast
+
+from msgspec.structs import replace
 
 from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore

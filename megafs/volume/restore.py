@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import errno as e
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
+from msgspec import Struct, field
 
 from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage, Corrupt, Full, Missing, Refused
@@ -57,8 +57,7 @@ def show(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-@dataclass(slots=True)
-class _Plan:
+class _Plan(Struct):
     """What is to be made: how many inodes (directories among them), bytes; from which packs."""
 
     inodes: int = 0

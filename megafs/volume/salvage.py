@@ -22,12 +22,12 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 import trio
+from msgspec import Struct, field
 
 from megafs.chunks import format as chunk_format
 from megafs.concurrency import offload
@@ -75,8 +75,7 @@ _GAP: Final = 64 << 10
 Progress = Callable[[dict[str, Any]], None]
 
 
-@dataclass(slots=True)
-class Report:
+class Report(Struct):
     """What came out of it.
 
     damaged: places in files that could not be had: path, start, end, text.  lost: files without a
@@ -107,7 +106,7 @@ class Report:
             text += f"; {len(self.damaged)} places in {files} files could not be had"
         if self.stopped:
             text += f"; the journal could be followed no further: {self.stopped}"
-        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
         return {"exit_code": DAMAGED if bad else WHOLE, "text": text, **fields}
 
 

@@ -16,11 +16,12 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import trio
+from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from megafs import clock
 from megafs.chunks import format as chunk_format
@@ -56,8 +57,7 @@ _SHOWN: Final = 200
 _SHOWN_DAMAGE: Final = 5000
 
 
-@dataclass(slots=True)
-class State:
+class State(Struct):
     """How far a scrub is.  pack: all up to this number are done.  bad: (pack, offset, why)."""
 
     started: float = 0.0

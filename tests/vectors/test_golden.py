@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 
 import pytest
 import trio
+from msgspec.structs import asdict
 
 from megafs import errors
 from megafs.chunks import format as chunk_format

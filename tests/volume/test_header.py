@@ -6,12 +6,12 @@ import json
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from megafs.config import Parameters
 from megafs.crypto import kdf

@@ -249,7 +249,7 @@ async def test_what_cannot_be_restored_says_why(tmp_path: Path) -> None:
 
 
 async def test_a_quota_holds_for_restores(tmp_path: Path) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     params = replace(SMALL, quota=6 * CHUNK)
     async with opened(tmp_path, None, params) as volume:
