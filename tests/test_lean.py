@@ -9,8 +9,8 @@ import pytest
 
 # What libraries would import, or import when they are not kept from it; and what waits for a use.
 NEEDLESS = {
-    "dataclasses", "importlib.metadata", "typing_extensions", "rich", "pygments",
-    "httpx", "httpcore", "http.client", "urllib.request", "email", "certifi", "botocore",
+    "dataclasses", "importlib.metadata", "typing_extensions", "rich", "pygments", "httpcore",
+    "botocore",
 }  # fmt: skip
 
 IMPORTING = """
@@ -42,12 +42,6 @@ def test_a_mount_imports_nothing_needless(url: str) -> None:
     got = run(url, f"print(json.dumps(sorted({NEEDLESS!r} & set(sys.modules))))")
 
     assert got == []
-
-
-def test_httpx_is_imported_before_the_fork_if_there_is_a_proxy() -> None:
-    asked = "print(json.dumps(['httpx' in sys.modules, 'rich' in sys.modules]))"
-
-    assert run("s3://b/p", asked, https_proxy="http://127.0.0.1:9") == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Ask an HTTP server.
+"""Ask an HTTP server: the one importer of httpx.
 
 A `Session` talks to one origin.  It has a pool of connections, and lets no more requests out than
 the pool has room for: httpcore loses the connections of requests that are cancelled while they
@@ -8,31 +8,32 @@ or the network raise becomes an error of megafs.errors, and no text holds a head
 Every body is bounded by the caller, whatever the server sends, and read as it is on the wire: we
 ask for no content encoding and refuse one that comes anyway.  A body cut short is Unavailable.
 
-Requests go to a `Transport`: our own (over stores/wire.py), or where a proxy is between, httpx's
-(stores/proxied.py, docs/decisions/0004-transport.md).  Proxies come from the environment
-(https_proxy, http_proxy, all_proxy, no_proxy).
+httpx's client layer is left out (cookies, redirects, decoders, a login from ~/.netrc: none is
+wanted here); requests go to an httpx transport.  It is one of our own (over stores/wire.py), since
+httpx's takes three times the CPU for a body (docs/decisions/0004-transport.md), but where a proxy
+is between: proxies come from the environment (https_proxy, http_proxy, all_proxy, no_proxy).
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Protocol, TypeVar
-from urllib.parse import unquote, urlsplit
+from typing import Any, TypeVar
 
+import certifi
+import httpx
 import trio
 from msgspec import Struct
 
 from megafs import __version__, clock
 from megafs.errors import BadStore, StoreError, Unavailable
-from megafs.lean import lean
 from megafs.stores import limit as limits
 from megafs.stores import wire
 from megafs.stores.base import Buffer
@@ -42,25 +43,30 @@ E = TypeVar("E", bound=BaseException)
 #: Of an answer that is not a success, no more than this is read.
 ERROR_LIMIT = 64 << 10
 
-# A name or an address of either kind.
+# A name or an address of either kind; httpx would quote anything else.
 _HOST = re.compile(r"([A-Za-z0-9._-]+|[0-9A-Fa-f:.]+)\Z")
 
+# The body goes out in pieces, because the write timeout is per piece: 256 KiB in 30 s allows an
+# uplink of 9 KB/s, a whole pack at once would need half a megabyte per second.
+_PIECE = 256 << 10
+
 # Seconds after which a connection nobody used is closed; servers do so after 20 to 65.
-IDLE = 20.0
+_IDLE = 20.0
 
 _TARGET = re.compile(rb"[!-~]+\Z")
-_DATE = re.compile(
-    r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT\Z", re.ASCII
-)
-_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _BREAK = re.compile(rb"[\x00\r\n]")
 
-# What comes as it is, by experience, where it should have been `Failed`.
-_FOREIGN = (OSError, EOFError, trio.BrokenResourceError, trio.ClosedResourceError)
+# What else httpx lets through, by experience: its own misuse errors are ours to see, these are not.
+_FOREIGN = (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, EOFError,
+            trio.BrokenResourceError, trio.ClosedResourceError)  # fmt: skip
+
+# Raised before a single byte of the request was sent.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError,
+             httpx.UnsupportedProtocol, httpx.LocalProtocolError)  # fmt: skip
 
 # A laptop that wakes in another network has connections nobody answers on: the kernel finds out
 # after 10 + 3*5 s of silence instead of two hours, and gives up on unacknowledged data after 30.
-SOCKET_OPTIONS = [
+_SOCKET_OPTIONS = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
@@ -79,68 +85,6 @@ class Timeouts(Struct, frozen=True):
     connect: float = 10.0
     read: float = 30.0
     write: float = 30.0
-
-
-class Origin(Struct, frozen=True):
-    """Where requests go.  path: in front of every target, unquoted, without a slash at its end."""
-
-    secure: bool
-    host: str
-    port: int | None  # if it is not the usual one
-    path: str
-
-    @property
-    def netloc(self) -> str:
-        """As it is written in a URL and in the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port is None else f"{host}:{self.port}"
-
-    @property
-    def scheme(self) -> str:
-        return "https" if self.secure else "http"
-
-
-class Failed(Exception):
-    """There is no answer, or not all of it.  Its text is the reason, for people.
-
-    sent: whether the server may have seen the request.  lost: it is the network or the server,
-    and not that we lost patience.
-    """
-
-    def __init__(self, reason: str, *, sent: bool = True, lost: bool = False) -> None:
-        super().__init__(reason)
-        self.sent = sent
-        self.lost = lost
-
-
-class Unsendable(Exception):
-    """A header or a target that breaks its line."""
-
-
-class Answer(Protocol):
-    """What a transport received.  To be closed."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> wire.Headers: ...
-
-    async def read(self, limit: int, skip: int) -> tuple[bytes, bool]:
-        """At most *limit* bytes of the body after the first *skip*, and whether there are more;
-        once."""
-
-    async def aclose(self) -> None:
-        """Give the connection back, or close it if the body was not read to its end."""
-
-
-class Transport(Protocol):
-    """Carries requests to one origin; raises Failed, Unsendable or OSError."""
-
-    async def ask(
-        self, method: str, target: bytes, headers: wire.Headers, body: memoryview
-    ) -> Answer: ...
-
-    async def aclose(self) -> None: ...
 
 
 class Reply(Struct, frozen=True):
@@ -162,7 +106,7 @@ class Session:
 
     base: scheme, host and port, perhaps a path that every target begins with.
     ca: a file of certificates to trust instead of the system's.
-    transport: takes the place of our own.
+    transport: takes the place of httpx's own.
     """
 
     def __init__(
@@ -172,16 +116,26 @@ class Session:
         connections: int = 16,
         timeouts: Timeouts | None = None,
         ca: Path | None = None,
-        transport: Transport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._origin = _origin(base)
-        self.secure = self._origin.secure
+        try:
+            self._base = httpx.URL(base)
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise BadStore(f"not a URL: {base!r}") from exc
+        if self._base.scheme not in ("http", "https") or not _HOST.match(self._base.host):
+            raise BadStore(f"not an http:// or https:// URL: {base!r}")
+        if self._base.userinfo or self._base.query or self._base.fragment:
+            raise BadStore("a store's address has no user, query or fragment in it")
+        self.secure = self._base.scheme == "https"
         #: The value of the Host header, and what error texts call the server.
-        self.host = self._origin.netloc
+        self.host = self._base.netloc.decode("ascii")
         self.connections = connections
         self._slots = trio.CapacityLimiter(connections)
         times = timeouts or Timeouts()
-        self._transport = transport or _transport(self._origin, connections, times, ca)
+        self._timeout = httpx.Timeout(
+            connect=times.connect, read=times.read, write=times.write, pool=times.connect
+        ).as_dict()
+        self._transport = transport or _transport(self._base, connections, times, ca)
         self._agent = f"megafs/{__version__}"
         self._trusted = False
         self._date = ""
@@ -195,7 +149,7 @@ class Session:
     @property
     def base_path(self) -> str:
         """The path in front of every target, without a slash at its end."""
-        return self._origin.path
+        return self._base.path.rstrip("/")
 
     async def request(
         self,
@@ -245,29 +199,40 @@ class Session:
         lines = {"host": self.host, **headers}
         lines["user-agent"] = self._agent
         lines["accept-encoding"] = "identity"
+        stream: httpx.AsyncByteStream | None = None
         if len(body) or method in ("PUT", "POST"):
             lines["content-length"] = str(len(body))
-        try:
-            encoded = [(name.encode("ascii"), line.encode("ascii")) for name, line in lines.items()]
-            wanted = target.encode("ascii")
-        except UnicodeEncodeError:
-            raise Unsendable from None
-        if not _TARGET.match(wanted) or any(_BREAK.search(line) for _, line in encoded):
-            raise Unsendable
-        view = memoryview(body).cast("B")
-        answer = await self._transport.ask(method, wanted, encoded, view)
+            stream = _Pieces(body)
+        extensions: dict[str, Any] = {"timeout": self._timeout}
+        url = self._base
+        if isinstance(self._transport, _Direct):
+            # Making a URL takes httpx 75 microseconds; this extension takes the target as it is.
+            extensions["target"] = target.encode("ascii")
+        else:  # a proxy needs the whole of it
+            url = self._base.copy_with(raw_path=target.encode("ascii"))
+        request = httpx.Request(
+            method,
+            url,
+            headers=lines,
+            stream=stream or _Pieces(b""),
+            extensions=extensions,
+        )
+        response = await self._transport.handle_async_request(request)
         self._trusted = True
         self.sent += len(body)
         try:
-            return await self._read(method, answer, limit, start)
+            return await self._read(method, response, limit, start)
         finally:
-            # httpcore shields its own closing; a lost network must not hold us either.
+            # Gives the connection back to the pool, or closes it if the body was not read to its
+            # end.  httpcore shields its own closing; a lost network must not hold us either.
             with trio.move_on_after(5, shield=True):
-                await answer.aclose()
+                await response.aclose()
 
-    async def _read(self, method: str, answer: Answer, limit: int, start: int) -> Reply:
-        status = answer.status
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in answer.headers}
+    async def _read(self, method: str, response: httpx.Response, limit: int, start: int) -> Reply:
+        status = response.status_code
+        headers = {
+            k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.headers.raw
+        }
         self._note_date(headers.get("date", ""))
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise BadStore(
@@ -281,16 +246,16 @@ class Session:
         skip = start if status == 200 else 0
         if not 200 <= status < 300:
             limit = ERROR_LIMIT
-        body, more = await answer.read(limit, skip)
+        body, more = await _bounded(response, limit, skip)
         self.received += len(body)
         return Reply(status, headers, body, more)
 
     def _note_date(self, date: str) -> None:
         if date != self._date:  # it changes once a second, and reading it takes 20 microseconds
-            moment = seconds_of(date)
-            if moment is None:
+            try:
+                self._server_time = parsedate_to_datetime(date).timestamp()
+            except (ValueError, OverflowError):
                 return
-            self._server_time = moment
             self._date = date
         self.skew = self._server_time - clock.now()
 
@@ -302,67 +267,92 @@ class Session:
         except Unavailable as exc:  # from _read(): the request itself arrived
             exc.maybe_done = exc.maybe_done or method not in ("GET", "HEAD")
             raise
-        except Unsendable:
-            # What it was may be the signature: not even as a cause.
-            what = _what(method, self.host, target)
-            raise BadStore(f"{what}: cannot be put into a request") from None
-        except (Failed, *_FOREIGN) as exc:
+        except _FOREIGN as exc:
+            what = f"{method} {self.host}{target.partition('?')[0]}"
+            if isinstance(exc, httpx.LocalProtocolError | httpx.InvalidURL):
+                # Its text quotes the header, which may be the signature: not even as a cause.
+                raise BadStore(f"{what}: cannot be put into a request") from None
             if not self._trusted and (untrusted := _find(exc, ssl.SSLCertVerificationError)):
                 raise BadStore(
                     f"{self.host} is not trusted: {untrusted.verify_message}; for a private"
                     " certificate authority give its file with the option ca="
                 ) from exc
-            sent = exc.sent if isinstance(exc, Failed) else True
+            sent = not isinstance(exc, _NOT_SENT)
             raise Unavailable(
-                f"{_what(method, self.host, target)}: {reason(exc)}",
-                maybe_done=sent and method not in ("GET", "HEAD"),
+                f"{what}: {self._reason(exc)}", maybe_done=sent and method not in ("GET", "HEAD")
             ) from exc
 
-
-def seconds_of(date: str) -> float | None:
-    """Seconds since 1970 of a date as HTTP writes it (RFC 9110, 5.6.7); None if it is none."""
-    if not date:
-        return None
-    try:
-        if (match := _DATE.match(date)) is not None:
-            day, year, hour, minute, second = map(int, match.group(1, 3, 4, 5, 6))
-            month = _MONTHS.index(match[2]) + 1
-            return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp()
-        # An obsolete form, which nobody sends.  email takes 5 ms to import.
-        from email.utils import parsedate_to_datetime
-
-        return parsedate_to_datetime(date).timestamp()
-    except (ValueError, OverflowError):
-        return None
+    def _reason(self, exc: Exception) -> str:
+        if isinstance(exc, httpx.ConnectTimeout):
+            return f"no connection within {self._timeout['connect']:g} s"
+        if isinstance(exc, httpx.ReadTimeout):
+            return f"nothing received for {self._timeout['read']:g} s"
+        if isinstance(exc, httpx.WriteTimeout):
+            return f"nothing accepted for {self._timeout['write']:g} s"
+        if isinstance(exc, httpx.ProxyError):
+            return f"the proxy answers {str(exc)[:200]}"
+        said = _system_error(exc) or str(exc) or type(exc).__name__
+        if isinstance(exc, httpx.ConnectError):
+            return f"cannot connect: {said[:200]}"
+        return said[:200]
 
 
-def _what(method: str, host: str, target: str) -> str:
-    return f"{method} {host}{target.partition('?')[0]}"
+async def _bounded(response: httpx.Response, limit: int, skip: int) -> tuple[bytes, bool]:
+    """At most *limit* bytes of a body after the first *skip*, and whether there are more."""
+    stream = response.stream
+    if isinstance(stream, _Received):
+        return await stream.read(limit, skip)
+    assert isinstance(stream, httpx.AsyncByteStream)
+    parts: list[bytes] = []
+    async for part in stream:
+        dropped = min(skip, len(part))
+        skip -= dropped
+        part = part[dropped:]
+        if len(part) > limit:
+            parts.append(part[:limit])
+            return b"".join(parts), True
+        parts.append(part)
+        limit -= len(part)
+    return b"".join(parts), False
 
 
-def reason(exc: Exception) -> str:
-    """What *exc* says, in a few words, for people."""
-    if isinstance(exc, Failed):
-        return str(exc)
-    return (_system_error(exc) or str(exc) or type(exc).__name__)[:200]
+class _Pieces(httpx.AsyncByteStream):
+    """A request's body, sent without a copy of the whole."""
+
+    def __init__(self, body: Buffer) -> None:
+        self.view = memoryview(body).cast("B")
+        self._at = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._at = 0
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = self.view[self._at : self._at + _PIECE]
+        if not piece:
+            raise StopAsyncIteration
+        self._at += len(piece)
+        return piece  # type: ignore[return-value]  # h11 takes any buffer
 
 
-class _Direct:
+class _Direct(httpx.AsyncBaseTransport):
     """Connections of our own to one origin; as many as there are requests at once."""
 
-    def __init__(self, origin: Origin, times: Timeouts, context: ssl.SSLContext | None) -> None:
-        self._host = origin.host
-        self._port = origin.port or (443 if origin.secure else 80)
+    def __init__(self, base: httpx.URL, times: Timeouts, context: ssl.SSLContext | None) -> None:
+        self._host = base.host
+        self._port = base.port or (443 if context else 80)
         self._times = times
         self._context = context
         self._idle: list[wire.Connection] = []
         self._closed = False
 
-    async def ask(
-        self, method: str, target: bytes, headers: wire.Headers, body: memoryview
-    ) -> Answer:
-        verb = method.encode("ascii")
-        times = self._times
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        method = request.method.encode("ascii")
+        target = request.extensions.get("target", request.url.raw_path)
+        headers = request.headers.raw
+        if not _TARGET.match(target) or any(_BREAK.search(value) for _, value in headers):
+            raise httpx.LocalProtocolError("a header or a target that breaks its line")
+        body = request.stream.view if isinstance(request.stream, _Pieces) else memoryview(b"")
         timing = limits.attempt.get()
         if timing is not None:
             timing.count()
@@ -374,21 +364,22 @@ class _Direct:
             if timing is not None:
                 connection.moved = timing.moved
             try:
-                with _failing(f"nothing accepted for {times.write:g} s"):
-                    await connection.send(verb, target, headers, body)
-                with _failing(f"nothing received for {times.read:g} s"):
-                    head = await connection.head(verb)
-            except Failed as exc:
+                with _as_httpx(httpx.WriteError, httpx.WriteTimeout):
+                    await connection.send(method, target, headers, body)
+                with _as_httpx(httpx.ReadError, httpx.ReadTimeout):
+                    head = await connection.head(method)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
                 connection.close()
                 # The server may have closed an idle connection as we took it: then nobody has
                 # seen the request.  Only reading may be done twice without a thought.
-                if fresh or not exc.lost or method not in ("GET", "HEAD"):
+                if fresh or request.method not in ("GET", "HEAD"):
                     raise
             except BaseException:
                 connection.close()
                 raise
             else:
-                return _Received(self, connection, head, times)
+                stream = _Received(self, connection, head)
+                return httpx.Response(head.status, headers=head.headers, stream=stream)
 
     async def aclose(self) -> None:
         self._closed = True
@@ -403,52 +394,51 @@ class _Direct:
         connection.moved = wire.untold
         now = connection.idle_since = trio.current_time()
         self._idle.append(connection)
-        while now - self._idle[0].idle_since > IDLE:
+        while now - self._idle[0].idle_since > _IDLE:
             self._idle.pop(0).close()
 
     def _take(self) -> wire.Connection | None:
         now = trio.current_time()
         while self._idle:
             connection = self._idle.pop()  # the newest: the others may grow old and go
-            if now - connection.idle_since <= IDLE and connection.is_quiet():
+            if now - connection.idle_since <= _IDLE and connection.is_quiet():
                 return connection
             connection.close()
         return None
 
     async def _open(self) -> wire.Connection:
         times = self._times
-        late = f"no connection within {times.connect:g} s"
-        with _failing(late, "cannot connect: ", sent=False):
+        with _as_httpx(httpx.ConnectError, httpx.ConnectTimeout):
             return await wire.Connection.open(
                 self._host,
                 self._port,
                 self._context,
-                SOCKET_OPTIONS,
+                _SOCKET_OPTIONS,
                 connect=times.connect,
                 read=times.read,
                 write=times.write,
             )
 
 
-class _Received:
-    """An answer, its body still on its connection."""
+class _Received(httpx.AsyncByteStream):
+    """The body of an answer, still on its connection."""
 
-    def __init__(
-        self, pool: _Direct, connection: wire.Connection, head: wire.Head, times: Timeouts
-    ) -> None:
-        self.status = head.status
-        self.headers = head.headers
+    def __init__(self, pool: _Direct, connection: wire.Connection, head: wire.Head) -> None:
         self._pool = pool
         self._connection = connection
         self._head = head
-        self._late = f"nothing received for {times.read:g} s"
         self._at_end = head.length == 0
 
-    async def read(self, limit: int, skip: int) -> tuple[bytes, bool]:
-        with _failing(self._late):
+    async def read(self, limit: int, skip: int = 0) -> tuple[bytes, bool]:
+        """At most *limit* bytes after the first *skip*, and whether there are more; once."""
+        with _as_httpx(httpx.ReadError, httpx.ReadTimeout):
             body, more = await self._connection.body(self._head, limit, skip)
         self._at_end = not more
         return body, more
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body, _ = await self.read(1 << 62)
+        yield body
 
     async def aclose(self) -> None:
         if self._at_end and self._head.reusable:
@@ -458,58 +448,68 @@ class _Received:
 
 
 @contextmanager
-def _failing(late: str, what: str = "", *, sent: bool = True) -> Iterator[None]:
-    """Turn what wire raises into Failed.  late: its text if it took too long."""
+def _as_httpx(
+    error: type[httpx.TransportError], late: type[httpx.TransportError]
+) -> Iterator[None]:
     try:
         yield
     except trio.TooSlowError as exc:
-        raise Failed(late, sent=sent) from exc
-    except (wire.Garbled, OSError) as exc:
-        raise Failed(what + reason(exc), sent=sent, lost=True) from exc
+        raise late(str(exc)) from exc
+    except wire.Garbled as exc:
+        raise httpx.RemoteProtocolError(str(exc)) from exc
+    except OSError as exc:
+        raise error(str(exc)) from exc
 
 
-def preload() -> None:
-    """Import what a session will need: httpx, if there is a proxy."""
-    if _has_proxies():
-        with lean():
-            importlib.import_module("megafs.stores.proxied")
+def _transport(
+    base: httpx.URL, connections: int, times: Timeouts, ca: Path | None
+) -> httpx.AsyncBaseTransport:
+    context = _tls(ca) if base.scheme == "https" else None
+    proxy = _proxy(base)
+    if proxy is None:
+        return _direct(base, times, context)
+    return _pooled(connections, context, proxy)
 
 
-def _origin(base: str) -> Origin:
+def _direct(
+    base: httpx.URL, times: Timeouts, context: ssl.SSLContext | None
+) -> httpx.AsyncBaseTransport:
+    return _Direct(base, times, context)
+
+
+def _pooled(
+    connections: int, context: ssl.SSLContext | None, proxy: httpx.Proxy | None
+) -> httpx.AsyncBaseTransport:
+    """httpx's own transport, which knows every kind of proxy."""
     try:
-        if not base.isprintable():  # urlsplit leaves out what is not
-            raise ValueError
-        parts = urlsplit(base)
-        host, port = parts.hostname or "", parts.port
-    except ValueError as exc:
-        raise BadStore(f"not a URL: {base!r}") from exc
-    if parts.scheme not in ("http", "https") or not _HOST.match(host):
-        raise BadStore(f"not an http:// or https:// URL: {base!r}")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise BadStore("a store's address has no user, query or fragment in it")
-    secure = parts.scheme == "https"
-    usual = port in (None, 443 if secure else 80)
-    return Origin(secure, host, None if usual else port, unquote(parts.path).rstrip("/"))
+        return httpx.AsyncHTTPTransport(
+            verify=context or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            trust_env=False,
+            limits=httpx.Limits(
+                max_connections=connections,
+                max_keepalive_connections=connections,
+                keepalive_expiry=_IDLE,
+            ),
+            proxy=proxy,
+            socket_options=_SOCKET_OPTIONS,
+        )
+    except ImportError as exc:
+        raise BadStore("for a SOCKS proxy: pip install 'httpx[socks]'") from exc
 
 
-def _transport(origin: Origin, connections: int, times: Timeouts, ca: Path | None) -> Transport:
-    context = _tls(ca) if origin.secure else None
-    if _has_proxies():
-        with lean():
-            from megafs.stores import proxied
-
-        if (proxy := proxied.proxy_for(origin)) is not None:
-            return proxied.Proxied(origin, connections, times, context, proxy)
-    return _direct(origin, times, context)
-
-
-def _direct(origin: Origin, times: Timeouts, context: ssl.SSLContext | None) -> Transport:
-    return _Direct(origin, times, context)
-
-
-def _has_proxies() -> bool:
-    """Whether the environment names any, for whatever."""
-    return any(value and name.lower().endswith("_proxy") for name, value in os.environ.items())
+def _proxy(base: httpx.URL) -> httpx.Proxy | None:
+    """The proxy the environment names for this origin; the rules are urllib's and curl's."""
+    if urllib.request.proxy_bypass(base.host):
+        return None
+    known = urllib.request.getproxies()
+    url = known.get(base.scheme) or known.get("all")
+    if not url:
+        return None
+    try:
+        return httpx.Proxy(url if "://" in url else f"http://{url}")
+    except (httpx.InvalidURL, ValueError):
+        # Its text would quote the URL, which may hold a password.
+        raise BadStore(f"the proxy in {base.scheme}_proxy or all_proxy is not a URL") from None
 
 
 def _tls(ca: Path | None) -> ssl.SSLContext:
@@ -525,11 +525,8 @@ def _tls(ca: Path | None) -> ssl.SSLContext:
     system = paths.cafile or (
         paths.capath and os.path.isdir(paths.capath) and os.listdir(paths.capath)
     )
-    if system:  # what its administrator trusts
-        return ssl.create_default_context()
-    import certifi  # a bare container has none
-
-    return ssl.create_default_context(cafile=certifi.where())
+    # The system's certificates are what its administrator trusts; a bare container has none.
+    return ssl.create_default_context(cafile=None if system else certifi.where())
 
 
 def _system_error(exc: BaseException | None) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from megafs.config import GIB
 from megafs.errors import BadStore
+from megafs.lean import lean
 from megafs.metrics import Registry
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited
@@ -81,6 +82,7 @@ def open_driver(
         from megafs.stores.memory import named
 
         return named(host)
+    _import_s3()
     from megafs.stores.s3 import open_s3
 
     return open_s3(host, path.strip("/"), options, connections=connections)
@@ -90,8 +92,12 @@ def preload(url: str) -> None:
     """Import what `open_store` will for *url*, so that it is done once and before a fork."""
     scheme, _, _ = split_url(url)
     if scheme == "s3":
-        importlib.import_module("megafs.stores.s3")
-        importlib.import_module("megafs.stores.http").preload()
+        _import_s3()
     elif scheme == "file":
         importlib.import_module("megafs.stores.local")
     importlib.import_module("megafs.stores.cache")
+
+
+def _import_s3() -> None:
+    with lean():
+        importlib.import_module("megafs.stores.s3")

@@ -35,6 +35,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
@@ -54,7 +55,7 @@ from megafs.errors import (
 )
 from megafs.stores.base import Buffer, Entry, Health, ObjectStore, Page, check_name
 from megafs.stores.credentials import Chain, Source
-from megafs.stores.http import Reply, Session, Timeouts, seconds_of
+from megafs.stores.http import Reply, Session, Timeouts
 from megafs.stores.sigv4 import EMPTY_SHA256, UNSIGNED, Signer, target
 from megafs.stores.urls import S3_OPTIONS as OPTIONS
 
@@ -567,15 +568,19 @@ def _retry_after(reply: Reply) -> float | None:
     value = reply.headers.get("retry-after", "").strip()
     if value.isdecimal():
         return float(value[:9])
-    moment = seconds_of(value)
-    if moment is None:
+    try:
+        moment = parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
         return None
     server_now = _header_time(reply) or clock.now()
     return max(0.0, moment - server_now)
 
 
 def _header_time(reply: Reply) -> float | None:
-    return seconds_of(reply.headers.get("date", ""))
+    try:
+        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return None
 
 
 def _seconds(iso: str) -> float:

@@ -2,7 +2,8 @@
 
 httpx's own path gives a body away in pieces of 64 KiB through nine generators, which costs more
 than decrypting it (docs/decisions/0004-transport.md).  Here a body of known length is received into
-place, a small one into a buffer that the connection keeps.  stores/http.py has the connections.
+place, a small one into a buffer that the connection keeps.  stores/http.py puts
+this under httpx as a transport.
 
 Strict in what it takes (RFC 9112): a head of at most 64 KiB, without folded lines; a length that is
 said once; "chunked" as the only transfer coding.  What is not understood is `Garbled`, and then, as

@@ -16,7 +16,6 @@ import trio
 from megafs.errors import BadStore, StoreError, Unavailable
 from megafs.stores import http
 from megafs.stores.http import ERROR_LIMIT, Session, Timeouts
-from megafs.stores.proxied import Proxied
 from tests.fakes.proxy import (
     Answer,
     Change,
@@ -39,9 +38,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     if name == "httpx":
         monkeypatch.setattr(
-            http,
-            "_direct",
-            lambda origin, times, context: Proxied(origin, 4, times, context, None),
+            http, "_direct", lambda base, times, context: http._pooled(4, context, None)
         )
     return name
 
@@ -265,25 +262,6 @@ async def test_the_servers_clock_is_told(server: Proxy) -> None:
         server.always(Answer(200, headers=(("date", "no date"),), body=b""))
         await session.request("GET", "/a", {})
         assert abs(session.skew + 600) < 5
-
-
-@pytest.mark.parametrize(
-    ("date", "seconds"),
-    [
-        ("Sun, 06 Nov 1994 08:49:37 GMT", 784111777),
-        ("Sunday, 06-Nov-94 08:49:37 GMT", 784111777),
-        ("Sun Nov  6 08:49:37 1994", 784111777),
-        ("Sun, 06 Nov 1994 08:49:37 +0100", 784108177),
-        ("Sun, 32 Nov 1994 08:49:37 GMT", None),
-        ("Sun, 06 Nox 1994 08:49:37 GMT", None),
-        ("Sun, 06 Nov 1994 08:49:61 GMT", None),
-        ("Sun, 06 Nov 0000 08:49:37 GMT", None),
-        ("yesterday", None),
-        ("", None),
-    ],
-)
-def test_a_date_is_read_in_every_form(date: str, seconds: int | None) -> None:
-    assert http.seconds_of(date) == seconds
 
 
 def _dated() -> dict[str, object]:
