@@ -72,8 +72,8 @@ class Settings:
     dirty_limit: int = 48 * MIB
     stage_limit: int = 20 * GIB
     stage_min_free: int = 256 * MIB
-    uploads: int = 4
-    downloads: int = 8
+    uploads: int = 12
+    downloads: int = 24
     readahead: int = 8 * MIB
     entry_timeout: float = 60.0
     attr_timeout: float = 60.0
