@@ -356,16 +356,45 @@ def test_what_a_few_at_a_time_are_answered_says_nothing_of_more() -> None:
     assert width.slots == 8
 
 
-def test_on_a_line_that_stays_as_it_is_experiments_become_rare() -> None:
+def test_on_a_line_that_stays_as_it_is_experiments_become_rare_but_do_not_end() -> None:
     width = Width(32)
-    numbers = []
-    for _ in range(2000):  # transfers, on a line that ten fill
-        numbers.append(width.bulk)
-        seconds = 1.0 if width.bulk <= 10 else width.bulk / 10
-        width.answered(width.era, seconds, OBJECT, width.bulk)
+
+    def numbers_on(line: int, transfers: int) -> list[int]:
+        """What was tried on a line that so many fill."""
+        numbers = []
+        for _ in range(transfers):
+            numbers.append(width.bulk)
+            width.answered(width.era, max(1.0, width.bulk / line), OBJECT, width.bulk)
+        return numbers
+
+    numbers = numbers_on(10, 2000)
     settled = max(set(numbers), key=numbers.count)
     assert 8 <= settled <= 14
     assert numbers[1000:].count(settled) > 750
+    assert max(numbers_on(30, 600)) >= 24
+
+
+async def test_many_who_wait_do_not_take_the_place_of_readahead(autojump_clock):
+    line = SharedLine(**LONG)
+    store = Limited(line, 1, 32)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(store.get, "packs/wanted", 0, 100 * MB)
+        await trio.sleep(0.01)
+        async with reading(store, 100 * MB):
+            await trio.sleep(0.01)
+            assert line.active == 20 + START_DOWN
+        nursery.cancel_scope.cancel()
+
+
+def test_a_number_that_nobody_has_use_for_is_taken_back() -> None:
+    width = Width(32)
+    while width.bulk <= 4:
+        width.answered(width.era, 1.0, OBJECT, 4)
+    for _ in range(width.bulk):
+        width.answered(width.era, 1.0, OBJECT, 4)
+    assert width.bulk == 4
 
 
 EVENTS = st.lists(
