@@ -1,11 +1,12 @@
 """The same work on megafs and on its peers, interleaved, in one run.
 
     python -m benchmarks.compare [--scale small|middle|full] [--rounds N] [--peers a,b] [--only big]
-                                 [--lines loopback,20ms,100ms,100mbit] [--out DIR]
+                                 [--lines loopback,20ms,100ms,100mbit,far] [--out DIR]
 
 megafs, rclone (with crypt), S3QL and s3fs share one store, a Ceph on loopback started by the run,
 which they reach through `benchmarks.line`, where requests and bytes are counted and round trips and
-a narrow line are made.  sshfs goes through such a line to an sshd of the run's own.  gocryptfs and
+a narrow line are made ("far": 100 ms, and no connection brings more than 4 MB/s, as with TCP's
+windows and losses).  sshfs goes through such a line to an sshd of the run's own.  gocryptfs and
 cryfs have no store; they work on a local directory and have no rows where there is a line.  WebDAV
 is not compared: megafs has no driver for it.
 
@@ -78,12 +79,13 @@ ON_LINE = {
     "middle": Scale(64, 16, 100, 50, 100, 20, 200, 200, 25, 15, "megafs/chunks"),
     "full": Scale(256, 64, 400, 200, 2000, 50, 5000, 5000, 600, 180),
 }
-#: name: (round trip in seconds, bytes a second)
+#: name: (round trip in seconds, bytes a second of all connections, and of each)
 LINES = {
-    "loopback": (0.0, 0.0),
-    "20ms": (0.02, 0.0),
-    "100ms": (0.1, 0.0),
-    "100mbit": (0.02, 12.5e6),
+    "loopback": (0.0, 0.0, 0.0),
+    "20ms": (0.02, 0.0, 0.0),
+    "100ms": (0.1, 0.0, 0.0),
+    "100mbit": (0.02, 12.5e6, 0.0),
+    "far": (0.1, 0.0, 4e6),
 }
 
 
@@ -365,7 +367,7 @@ def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
         bench.scale = (SCALES if line == "loopback" else ON_LINE)[args.scale]
         if "programs" in groups:
             make_tree(bench.out, bench.scale.source)
-        rtt, rate = LINES[line]
+        rtt, rate, each = LINES[line]
         for group in groups:
             if line == "100mbit" and group != "big":
                 continue
@@ -376,7 +378,7 @@ def compare(bench: Bench, chosen: list[Peer], args: argparse.Namespace) -> None:
                 if line != "loopback" and peer.store not in bench.wires:
                     continue
                 for wire in bench.wires.values():
-                    wire.set(rtt=rtt, rate=rate)
+                    wire.set(rtt=rtt, rate=rate, each=each)
                 one(bench, peer, group)
         for peer in chosen:
             if peer.stays:

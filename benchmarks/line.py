@@ -2,6 +2,7 @@
 
     with Line("127.0.0.1", 8000) as line:
         line.set(rtt=0.02, rate=12_500_000)      # seconds there and back; bytes a second each way
+    line.set(rtt=0.1, rate=0, each=4e6)      # a long line: windows and losses slow each connection
         ...                                      # clients connect to line.port
         line.counts()                            # {"requests": ..., "sent": ..., "received": ...}
 
@@ -60,9 +61,11 @@ class Line:
         self._process.stdin.flush()
         return dict(json.loads(self._process.stdout.readline()))
 
-    def set(self, *, rtt: float, rate: float) -> None:
-        """rtt: seconds; rate: bytes a second in each direction, 0 for as fast as it goes."""
-        self._ask({"rtt": rtt, "rate": rate})
+    def set(self, *, rtt: float, rate: float, each: float = 0.0) -> None:
+        """rtt: seconds; rate, each: bytes a second in each direction of all connections together
+        and of each; 0 for as fast as it goes.
+        """
+        self._ask({"rtt": rtt, "rate": rate, "each": each})
 
     def counts(self) -> dict[str, int]:
         """Since the start: requests, bytes to the store, bytes from it."""
@@ -105,6 +108,7 @@ class _Proxy:
         self._upstream = (host, port)
         self.rtt = 0.0
         self.rate = 0.0
+        self.each = 0.0
         self.counted = {"requests": 0, "sent": 0, "received": 0}
         #: When the line is free again, for each direction.
         self._free = {"sent": 0.0, "received": 0.0}
@@ -138,6 +142,7 @@ class _Proxy:
         # What is under way; bounded as a TCP window is.
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(256)
         requests = _Requests()
+        own = 0.0  # when this connection may send again
 
         async def arrive() -> None:
             broken = False
@@ -161,6 +166,8 @@ class _Proxy:
                 # A narrow line has a short queue: others' pieces have to get in between.
                 while self.rate and (lag := self._free[way] - loop.time()) > QUEUE:
                     await asyncio.sleep(lag - QUEUE / 2)
+                while self.each and (lag := own - loop.time()) > QUEUE:
+                    await asyncio.sleep(lag - QUEUE / 2)
                 if not (data := await reader.read(PIECE)):
                     break
                 self.counted[way] += len(data)
@@ -169,6 +176,8 @@ class _Proxy:
                 now = max(loop.time(), not_before)
                 if self.rate:
                     now = self._free[way] = max(now, self._free[way]) + len(data) / self.rate
+                if self.each:
+                    now = own = max(now, own) + len(data) / self.each
                 await under_way.put((now + self.rtt / 2, data))
             await under_way.put((loop.time() + self.rtt / 2, b""))
             await arriving
@@ -186,6 +195,7 @@ async def _serve(host: str, port: int) -> None:
         order = json.loads(line)
         proxy.rtt = order.get("rtt", proxy.rtt)
         proxy.rate = order.get("rate", proxy.rate)
+        proxy.each = order.get("each", proxy.each)
         print(json.dumps({"port": own, **proxy.counted}), flush=True)
 
 

@@ -106,14 +106,21 @@ class Unavailable(StoreError):
 
     retry_after: seconds the store asked us to wait, if it said so.
     maybe_done: the request may have been carried out although no answer came.
+    busy: the store has more to do than it can.
     """
 
     exit_code = 14
 
     def __init__(
-        self, text: str, *, retry_after: float | None = None, maybe_done: bool = False
+        self,
+        text: str,
+        *,
+        retry_after: float | None = None,
+        maybe_done: bool = False,
+        busy: bool = False,
     ) -> None:
         super().__init__(text)
+        self.busy = busy
         self.retry_after = retry_after
         self.maybe_done = maybe_done
 

@@ -16,6 +16,11 @@ from msgspec import Struct
 _SLACK = 1 << 20
 _UNDER_WAY = 8
 _FIRST = 1 << 20
+#: A window is fetched in so many pieces, or in more if more transfers at once bring more, but none
+#: that is hardly worth a request: at least this many bytes, and as long as two round trips.
+_PIECES = 4
+_LEAST = 1 << 20
+_ROUND_TRIPS = 2
 
 
 class ReadAhead(Struct):
@@ -50,10 +55,24 @@ class ReadAhead(Struct):
         self._window = 0
         self._fetched = self._next = end
 
-    def after(self, offset: int, length: int, size: int) -> tuple[int, int] | None:
+    def piece(self, at_once: int, worth: int) -> int:
+        """How much of the window is worth one request.
+
+        at_once: how many requests the line has use for; worth: bytes that take as long as a round
+        trip; 0 for what is not known.
+        """
+        most = self._window // _PIECES
+        if worth:
+            most = min(most, max(_ROUND_TRIPS * worth, self._window // max(_PIECES, at_once)))
+        return max(_LEAST, most)
+
+    def after(
+        self, offset: int, length: int, size: int, at_once: int = 0, worth: int = 0
+    ) -> tuple[int, int] | None:
         """A read of [offset, offset+length) came; return the range to fetch now, if any.
 
-        size: of the file.  Never asks for the same bytes twice while reading goes forward.
+        size: of the file.  at_once, worth: see `piece`.
+        Never asks for the same bytes twice while reading goes forward.
         """
         if self.limit <= 0:
             return None
@@ -68,8 +87,8 @@ class ReadAhead(Struct):
             return None
         start = max(self._fetched, end)
         stop = min(size, self._next + self._window)
-        # Ask in pieces worth a request, not for every 128 KiB that was consumed: four under way.
-        if stop - start < min(self._window // 2, max(1 << 20, self._window // 4)) and stop < size:
+        # Ask in pieces worth a request, not for every 128 KiB that was consumed.
+        if stop - start < min(self._window // 2, self.piece(at_once, worth)) and stop < size:
             return None
         if stop <= start:
             return None

@@ -94,6 +94,7 @@ class Stage:
     directory: exists, ours alone.  number: gives numbers for packs.
     announce: told of every new pack before anything names it: (number, random id, epoch).
     limit, min_free: bytes that may lie here, and that must stay free on the disk.
+    uploads: packs that may be in memory at once, on their way.
     """
 
     def __init__(
@@ -405,7 +406,7 @@ class Stage:
         """Upload packs as they are cut, several at once; never returns."""
         async with trio.open_nursery() as nursery:
             while True:
-                while self._queue and self.uploading < self._uploads:
+                while self._queue and self.uploading < self._at_once():
                     pack = self._queue.pop(0)
                     self.uploading += 1
                     nursery.start_soon(self._upload, pack)
@@ -415,6 +416,14 @@ class Stage:
                     nursery.start_soon(_close, spent)
                 await self._wake.wait()
                 self._wake = trio.Event()
+
+    def _at_once(self) -> int:
+        """Uploads to begin: one more than the store has use for, so that it never waits for us.
+
+        Not all: who waits there waits with a pack in memory.
+        """
+        useful = self._store.uploads()
+        return min(self._uploads, useful + 1) if useful else self._uploads
 
     async def _upload(self, pack: StagedPack) -> None:
         pause = 1.0

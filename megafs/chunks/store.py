@@ -35,6 +35,8 @@ Data = bytes | memoryview
 _GAP = 64 << 10
 #: The most that one get asks for.
 _RANGE = 4 << 20
+#: Read-aheads under way, unless the store has use for more.
+_AHEAD = 8
 _OFFLOAD_FROM = 64 << 10
 #: What is opened in place, 200 microseconds, if it is all that is being fetched.
 _ALONE = 300 << 10
@@ -87,7 +89,7 @@ class ChunkStore:
         # Chunks whose bytes were those that the tree says (`digest`) when they were read here.
         self._whole: dict[Key, None] = {}
         self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
-        self._ahead = trio.CapacityLimiter(8)
+        self._ahead = trio.CapacityLimiter(_AHEAD)
         self.hits = 0
         self.misses = 0
         #: How often a reader came for what somebody else was fetching.
@@ -107,6 +109,11 @@ class ChunkStore:
     def worth(self) -> int:
         """Bytes that cost about as much as the round trip: see `ObjectStore.worth`."""
         return self._store.worth()
+
+    @property
+    def at_once(self) -> int:
+        """How many large reads at once the store has use for; 0 while that is not known."""
+        return self._store.downloads()
 
     async def read(self, extents: Iterable[Extent], along: Sequence[Extent] = ()) -> list[Data]:
         """The whole chunk of each extent (its `data` for an inline one), in order.
@@ -190,8 +197,10 @@ class ChunkStore:
             self.hits += 1
         return data
 
-    async def _load(self, extents: list[Extent], along: Sequence[Extent] = ()) -> list[Data | None]:
-        """Fetch, or wait for others who fetch."""
+    async def _load(
+        self, extents: list[Extent], along: Sequence[Extent] = (), piece: int = _RANGE
+    ) -> list[Data | None]:
+        """Fetch, or wait for others who fetch.  piece: the most that one get asks for."""
         for extent in extents:
             self._check_echo((extent.pack, extent.offset))
         mine: dict[Key, Extent] = {}
@@ -211,7 +220,7 @@ class ChunkStore:
                 self._add_neighbours(mine, along)
             for key in mine:
                 self._whole.pop(key, None)  # what comes now is not proven yet
-            await self._fetch_all(mine)
+            await self._fetch_all(mine, piece)
         results: list[Data | None] = []
         for loading in waits:
             await loading.done.wait()
@@ -280,8 +289,8 @@ class ChunkStore:
             return False  # whoever fetches it says what is wrong
         return self._store.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
 
-    async def _fetch_all(self, mine: dict[Key, Extent]) -> None:
-        groups = _grouped(list(mine.values()))
+    async def _fetch_all(self, mine: dict[Key, Extent], piece: int) -> None:
+        groups = _grouped(list(mine.values()), piece)
         try:
             if len(groups) == 1:
                 await self._fetch(groups[0])
@@ -411,17 +420,21 @@ class ChunkStore:
             _, old = self._opened.popitem(last=False)
             self._size -= len(old)
 
-    async def fetch_ahead(self, extents: list[Extent]) -> None:
-        """Have these chunks opened when somebody reads them; errors are left to the reader."""
+    async def fetch_ahead(self, extents: list[Extent], piece: int = _RANGE) -> None:
+        """Have these chunks opened when somebody reads them; errors are left to the reader.
+
+        piece: bytes that are worth a request.
+        """
         missing = [e for e in extents if e.pack and not self.has(e)]
         if not missing:
             return
+        self._ahead.total_tokens = max(_AHEAD, self.at_once)
         async with self._ahead:
             missing = [e for e in missing if not self.has(e)]
             if missing:
                 try:
                     with background():
-                        await self._load(missing)
+                        await self._load(missing, piece=min(piece, _RANGE))
                 except Fault as exc:
                     log.debug("read-ahead: %s", exc)
 
@@ -437,8 +450,8 @@ class ChunkStore:
         return self._size
 
 
-def _grouped(extents: list[Extent]) -> list[list[Extent]]:
-    """Extents, each chunk once, in runs that one ranged get can bring."""
+def _grouped(extents: list[Extent], most: int) -> list[list[Extent]]:
+    """Extents, each chunk once, in runs of at most *most* bytes that one ranged get can bring."""
     unique = {(e.pack, e.offset): e for e in extents}
     groups: list[list[Extent]] = []
     for extent in sorted(unique.values(), key=lambda e: (e.pack, e.offset)):
@@ -447,7 +460,7 @@ def _grouped(extents: list[Extent]) -> list[list[Extent]]:
             last is not None
             and last[-1].pack == extent.pack
             and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
-            and extent.offset + extent.sealed - last[0].offset <= _RANGE
+            and extent.offset + extent.sealed - last[0].offset <= most
         ):
             last.append(extent)
         else:

@@ -876,9 +876,11 @@ class FileSystem:
         if length <= 0 or self.spawner.start is None:
             return
         contents = handle.contents
-        ahead = handle.ahead.after(offset, length, contents.size)
+        line = self._chunks.at_once, self._chunks.worth
+        ahead = handle.ahead.after(offset, length, contents.size, *line)
         if ahead is not None and (extents := contents.extents(*ahead)):
-            self.spawner.start(self._chunks.fetch_ahead, extents)
+            piece = handle.ahead.piece(*line)
+            self.spawner.start(self._chunks.fetch_ahead, extents, piece)
 
     async def _read_past(self, past: Past, fh: int, offset: int, size: int) -> bytes | memoryview:
         try:

@@ -228,8 +228,18 @@ def _settings() -> Iterable[Option]:
     yield setting(
         "stage_min_free", "Bytes that staged data leaves free on its disk.", parse_size, "256M"
     )
-    yield setting("uploads", "Uploads at the same time.", _count(1, 64), "4")
-    yield setting("downloads", "Downloads at the same time.", _count(1, 64), "8")
+    yield setting(
+        "uploads",
+        "The most uploads at the same time; how many there are follows from what they bring.",
+        _count(1, 64),
+        "12",
+    )
+    yield setting(
+        "downloads",
+        "The most downloads at the same time; how many there are follows from what they bring.",
+        _count(1, 64),
+        "24",
+    )
     yield setting(
         "readahead",
         "Bytes fetched ahead of a sequential reader; up to four times as many on a long line.",

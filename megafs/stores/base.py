@@ -136,6 +136,14 @@ class ObjectStore(ABC):
         """How many bytes take as long to come as the asking for them; 0 while that is not known."""
         return 0
 
+    def uploads(self) -> int:
+        """How many packs at once it has use for at present; 0 while that is not known."""
+        return 0
+
+    def downloads(self) -> int:
+        """How many large reads ahead at once it has use for; 0 while that is not known."""
+        return 0
+
     def health(self) -> Health:
         """What is known of the store from recent requests; never asks it."""
         return Health()

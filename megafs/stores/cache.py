@@ -524,6 +524,12 @@ class DiskCached(ObjectStore):
     def worth(self) -> int:
         return self._store.worth()
 
+    def uploads(self) -> int:
+        return self._store.uploads()
+
+    def downloads(self) -> int:
+        return self._store.downloads()
+
     def health(self) -> Health:
         below = self._store.health()
         return Health(below.state, below.last_error, {**below.details, "cache": self.stats()})

@@ -2,7 +2,8 @@
 
 httpcore loses connections for good when requests are cancelled while they queue in its pool, and
 races when tasks outnumber connections (encode/httpcore#1110).  So nobody queues there: they queue
-here, and the slots here are never more than the pool has connections.
+here, and the slots here are never more than the pool has connections.  How many of them there are
+at present follows from what they bring (stores/width.py).
 
 Order of service.  Uploads: everything small that others wait for (commits, keys, mounts) before
 packs.  Downloads: reads a program waits for before read-ahead (`background()`).  One slot of each
@@ -23,7 +24,9 @@ from contextvars import ContextVar
 
 import trio
 
+from megafs.errors import Unavailable
 from megafs.stores.base import Buffer, Health, ObjectStore, Page
+from megafs.stores.width import START_DOWN, START_UP, Width
 
 URGENT, NORMAL, BACKGROUND = 0, 1, 2
 
@@ -147,63 +150,96 @@ class Attempt:
         """Seconds since it last started."""
         return trio.current_time() - self._since
 
+    @property
+    def hung(self) -> bool:
+        """Whether it has ended for want of any headway."""
+        return not self.queued and self._scope.cancel_called and self.running >= self._seconds
+
 
 attempt: ContextVar[Attempt | None] = ContextVar("store_attempt", default=None)
+
+
+class _Place:
+    """One who waits for a slot, or has it.  bulk: it was given as to work that is not urgent."""
+
+    __slots__ = ("bulk", "given", "priority")
+
+    def __init__(self, priority: Priority) -> None:
+        self.priority = priority
+        self.given = trio.Event()
+        self.bulk = False
 
 
 class Gate:
     """A number of slots, given to the most urgent first, in order of arrival among equals.
 
-    spare: slots that only urgent work may take.
+    width: says how many there are, and how many of those work may take that is not urgent.
     """
 
-    def __init__(self, slots: int, spare: int) -> None:
-        self.slots = slots
+    def __init__(self, width: Width) -> None:
+        self.width = width
         self.active = 0
-        self._spare = spare
-        self._waiting: list[tuple[Priority, trio.Event]] = []
+        self._bulk = 0
+        self._waiting: list[_Place] = []
+        self._area = self._area_at = 0.0
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
+    def area(self) -> float:
+        """The integral of `active` over time."""
+        now = trio.current_time()
+        self._area += self.active * (now - self._area_at)
+        self._area_at = now
+        return self._area
+
     @asynccontextmanager
     async def slot(self, priority: Priority) -> AsyncIterator[None]:
         """Hold a slot for the block."""
-        await self._enter(priority)
+        place = await self._enter(priority)
         try:
             yield
         finally:
-            self.active -= 1
-            self._admit()
+            self._leave(place)
 
-    async def _enter(self, priority: Priority) -> None:
-        event = trio.Event()
-        place = (priority, event)
+    async def _enter(self, priority: Priority) -> _Place:
+        place = _Place(priority)
         self._waiting.append(place)
         self._admit()
         priority.told.append(self._admit)
         try:
-            await event.wait()  # a checkpoint even if we are in already
+            await place.given.wait()  # a checkpoint even if we are in already
         except trio.Cancelled:
-            if event.is_set():  # admitted and cancelled in the same moment
-                self.active -= 1
-                self._admit()
+            if place.given.is_set():  # admitted and cancelled in the same moment
+                self._leave(place)
             else:
                 self._waiting.remove(place)
             raise
         finally:
             priority.told.remove(self._admit)
+        return place
+
+    def _leave(self, place: _Place) -> None:
+        self.area()
+        self.active -= 1
+        self._bulk -= place.bulk
+        self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.active < self.slots:
+        while self._waiting and self.active < self.width.slots:
             # min() keeps the first among equals.
-            place = min(self._waiting, key=lambda waiter: waiter[0].level)
-            if place[0].level != URGENT and self.active >= self.slots - self._spare:
-                return
+            place = min(self._waiting, key=lambda waiter: waiter.priority.level)
+            if place.priority.level != URGENT:
+                room = self._bulk < self.width.bulk and self.active < self.width.shared
+                if not room:
+                    return
+                place.bulk = True
             self._waiting.remove(place)
+            self.area()
             self.active += 1
-            place[1].set()
+            self._bulk += place.bulk
+            place.given.set()
 
 
 class Pace:
@@ -211,7 +247,7 @@ class Pace:
 
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
-        self._gate = Gate(1, 0)
+        self._gate = Gate(Width(1))
         self._paid_until = 0.0
 
     async def pay(self, size: int, priority: Priority) -> None:
@@ -272,10 +308,10 @@ class Line:
 
 
 class Limited(ObjectStore):
-    """*store* with at most so many requests at once.
+    """*store* with as many requests at once as it and the line have use for.
 
-    uploads, downloads: requests that carry objects up, and all others; their sum must not exceed
-        the driver's connections.
+    uploads, downloads: the most that carry objects up, and the most of all others; their sum must
+        not exceed the driver's connections.
     up_rate, down_rate: bytes per second, or None.
     """
 
@@ -290,27 +326,29 @@ class Limited(ObjectStore):
     ) -> None:
         self.url = store.url
         self._store = store
-        self._up = Gate(max(1, uploads), 1 if uploads > 1 else 0)
-        self._down = Gate(max(1, downloads), 1 if downloads > 1 else 0)
+        self._up = Gate(Width(uploads, START_UP))
+        self._down = Gate(Width(downloads, START_DOWN))
         self._up_pace = Pace(up_rate)
         self._down_pace = Pace(down_rate)
         self._line = Line()
 
     async def get(self, name: str, start: int, length: int) -> bytes:
-        async with self._turn(self._down, self._down_pace, length):
-            begin = trio.current_time()
+        async with self._turn(self._down, self._down_pace, length) as trip:
             data = await self._store.get(name, start, length)
-            self._line.note(len(data), trio.current_time() - begin)
+            trip.moved = len(data)
+            self._line.note(len(data), trio.current_time() - trip.begun)
         self._down_pace.refund(length - len(data))
         return data
 
     async def put_new(self, name: str, data: Buffer) -> None:
-        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)):
+        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)) as trip:
             await self._store.put_new(name, data)
+            trip.moved = len(data)
 
     async def put(self, name: str, data: Buffer) -> None:
-        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)):
+        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)) as trip:
             await self._store.put(name, data)
+            trip.moved = len(data)
 
     async def delete(self, name: str) -> None:
         async with self._turn(self._down):
@@ -333,6 +371,12 @@ class Limited(ObjectStore):
     def worth(self) -> int:
         return self._line.worth()
 
+    def uploads(self) -> int:
+        return self._up.width.bulk
+
+    def downloads(self) -> int:
+        return self._down.width.bulk
+
     def health(self) -> Health:
         below = self._store.health()
         details = {
@@ -340,6 +384,9 @@ class Limited(ObjectStore):
             "uploading": self._up.active,
             "downloading": self._down.active,
             "queued": self._up.waiting + self._down.waiting,
+            "uploads_at_once": self._up.width.bulk,
+            "downloads_at_once": self._down.width.bulk,
+            "requests_at_once": self._up.width.slots + self._down.width.slots,
         }
         return Health(below.state, below.last_error, details)
 
@@ -351,7 +398,7 @@ class Limited(ObjectStore):
     @asynccontextmanager
     async def _turn(
         self, gate: Gate, pace: Pace | None = None, size: int = 0, least: int = URGENT
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[_Trip]:
         priority = _priority.get()
         if priority.level < least:
             priority = Priority(least)
@@ -363,4 +410,37 @@ class Limited(ObjectStore):
                 await pace.pay(size, priority)
             if clock is not None:
                 clock.start()
-            yield
+            trip = _Trip(gate)
+            try:
+                yield trip
+            except Unavailable as exc:
+                if exc.busy:
+                    trip.failed()
+                raise
+            except trio.Cancelled:
+                if clock is not None and clock.hung:
+                    trip.failed()
+                raise
+            else:
+                trip.answered()
+
+
+class _Trip:
+    """A request that is under way.  moved: bytes of the object that came or went."""
+
+    __slots__ = ("_area", "_era", "_gate", "begun", "moved")
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._area = gate.area()
+        self._era = gate.width.era
+        self.begun = trio.current_time()
+        self.moved = 0
+
+    def answered(self) -> None:
+        seconds = trio.current_time() - self.begun
+        active = (self._gate.area() - self._area) / seconds if seconds > 0 else self._gate.active
+        self._gate.width.answered(self._era, seconds, self.moved, active)
+
+    def failed(self) -> None:
+        self._gate.width.overloaded(self._era, self._gate.active)

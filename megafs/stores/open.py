@@ -29,8 +29,8 @@ def open_store(
     options: Mapping[str, str] | None = None,
     *,
     patience: float = 60.0,
-    uploads: int = 4,
-    downloads: int = 8,
+    uploads: int = 12,
+    downloads: int = 24,
     up_rate: float | None = None,
     down_rate: float | None = None,
     cache_dir: Path | None = None,
@@ -42,6 +42,7 @@ def open_store(
 
     options: the driver's own, see `known_options()`.
     patience: seconds an operation may take in all.
+    uploads, downloads: the most at once.
     up_rate, down_rate: bytes per second, or None.
     cache_dir: a directory of its own for the cache; None for no cache.
     Nothing is asked of the store yet.  Raises BadStore if the URL or an option cannot be right.
@@ -65,7 +66,7 @@ def cached(
 
 
 def open_driver(
-    url: str, options: Mapping[str, str] | None = None, *, connections: int = 12
+    url: str, options: Mapping[str, str] | None = None, *, connections: int = 36
 ) -> ObjectStore:
     """Return the bare driver for *url*: no retries, no limits, no cache."""
     scheme, host, path = split_url(url)

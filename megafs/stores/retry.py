@@ -232,6 +232,12 @@ class Retrying(ObjectStore):
     def worth(self) -> int:
         return self._store.worth()
 
+    def uploads(self) -> int:
+        return self._store.uploads()
+
+    def downloads(self) -> int:
+        return self._store.downloads()
+
     def health(self) -> Health:
         below = self._store.health()
         numbers = self._numbers

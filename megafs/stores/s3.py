@@ -103,6 +103,10 @@ _WAIT = frozenset(
         "XAmzContentSHA256Mismatch",
     }
 )
+#: Of those, the ones that say that we ask for too much.
+_BUSY = frozenset(
+    {"ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+)
 _FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
 _ELSEWHERE = frozenset(
     {
@@ -417,7 +421,12 @@ class S3Store(ObjectStore):
         if code in _WAIT or status in (408, 409, 429) or status >= 500:
             # Only a plain "too many" is sure to have been answered before anything was done.
             maybe_done = write and status != 429
-            return Unavailable(said, retry_after=_retry_after(reply), maybe_done=maybe_done)
+            return Unavailable(
+                said,
+                retry_after=_retry_after(reply),
+                maybe_done=maybe_done,
+                busy=code in _BUSY or status in (429, 503),
+            )
         if code == "RequestTimeTooSkewed":
             return Denied(f"{said}; is this machine's clock right?")
         if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megafs.chunks.prefetch import ReadAhead
+from megafs.stores.limit import Limited, background
+from tests.fakes.line import SharedLine
 
 KIB, MIB = 1 << 10, 1 << 20
 LIMIT = 8 * MIB
@@ -77,3 +81,76 @@ def test_the_kernels_requests_may_come_a_little_out_of_order() -> None:
 def test_a_limit_of_nothing_turns_it_off() -> None:
     plan = ReadAhead(0)
     assert all(plan.after(n * MIB, MIB, 1 << 40) is None for n in range(20))
+
+
+WIDE = 24 * MIB
+
+
+def opened_window(limit: int) -> ReadAhead:
+    plan = ReadAhead(limit)
+    for n in range(4):
+        plan.after(n * MIB, MIB, 1 << 40)
+    return plan
+
+
+def test_a_window_has_as_many_pieces_as_the_line_has_use_for() -> None:
+    plan = opened_window(WIDE)
+    assert plan.piece(0, 0) == plan.piece(2, 100 * KIB) == WIDE // 4
+    assert plan.piece(12, 100 * KIB) == WIDE // 12
+    assert plan.piece(64, 100 * KIB) == MIB, "too small to be worth a request"
+    assert plan.piece(12, 0) == WIDE // 4, "as long as nobody knows what a request costs"
+
+
+def test_pieces_stay_large_where_a_round_trip_costs_as_much_as_they_do() -> None:
+    plan = opened_window(WIDE)
+    assert plan.piece(12, 2 * MIB) == 4 * MIB
+    assert plan.piece(12, 100 * MIB) == WIDE // 4
+
+
+async def read_through(line: SharedLine, store: Limited, size: int) -> None:
+    """Read *size* bytes in order, as a mount does: what is asked for, and what comes, in pieces."""
+    plan = ReadAhead(8 * MIB, WIDE)
+    coming: list[tuple[int, trio.Event]] = []
+
+    async def fetch(start: int, stop: int, done: trio.Event) -> None:
+        with background():
+            await store.get("packs/x", start, stop - start)
+        done.set()
+
+    async with trio.open_nursery() as nursery:
+        for position in range(0, size, MIB):
+            hints = store.downloads(), store.worth()
+            wanted = plan.after(position, MIB, size, *hints)
+            if wanted is not None:
+                piece = min(4 * MIB, plan.piece(*hints))
+                for start in range(wanted[0], wanted[1], piece):
+                    stop = min(wanted[1], start + piece)
+                    done = trio.Event()
+                    coming.append((stop, done))
+                    nursery.start_soon(fetch, start, stop, done)
+            if position == 0:
+                await store.get("packs/x", 0, MIB)
+            while coming and coming[0][0] <= position + MIB:
+                _, done = coming.pop(0)
+                if not done.is_set():
+                    plan.late()
+                    await done.wait()
+
+
+@pytest.mark.parametrize(
+    # With seven at once, as it was: 0.26 of the first, 0.77 and 0.9 of the others.
+    ("each", "total", "part"),
+    [(4e6, 80e6, 0.5), (float("inf"), 100e6, 0.65), (50e6, 50e6, 0.75)],
+)
+async def test_a_sequential_reader_keeps_a_long_line_full(
+    autojump_clock: object, each: float, total: float, part: float
+) -> None:
+    """The window and the number of requests grow together: neither is the limit in secret."""
+    line = SharedLine(rtt=0.1, each=each, total=total)
+    store = Limited(line, 1, 32)
+
+    await read_through(line, store, 256 * MIB)
+    begin = trio.current_time()
+    await read_through(line, store, 512 * MIB)
+
+    assert 512 * MIB / (trio.current_time() - begin) >= part * total

@@ -27,7 +27,7 @@ from megafs.stores.cache import DiskCached
 from megafs.stores.memory import MemoryStore
 from megafs.tree.schema import INDEXES, REPLICATED
 from megafs.tree.tree import Extent, Tree
-from tests.fakes.faulty import Faulty, before, hang
+from tests.fakes.faulty import Faulty, before, hang, slow
 
 KEYRING = Keyring(bytes(FSID_SIZE), {1: bytes(32)}, 1)
 CHUNK = 16384
@@ -623,3 +623,48 @@ async def test_what_lies_around_a_chunk_comes_along_in_its_request(tmp_path: Pat
         for extent, what in zip(extents[2:9], data[2:9], strict=True):
             assert bytes((await p.chunks.read([extent]))[0]) == what
         assert p.gets() == gets + 1
+
+
+async def test_no_more_packs_lie_in_memory_than_the_store_has_use_for(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """One more than it takes at once, so that the next is at hand; the others stay on the disk."""
+    useful = [2]
+    with in_place():
+        async with parts(tmp_path, uploads=8) as p:
+            p.faulty.uploads = lambda: useful[0]  # type: ignore[method-assign]
+            p.faulty.script = [slow(1)] * 30
+            for piece in pieces(30):
+                await p.stage.put([piece])
+                p.stage.cut()
+            for useful[0], under_way in ((2, 3), (5, 6), (20, 8), (0, 8), (1, 2)):
+                await trio.sleep(1)
+                assert p.stage.uploading == under_way
+
+
+async def test_what_is_read_ahead_comes_in_pieces_of_the_size_asked_for(tmp_path: Path) -> None:
+    async with parts(tmp_path) as p:
+        data = pieces(16)
+        extents = await p.put(data)
+        await p.chunks.fetch_ahead(extents, 5 * CHUNK)
+        assert p.gets() == 4
+        assert await read(p, extents) == data
+        assert p.gets() == 4
+
+
+async def test_as_many_read_aheads_as_the_store_has_use_for(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    with in_place():
+        async with parts(tmp_path) as p:
+            extents = await p.put(pieces(40))
+            for useful, together in ((0, 8), (4, 8), (20, 20)):
+                p.chunks.clear()
+                p.faulty.downloads = lambda useful=useful: useful  # type: ignore[method-assign]
+                p.faulty.script = [slow(1)] * 40
+                before = p.gets()
+                with trio.move_on_after(0.5):
+                    async with trio.open_nursery() as nursery:
+                        for extent in extents:
+                            nursery.start_soon(p.chunks.fetch_ahead, [extent])
+                assert p.gets() - before == together

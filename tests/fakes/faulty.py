@@ -153,7 +153,7 @@ class Faulty(ObjectStore):
         match fault.kind if fault else "":
             case "before":
                 assert fault is not None
-                raise Unavailable("503 for a test", retry_after=fault.retry_after)
+                raise Unavailable("503 for a test", retry_after=fault.retry_after, busy=True)
             case "after":
                 await act()
                 raise Unavailable("the reply is lost", maybe_done=True)

@@ -120,6 +120,26 @@ async def test_the_wait_that_was_asked_for_is_told(store: S3Store, proxy: Proxy)
     assert waits == [7, 90, 20, None]
 
 
+@pytest.mark.parametrize(
+    ("answer", "busy"),
+    [
+        (slow_down(), True),
+        (Answer(429, body=b""), True),
+        (Answer(503, body=b"<html>overloaded</html>"), True),
+        (Answer(400, "ThrottlingException"), True),
+        (Answer(500, "InternalError"), False),
+        (Answer(504, body=b""), False),
+    ],
+)
+async def test_a_store_that_has_too_much_to_do_is_told_from_a_broken_one(
+    store: S3Store, proxy: Proxy, answer: Answer, busy: bool
+) -> None:
+    proxy.next(answer)
+    with pytest.raises(Unavailable) as caught:
+        await store.get("a", 0, 1)
+    assert caught.value.busy is busy
+
+
 async def test_a_write_that_may_have_happened_is_told(store: S3Store, proxy: Proxy) -> None:
     async def outcome(*faults: object) -> tuple[bool, bool]:
         """Put a new object through the fault: (may be done, is done)."""
