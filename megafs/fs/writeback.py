@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno as e
 import logging
+import time
 from collections.abc import Callable
 
 import trio
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 _FLUSH_AT = 4 << 20
 #: Nothing waits in memory longer than this many seconds.
 _FLUSH_AGE = 5.0
+#: A disk that was quicker than this, in seconds, so many times in a row, is waited for on the event
+#: loop: other programs wait no longer than for any other call.
+_QUICK = 0.001
+_TRUSTED = 16
 #: How long a writer waits for room in the stage while the store takes packs.
 _ROOM_PATIENCE = 60.0
 
@@ -47,6 +52,7 @@ class Durability:
         self._replica = replica
         self._stage = stage
         self._under_way: trio.Event | None = None
+        self._quick = 0  # syncs in a row that the disk was quick with
         self.synced = 0
         self.last_error: Fault | None = None
 
@@ -87,19 +93,24 @@ class Durability:
         """Sync the packs, then the log, in one thread.
 
         Two threads side by side cost 0.95 CPU-ms against 0.57 and were no sooner done (1.2 ms, 1.0
-        in turn): the first sync makes the filesystem write down the second file's size too.
+        in turn): the first sync makes the filesystem write down the second file's size too.  Not in
+        a thread but here, 0.3 CPU-ms less, as long as the disk is quick (decisions/0009).
 
         The kernel may have written the log before: after a power cut it may still name bytes that
         are gone.  Nobody was promised those, and they are told from others by the chunks' digests
         (volume/open.py, `_drop_unsynced`).
         """
+        if self._quick >= _TRUSTED and not self._stage.unsynced:
+            self._sync_now()
+        else:
+            await offload(self._sync_now, kind="disk")
 
-        def both() -> None:
-            if self._stage.unsynced:
-                self._stage.sync()
-            self._replica.oplog.sync()
-
-        await offload(both, kind="disk")
+    def _sync_now(self) -> None:
+        begin = time.perf_counter()
+        if self._stage.unsynced:
+            self._stage.sync()
+        self._replica.oplog.sync()
+        self._quick = self._quick + 1 if time.perf_counter() - begin < _QUICK else 0
 
 
 class Writeback:

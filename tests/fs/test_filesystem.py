@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Awaitable
 from pathlib import Path
@@ -16,7 +17,9 @@ import trio
 from megafs import clock
 from megafs.config import KIB, Parameters
 from megafs.errors import Refused
+from megafs.fs import writeback
 from megafs.fs.filesystem import FileSystem
+from megafs.journal.oplog import OpLog
 from megafs.tree.inode import FILE_SIZE_MAX, SetAttr
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 from tests.tree.invariants import check
@@ -427,6 +430,38 @@ async def test_fsync_to_the_store_is_in_the_store_when_it_returns(tmp_path: Path
         await volume.fs.fsync(handle, False)
         async with opened(tmp_path / "b", store, read_only=True) as other:
             assert await contents(other.fs, inode.ino) == b"x" * CHUNK
+
+
+async def test_only_a_disk_that_was_quick_is_waited_for_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = threading.get_ident()
+    here: list[bool] = []
+    pause = 0.0
+
+    def sync(log: OpLog) -> None:
+        here.append(threading.get_ident() == loop)
+        time.sleep(pause)
+
+    async with opened(tmp_path, sync_interval=3600.0) as volume:
+        monkeypatch.setattr(OpLog, "sync", sync)
+        monkeypatch.setattr(writeback, "_QUICK", 0.05)  # of a busy machine's disk
+
+        async def closes(count: int) -> list[bool]:
+            here.clear()
+            for n in range(count):
+                await put_file(volume.fs, 1, b"%d %d" % (time.monotonic_ns(), n), b"small" * 50)
+            return here
+
+        assert not any((await closes(16))[:16])
+        assert all(await closes(20))
+        pause = 0.06
+        assert (await closes(3)) == [True, False, False]
+        pause = 0.0
+        assert (await closes(17)) == [False] * 16 + [True]
+        # What is large has its pack synced first, which may take long.
+        await put_file(volume.fs, 1, b"large", os.urandom(80_000))
+        assert here[-1] is False
 
 
 async def test_memory_that_waits_is_bounded(tmp_path: Path) -> None:
