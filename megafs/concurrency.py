@@ -8,6 +8,7 @@ microseconds: work below some 100 microseconds is cheaper done on the loop.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,6 +34,34 @@ def in_place() -> Iterator[None]:
         yield
     finally:
         _in_place.reset(token)
+
+
+#: A disk that was quicker than this, in seconds, so many times in a row, is waited for on the event
+#: loop: other programs wait no longer than for any other call.
+QUICK = 0.001
+TRUSTED = 16
+
+
+class Syncs:
+    """Small syncs to one disk: on the event loop as long as it is quick, else in a thread.
+
+    The way to a thread and back costs as much as a quick disk (docs/decisions/0009).
+    """
+
+    def __init__(self) -> None:
+        self._quick = 0  # in a row
+
+    async def run(self, fn: Callable[..., None], *args: Any, large: bool = False) -> None:
+        """Call ``fn(*args)``, which syncs.  large: it may take long even if the disk is quick."""
+        if self._quick >= TRUSTED and not large:
+            self._timed(fn, *args)
+        else:
+            await offload(self._timed, fn, *args, kind="disk")
+
+    def _timed(self, fn: Callable[..., None], *args: Any) -> None:
+        begin = time.perf_counter()
+        fn(*args)
+        self._quick = self._quick + 1 if time.perf_counter() - begin < QUICK else 0
 
 
 async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: bool = False) -> T:

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import errno as e
 import logging
-import time
 from collections.abc import Callable
 
 import trio
 
 from megafs.chunks.stage import Stage
-from megafs.concurrency import offload
+from megafs.concurrency import Syncs
 from megafs.errors import Fault, Full, Refused
 from megafs.fs.contents import Contents
 from megafs.journal.replica import Replica
@@ -34,10 +33,6 @@ log = logging.getLogger(__name__)
 _FLUSH_AT = 4 << 20
 #: Nothing waits in memory longer than this many seconds.
 _FLUSH_AGE = 5.0
-#: A disk that was quicker than this, in seconds, so many times in a row, is waited for on the event
-#: loop: other programs wait no longer than for any other call.
-_QUICK = 0.001
-_TRUSTED = 16
 #: How long a writer waits for room in the stage while the store takes packs.
 _ROOM_PATIENCE = 60.0
 
@@ -52,7 +47,7 @@ class Durability:
         self._replica = replica
         self._stage = stage
         self._under_way: trio.Event | None = None
-        self._quick = 0  # syncs in a row that the disk was quick with
+        self._syncs = Syncs()
         self.synced = 0
         self.last_error: Fault | None = None
 
@@ -90,27 +85,21 @@ class Durability:
         return batch
 
     async def _sync(self) -> None:
-        """Sync the packs, then the log, in one thread.
+        """Sync the packs, then the log, in one thread, or here.
 
         Two threads side by side cost 0.95 CPU-ms against 0.57 and were no sooner done (1.2 ms, 1.0
-        in turn): the first sync makes the filesystem write down the second file's size too.  Not in
-        a thread but here, 0.3 CPU-ms less, as long as the disk is quick (decisions/0009).
+        in turn): the first sync makes the filesystem write down the second file's size too.
 
         The kernel may have written the log before: after a power cut it may still name bytes that
         are gone.  Nobody was promised those, and they are told from others by the chunks' digests
         (volume/open.py, `_drop_unsynced`).
         """
-        if self._quick >= _TRUSTED and not self._stage.unsynced:
-            self._sync_now()
-        else:
-            await offload(self._sync_now, kind="disk")
+        await self._syncs.run(self._sync_now, large=self._stage.unsynced)
 
     def _sync_now(self) -> None:
-        begin = time.perf_counter()
         if self._stage.unsynced:
             self._stage.sync()
         self._replica.oplog.sync()
-        self._quick = self._quick + 1 if time.perf_counter() - begin < _QUICK else 0
 
 
 class Writeback:

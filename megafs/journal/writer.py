@@ -24,7 +24,7 @@ import trio
 from msgspec import Struct
 
 from megafs import clock
-from megafs.concurrency import offload
+from megafs.concurrency import Syncs, offload
 from megafs.crypto.keys import Keyring, digest
 from megafs.errors import (
     Corrupt,
@@ -179,6 +179,7 @@ class Writer:
         self.before_follow = before_follow
         self.on_news = on_news
         self._turn = trio.Lock()
+        self._syncs = Syncs()
         self._poked = trio.Event()
         self._urgent = False
         self._advanced = trio.Event()
@@ -377,7 +378,7 @@ class Writer:
             self._keyring.fsid.hex(), sequence, newest.hex(), self.generation, self.slot
         )
         try:
-            await offload(head.write, self._state, seen, kind="disk")
+            await self._syncs.run(head.write, self._state, seen)
         except OSError as exc:
             raise Full(f"{self._state}/head cannot be written: {exc.strerror}") from exc
 

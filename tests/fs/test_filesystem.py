@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import trio
 
-from megafs import clock
+from megafs import clock, concurrency
 from megafs.config import KIB, Parameters
 from megafs.errors import Refused
-from megafs.fs import writeback
 from megafs.fs.filesystem import FileSystem
 from megafs.journal.oplog import OpLog
 from megafs.tree.inode import FILE_SIZE_MAX, SetAttr
@@ -445,7 +444,7 @@ async def test_only_a_disk_that_was_quick_is_waited_for_on_the_event_loop(
 
     async with opened(tmp_path, sync_interval=3600.0) as volume:
         monkeypatch.setattr(OpLog, "sync", sync)
-        monkeypatch.setattr(writeback, "_QUICK", 0.05)  # of a busy machine's disk
+        monkeypatch.setattr(concurrency, "QUICK", 0.05)  # of a busy machine's disk
 
         async def closes(count: int) -> list[bool]:
             here.clear()
