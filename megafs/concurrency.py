@@ -54,14 +54,20 @@ class Syncs:
     async def run(self, fn: Callable[..., None], *args: Any, large: bool = False) -> None:
         """Call ``fn(*args)``, which syncs.  large: it may take long even if the disk is quick."""
         if self._quick >= TRUSTED and not large:
-            self._timed(fn, *args)
+            self._timed(QUICK, fn, *args)
         else:
-            await offload(self._timed, fn, *args, kind="disk")
+            # A thread may have waited longer for the interpreter than for the disk, so that what
+            # it measures says nothing between these two.
+            await offload(self._timed, 8 * QUICK, fn, *args, kind="disk")
 
-    def _timed(self, fn: Callable[..., None], *args: Any) -> None:
+    def _timed(self, slow: float, fn: Callable[..., None], *args: Any) -> None:
         begin = time.perf_counter()
         fn(*args)
-        self._quick = self._quick + 1 if time.perf_counter() - begin < QUICK else 0
+        took = time.perf_counter() - begin
+        if took < QUICK:
+            self._quick += 1
+        elif took >= slow:
+            self._quick = 0
 
 
 async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: bool = False) -> T:
