@@ -44,58 +44,84 @@ _PLACES = 4096
 class Cell:
     """The bytes written to one chunk-sized place, and which they are.
 
+    data: the bytes from *origin* on, zeros where none were written; so that a page in the middle
+    of the place takes a page of memory, and not all that comes before it.
     ranges: where bytes were written, as [start, end) within the cell; sorted, apart.
     """
 
-    __slots__ = ("data", "ranges")
+    __slots__ = ("data", "origin", "ranges")
 
     def __init__(self) -> None:
         self.data: bytearray | memoryview = bytearray()
+        self.origin = 0
         self.ranges: list[tuple[int, int]] = []
 
     def write(self, start: int, part: memoryview) -> int:
-        """Put *part* at *start*; return by how many bytes the cell's ranges grew."""
+        """Put *part* at *start*; return by how many bytes more memory is held."""
         end = start + len(part)
         data = self.data
-        if isinstance(data, memoryview):
+        held = len(data)
+        if not held:
+            self.origin = start
+        before = max(0, self.origin - start)
+        grows = before or end - self.origin > held
+        if isinstance(data, memoryview) or (grows and _is_looked_at(data)):
             data = self.data = bytearray(data)
-        if len(data) < start:
-            data.extend(bytes(start - len(data)))
-        data[start:end] = part
-        return self._cover(start, end)
+        if before:
+            data[:0] = bytes(before)
+            self.origin = start
+        at = start - self.origin
+        if len(data) < at:
+            data.extend(bytes(at - len(data)))
+        data[at : at + len(part)] = part
+        self._cover(start, end)
+        return len(data) - held
 
     def adopt(self, part: memoryview) -> int:
         """Take the bytes of a whole cell as they are, without copying them."""
         self.data = part
-        return self._cover(0, len(part))
+        self.ranges = [(0, len(part))]
+        return len(part)
 
-    def _cover(self, start: int, end: int) -> int:
+    def part(self, start: int, end: int) -> memoryview:
+        """The bytes of [start, end), which were written."""
+        return memoryview(self.data)[start - self.origin : end - self.origin]
+
+    def _cover(self, start: int, end: int) -> None:
         ranges = self.ranges
         if ranges and ranges[-1][1] == start:  # appending is the common case
             ranges[-1] = (ranges[-1][0], end)
-            return end - start
+            return
         first = bisect_left(ranges, start, key=lambda r: r[1])
         last = first
-        covered = 0
         low, high = start, end
         while last < len(ranges) and ranges[last][0] <= end:
-            covered += ranges[last][1] - ranges[last][0]
             low, high = min(low, ranges[last][0]), max(high, ranges[last][1])
             last += 1
         ranges[first:last] = [(low, high)]
-        return high - low - covered
 
     def upto(self, end: int) -> Cell:
         """A cell with what lies before *end*."""
         cell = Cell()
-        cell.data = bytearray(memoryview(self.data)[:end])
+        cell.origin = self.origin
+        cell.data = bytearray(self.part(self.origin, max(self.origin, end)))
         cell.ranges = [(a, min(b, end)) for a, b in self.ranges if a < end]
         return cell
 
     @property
     def size(self) -> int:
-        """How many bytes were written."""
-        return sum(b - a for a, b in self.ranges)
+        """How many bytes of memory it holds."""
+        return len(self.data)
+
+
+def _is_looked_at(data: bytearray) -> bool:
+    """Whether somebody has a view of the bytes, so that they cannot move: a flush that failed."""
+    try:
+        data.append(0)
+    except BufferError:
+        return True
+    del data[-1:]
+    return False
 
 
 class Layout:
@@ -370,7 +396,7 @@ class Contents:
             for a, b in cell.ranges:
                 begin, stop = max(offset, base + a), min(end, base + b)
                 if begin < stop:
-                    part = memoryview(cell.data)[begin - base : stop - base]
+                    part = cell.part(begin - base, stop - base)
                     out[begin - offset : stop - offset] = part
                     part.release()
 
@@ -502,9 +528,8 @@ class Contents:
             if older is None:
                 taken[number] = newer
                 continue
-            for a, b in newer.ranges:
-                grown = older.write(a, memoryview(newer.data)[a:b])
-                self._count(grown - (b - a))
+            grown = sum(older.write(a, newer.part(a, b)) for a, b in newer.ranges)
+            self._count(grown - newer.size)
         self._cells = taken
         self._flushing = {}
         self.generation += 1
@@ -520,10 +545,10 @@ class Contents:
                 pieces.append((base, whole))
                 continue
             for a, b in cell.ranges:
-                if a == 0 and b == len(cell.data):
-                    pieces.append((base, cell.data))
+                if b - a == len(cell.data):
+                    pieces.append((base + a, cell.data))
                 else:
-                    pieces.append((base + a, memoryview(cell.data)[a:b]))
+                    pieces.append((base + a, cell.part(a, b)))
         extents: list[Extent | None] = []
         large: list[tuple[int, bytes | bytearray | memoryview]] = []
         for start, data in pieces:
@@ -567,7 +592,7 @@ class Contents:
         for begin, part in _parts(there, chunks, base, end):
             out[begin - base : begin - base + len(part)] = part
         for a, b in cell.ranges:
-            out[a:b] = memoryview(cell.data)[a:b]
+            out[a:b] = cell.part(a, b)
         return out
 
 

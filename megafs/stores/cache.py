@@ -42,7 +42,7 @@ from megafs.stores.shelf import PREFIX, Measured, Open, Shelf, file_name
 log = logging.getLogger(__name__)
 
 #: Bytes read but not written yet; more are not cached.
-QUEUE = 32 << 20
+QUEUE = 24 << 20
 #: Files kept open.
 HANDLES = 128
 
