@@ -204,28 +204,55 @@ async def test_a_power_cut_takes_any_of_what_was_not_synced(
         await survives(life, copy, machine, tmp_path / f"{n}x")
 
 
+@dataclass(frozen=True)
+class CutOff:
+    """A machine whose store went away after "first", and that then closed some more files.
+
+    pack: where their chunks are.  synced: its size after the first of them.
+    """
+
+    machine: Machine
+    objects: dict[str, bytes]
+    pack: Path
+    synced: int
+
+
+async def cut_off(base: Path, files: dict[str, bytes], *, sealed: bool = False) -> CutOff:
+    store = Recording()
+    await make_volume(store, **SMALL)
+    machine = Machine(base / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "first", b"1" * 5000, sync=True)
+    away = Faulty(store)
+    synced = 0
+    async with machine.open(away) as volume:
+        away.partitioned = True
+        for name, data in files.items():
+            await write_file(volume.fs, name, data)
+            (pack,) = machine.volume_dir.glob("packs/*")
+            synced = synced or pack.stat().st_size
+        assert len(volume.replica.pending) == 0
+        if sealed:
+            await trio.sleep(5)  # the writer tries to commit it
+            assert len(volume.replica.pending) == 1
+        copy = machine.copy(base / "cut off")
+        objects = dict(store.objects)
+        away.partitioned = False
+    return CutOff(copy, objects, copy.volume_dir / "packs" / pack.name, synced)
+
+
+def reboot(machine: Machine, boot: str = "another boot") -> None:
+    (machine.volume_dir / "boot").write_text(boot)
+
+
 async def test_a_pack_whose_very_name_a_power_cut_took(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """The log that names it was synced first; a commit of it would name what nobody has."""
-    store = Recording()
-    await make_volume(store, **SMALL)
-    machine = Machine(tmp_path / "a")
-    async with machine.open(store) as volume:
-        await write_file(volume.fs, "first", b"1" * 5000, sync=True)
-    away = Faulty(store)
-    async with machine.open(away) as volume:
-        away.partitioned = True
-        await write_file(volume.fs, "second", b"2" * 5000)
-        cut_off = machine.copy(tmp_path / "cut off")
-        objects = dict(store.objects)
-        away.partitioned = False
-    packs = list(cut_off.volume_dir.glob("packs/*"))
-    assert packs
-    for path in packs:
-        path.unlink()
-    (cut_off.volume_dir / "boot").write_text("another boot")
-    async with cut_off.open(store_of(objects)) as volume:
+    it = await cut_off(tmp_path, {"second": b"2" * 5000})
+    it.pack.unlink()
+    reboot(it.machine)
+    async with it.machine.open(store_of(it.objects)) as volume:
         assert set(await snapshot(volume.fs)) == {"first"}
         await write_file(volume.fs, "third", b"3" * 5000, sync=True)
 
@@ -238,38 +265,18 @@ async def test_a_power_cut_inside_a_batch_of_several_closes(
 ) -> None:
     """The first close was synced; the pack was not when the log was that names the second one's
     bytes."""
-    store = Recording()
-    third = os.urandom(size)
-    await make_volume(store, **SMALL)
-    machine = Machine(tmp_path / "a")
-    async with machine.open(store) as volume:
-        await write_file(volume.fs, "first", b"1" * 5000, sync=True)
-    away = Faulty(store)
-    async with machine.open(away) as volume:
-        away.partitioned = True
-        await write_file(volume.fs, "second", b"2" * 5000)
-        (pack,) = machine.volume_dir.glob("packs/*")
-        synced = pack.stat().st_size
-        await write_file(volume.fs, "third", third)
-        await write_file(volume.fs, "fourth", b"4" * 10)
-        assert len(volume.replica.pending) == 0
-        if sealed:
-            await trio.sleep(5)  # the writer tries to commit it
-            assert len(volume.replica.pending) == 1
-        cut_off = machine.copy(tmp_path / "cut off")
-        objects = dict(store.objects)
-        away.partitioned = False
+    files = {"second": b"2" * 5000, "third": os.urandom(size), "fourth": b"4" * 10}
+    it = await cut_off(tmp_path, files, sealed=sealed)
     # Of a small file the log holds the bytes, too; and then nothing of the pack is needed.
     small = size < 65536
-    os.truncate(cut_off.volume_dir / "packs" / pack.name, 0 if small else synced)
+    os.truncate(it.pack, 0 if small else it.synced)
     if replica_lost:
-        remove_replica(cut_off)
-    (cut_off.volume_dir / "boot").write_text("another boot")
-    store = store_of(objects)
-    expected = {"first": ("file", b"1" * 5000), "second": ("file", b"2" * 5000)}
-    if small:
-        expected |= {"third": ("file", third), "fourth": ("file", b"4" * 10)}
-    async with cut_off.open(store) as volume:
+        remove_replica(it.machine)
+    reboot(it.machine)
+    store = store_of(it.objects)
+    kept = files if small else {"second": files["second"]}
+    expected = {name: ("file", data) for name, data in {"first": b"1" * 5000, **kept}.items()}
+    async with it.machine.open(store) as volume:
         assert await snapshot(volume.fs) == expected
         await write_file(volume.fs, "fifth", b"5" * 5000)
         with trio.fail_after(100):
@@ -282,37 +289,23 @@ async def test_a_second_power_cut_after_the_first_one_was_recovered(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """What was dropped took the log with it that held small chunks: their packs are synced now."""
-    store = Recording()
-    await make_volume(store, **SMALL)
-    machine = Machine(tmp_path / "a")
-    async with machine.open(store) as volume:
-        await write_file(volume.fs, "first", b"1" * 5000, sync=True)
-    away = Faulty(store)
-    async with machine.open(away) as volume:
-        away.partitioned = True
-        await write_file(volume.fs, "second", b"2" * 5000)
-        (pack,) = machine.volume_dir.glob("packs/*")
-        synced = pack.stat().st_size
-        await write_file(volume.fs, "third", os.urandom(70_000))
-        once = machine.copy(tmp_path / "once")
-        objects = dict(store.objects)
-        away.partitioned = False
-    os.truncate(once.volume_dir / "packs" / pack.name, synced // 2)
-    (once.volume_dir / "boot").write_text("another boot")
+    it = await cut_off(tmp_path, {"second": b"2" * 5000, "third": os.urandom(70_000)})
+    os.truncate(it.pack, it.synced // 2)
+    reboot(it.machine)
     expected = {"first": ("file", b"1" * 5000), "second": ("file", b"2" * 5000)}
-    away = Faulty(store_of(objects))
-    disk = Disk(once)
+    away = Faulty(store_of(it.objects))
+    disk = Disk(it.machine)
     with disk:
-        async with once.open(away) as volume:
+        async with it.machine.open(away) as volume:
             away.partitioned = True
             assert await snapshot(volume.fs) == expected
-            twice = once.copy(tmp_path / "twice")
+            twice = it.machine.copy(tmp_path / "twice")
             safe = dict(disk.synced)
             away.partitioned = False
     for path in twice.volume_dir.glob("packs/*"):
         os.truncate(path, min(path.stat().st_size, safe.get(f"packs/{path.name}", 0)))
-    (twice.volume_dir / "boot").write_text("a third boot")
-    async with twice.open(store_of(objects)) as volume:
+    reboot(twice, "a third boot")
+    async with twice.open(store_of(it.objects)) as volume:
         assert await snapshot(volume.fs) == expected
 
 
