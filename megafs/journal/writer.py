@@ -473,8 +473,8 @@ class Writer:
                 if not self._tail_is_fresh():
                     await self._check_tail()
                 return total
-            touched = self._replica.touched(commit for _, _, commit in got)
             if self.before_follow is not None:
+                touched = self._replica.touched(commit for _, _, commit in got)
                 removed = self._replica.removed(commit for _, _, commit in got)
                 await self.before_follow(touched | self._replica.undecided, removed)
             self._replica.raise_epoch(self._epoch)
