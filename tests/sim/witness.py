@@ -120,7 +120,7 @@ class Witness:
                     for a, b in cell.ranges:
                         begin, stop = max(start, base + a), min(end, base + b)
                         if begin < stop:
-                            found |= tags_in(bytes(cell.data[begin - base : stop - base]), begin)
+                            found |= tags_in(bytes(cell.part(begin - base, stop - base)), begin)
         return found
 
     def open(self, volume: Volume, extent: Extent) -> bytes:
