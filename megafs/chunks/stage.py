@@ -63,7 +63,7 @@ class StagedPack(Struct):
     """One pack file.  size: bytes given out to chunks; busy: puts that may still write into it.
 
     stored: when the store took it, in seconds since 1970.  adopted: being taken over by the cache,
-    which wants the file; gone: to be removed when that is done.
+    which wants the file.
     """
 
     number: int
@@ -77,7 +77,6 @@ class StagedPack(Struct):
     cut: bool = False
     stored: float = 0.0
     adopted: bool = False
-    gone: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     # Without the key (see discreet.py; this one is not frozen).
@@ -479,8 +478,8 @@ class Stage:
                 await self._adopt(chunk_format.pack_name(pack.name), pack.path, pack.size)
         finally:
             pack.adopted = False
-            if pack.gone:
-                self._leaving.discard(pack.path)
+            if pack.path in self._leaving:
+                self._leaving.remove(pack.path)
                 pack.path.unlink(missing_ok=True)
 
     def doubt(self, older_than: float) -> None:
@@ -500,7 +499,6 @@ class Stage:
         """Remove the packs that the store has, but for those that uncommitted batches name."""
         for number in [n for n in self._uploaded if n not in named]:
             pack = self._uploaded.pop(number)
-            pack.gone = True
             if pack.adopted:
                 self._leaving.add(pack.path)
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 from typing import Any
 
@@ -131,9 +130,7 @@ def _end(card: Card, at: str) -> dict[str, Any]:
                 mountpoint.detach_in_time(at, FORCE_STEP)
                 there = None
                 continue
-            waiter = select.poll()
-            waiter.register(process, select.POLLIN)
-            if waiter.poll(FORCE_STEP * 1000):
+            if control.has_ended(process, FORCE_STEP):
                 break
     finally:
         os.close(process)

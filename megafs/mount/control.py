@@ -141,11 +141,16 @@ def wait_for_end(pid: int, patience: float) -> bool:
     except OSError:
         return False
     try:
-        waiter = select.poll()  # select() takes no descriptor above 1023
-        waiter.register(fd, select.POLLIN)
-        return bool(waiter.poll(patience * 1000))
+        return has_ended(fd, patience)
     finally:
         os.close(fd)
+
+
+def has_ended(process: int, patience: float) -> bool:
+    """Wait until the process of a pidfd has ended; return whether it has."""
+    waiter = select.poll()  # select() takes no descriptor above 1023
+    waiter.register(process, select.POLLIN)
+    return bool(waiter.poll(patience * 1000))
 
 
 class NotAnswering(Busy):
