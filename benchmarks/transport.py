@@ -16,9 +16,7 @@ Writes DIR/transport.jsonl and prints a table.
 from __future__ import annotations
 
 import argparse
-import datetime
 import http.client
-import ipaddress
 import itertools
 import json
 import os
@@ -37,12 +35,11 @@ from statistics import median
 
 import httpx
 import trio
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from benchmarks.workloads import side_by_side
 from megafs.stores.credentials import Credentials, Fixed
 from megafs.stores.s3 import S3Store
+from tests.fakes.authority import authority
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
@@ -54,37 +51,6 @@ PATH = "/bucket/object"
 
 
 # ---- the server ---------------------------------------------------------------------------------
-
-
-def certificate(directory: Path) -> Path:
-    """A file with a key and a certificate for 127.0.0.1."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
-    path = directory / "certificate.pem"
-    path.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    return path
 
 
 class Handler(socketserver.BaseRequestHandler):
@@ -221,35 +187,24 @@ class HttpClient(Client):
     name = "http.client"
 
     def bring(self, size: int, count: int, at_once: int) -> None:
-        failures: list[BaseException] = []
+        def some(_number: int) -> None:
+            connection = http.client.HTTPConnection("127.0.0.1", self.port)
+            if self.pem:
+                trust = ssl.create_default_context(cafile=str(self.pem))
+                connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=trust)
+            buffer = memoryview(bytearray(size))
+            for _ in range(count // at_once):
+                connection.request("GET", PATH, headers={"range": f"bytes=0-{size - 1}"})
+                answer = connection.getresponse()
+                got = 0
+                while got < size:
+                    part = answer.readinto(buffer[got:])
+                    assert part
+                    got += part
+                answer.read()
+            connection.close()
 
-        def some(n: int) -> None:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port)
-                if self.pem:
-                    trust = ssl.create_default_context(cafile=str(self.pem))
-                    connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=trust)
-                buffer = memoryview(bytearray(size))
-                for _ in range(n):
-                    connection.request("GET", PATH, headers={"range": f"bytes=0-{size - 1}"})
-                    answer = connection.getresponse()
-                    got = 0
-                    while got < size:
-                        part = answer.readinto(buffer[got:])
-                        assert part
-                        got += part
-                    answer.read()
-                connection.close()
-            except BaseException as exc:
-                failures.append(exc)
-
-        threads = [threading.Thread(target=some, args=(count // at_once,)) for _ in range(at_once)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+        side_by_side(some, at_once)
 
 
 class Curl(Client):
@@ -280,9 +235,9 @@ CLIENTS = (Ours, HttpClient, Curl, Httpx)
 
 def measure(rounds: int, tell: Callable[[dict[str, object]], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="megafs-transport-") as directory:
-        pem = certificate(Path(directory))
-        with server(None) as plain, server(pem) as secure:
-            for trust, port in ((None, plain), (pem, secure)):
+        tls = authority(Path(directory) / "tls")
+        with server(None) as plain, server(tls / "server.pem") as secure:
+            for trust, port in ((None, plain), (tls / "ca.pem", secure)):
                 clients = [kind(port, trust) for kind in CLIENTS]
                 for mib, at_once in itertools.product(SIZES, AT_ONCE):
                     count = max(AMOUNT // mib, at_once)

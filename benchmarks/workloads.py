@@ -105,32 +105,41 @@ def read(path: str, drop: bool = False) -> Measured:
     return clock.seconds, total / MIB
 
 
+def side_by_side(work: Callable[[int], None], count: int) -> None:
+    """Do ``work(0)`` to ``work(count - 1)`` in threads; raise the first of their errors."""
+    failures: list[Exception] = []
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except Exception as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=run, args=(n,)) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
 @step
 def random_reads(path: str, count: int, readers: int, seed: int) -> Measured:
     """4 KiB at random offsets, by *readers* at once; the page cache is dropped before."""
     forget_pages(path)
     pages = os.stat(path).st_size // PAGE
-    failures: list[Exception] = []
 
     def run(number: int) -> None:
         pick = random.Random(seed * 100 + number)
-        try:
-            fd = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-            for _ in range(count // readers):
-                assert len(os.pread(fd, PAGE, pick.randrange(pages) * PAGE)) == PAGE
-            os.close(fd)
-        except Exception as exc:
-            failures.append(exc)
+        fd = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for _ in range(count // readers):
+            assert len(os.pread(fd, PAGE, pick.randrange(pages) * PAGE)) == PAGE
+        os.close(fd)
 
-    threads = [threading.Thread(target=run, args=(n,)) for n in range(readers)]
     with Clock() as clock:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
+        side_by_side(run, readers)
     return clock.seconds, count
 
 
