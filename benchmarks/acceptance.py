@@ -37,7 +37,7 @@ from typing import Any
 import trio
 
 from megafs.stores.base import list_all
-from megafs.stores.open import open_store
+from megafs.stores.stack import open_store
 from tests.engines.ceph import Ceph
 from tests.mount.machine import Machine
 

@@ -43,7 +43,7 @@ from typing import Any
 
 import trio
 
-from megafs.mount import control
+from megafs.mount import control_client
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import (
     Answer,
@@ -580,7 +580,7 @@ class _Asking:
     def __init__(self, machines: list[Machine]) -> None:
         self.seconds: list[float] = []
         self._counts: list[tuple[float, int]] = []
-        self._cards = [control.cards(machine.place / "run")[0] for machine in machines]
+        self._cards = [control_client.cards(machine.place / "run")[0] for machine in machines]
         self._running = True
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
@@ -590,7 +590,7 @@ class _Asking:
             sent = 0
             for card in self._cards:
                 begin = time.monotonic()
-                sent += control.call(card, "status", patience=60)["store"]["requests"]
+                sent += control_client.call(card, "status", patience=60)["store"]["requests"]
                 self.seconds.append(time.monotonic() - begin)
             self._counts.append((time.monotonic(), sent))
             time.sleep(0.5)

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megafs.mount import control
+from megafs.mount import control_client
 
 PASSPHRASE = "correct horse battery staple"
 ROOT = Path(__file__).parents[1]
@@ -298,8 +298,8 @@ class Megafs(Peer):
 
     def settled(self) -> bool:
         try:
-            (card,) = control.cards(self.place / "run")
-            said = control.call(card, "status")
+            (card,) = control_client.cards(self.place / "run")
+            said = control_client.call(card, "status")
         except Exception as exc:
             raise PeerFailed(f"status: {exc}") from exc
         return not (said["staged_bytes"] or said["pending_operations"] or said["dirty_bytes"])

@@ -40,9 +40,9 @@ import trio
 
 from megafs.config import Parameters, Settings
 from megafs.fs.filesystem import Caller
-from megafs.stores.open import open_store
+from megafs.stores.stack import open_store
 from megafs.tree.inode import SetAttr
-from megafs.volume.format import format_volume
+from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from megafs.stores.credentials import Fixed
-from megafs.stores.s3 import S3Store
-from megafs.stores.sigv4 import Credentials
+from megafs.stores.s3.credentials import Fixed
+from megafs.stores.s3.driver import S3Store
+from megafs.stores.s3.sigv4 import Credentials
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import Proxy, proxying
 

@@ -51,7 +51,7 @@ def test_a_mount_imports_nothing_needless(url: str) -> None:
 def test_the_driver_is_imported_before_the_fork(url: str, options: dict[str, str]) -> None:
     then = (
         "before = set(sys.modules)\n"
-        "from megafs.stores.open import open_driver\n"
+        "from megafs.stores.stack import open_driver\n"
         f"open_driver({url!r}, {options!r})\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )

@@ -25,10 +25,10 @@ import trio
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.concurrency import offload
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
 from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, leaf
 from megafs.stores.base import ObjectStore
@@ -79,7 +79,7 @@ class StagedPack(Struct):
     adopted: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    # Without the key (see discreet.py; this one is not frozen).
+    # Without the key (see secret_struct.py; this one is not frozen).
     def __repr__(self) -> str:
         return f"StagedPack({self.number}, size={self.size})"
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.concurrency import offload
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Fault, Missing, Unavailable
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import URGENT, background, current_level
@@ -94,7 +94,7 @@ class ChunkStore:
         self.misses = 0
         #: How often a reader came for what somebody else was fetching.
         self.awaited = 0
-        #: Asked for packs that the present tree does not know: the past may (fs/past.py).
+        #: Asked for packs that the present tree does not know: the past may (fs/snapshot_view.py).
         self.elsewhere: Callable[[int], Pack | None] | None = None
 
     def remember(self, extent: Extent, data: Data) -> None:

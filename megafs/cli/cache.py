@@ -11,7 +11,7 @@ import click
 
 from megafs.cli import arguments, output
 from megafs.errors import BadUsage
-from megafs.mount import control
+from megafs.mount import control_client
 
 
 @click.group(name="cache", short_help="Show or clear the cache.")
@@ -37,7 +37,7 @@ def show(
     """Show how much is cached."""
     card = _mounted(where)
     if card is not None:
-        status = control.call(card, "status")
+        status = control_client.call(card, "status")
         facts = {
             "cache_bytes": status["cache_bytes"],
             "cache_limit": status["cache_limit"],
@@ -75,7 +75,7 @@ def clear(
     """Forget what is cached, on disk and in memory."""
     card = _mounted(where)
     if card is not None:
-        facts: dict[str, Any] = control.call(card, "cache-clear", patience=120.0)
+        facts: dict[str, Any] = control_client.call(card, "cache-clear", patience=120.0)
     else:
         directory, _ = _directory(where, options, state_dir, cache_dir)
         facts = {"before": _used(directory)}
@@ -87,16 +87,16 @@ def clear(
         output.show(f"{output.size(facts['before'])} cleared")
 
 
-def _mounted(where: str) -> control.Card | None:
+def _mounted(where: str) -> control_client.MountRecord | None:
     """Return the running mount that *where* names by mountpoint or by URL."""
     if "://" in where:
-        cards = control.cards(control.runtime_dir())
-        return next((c for c in cards if c.url == where and control.is_running(c.pid)), None)
+        cards = control_client.cards(control_client.runtime_dir())
+        return next((c for c in cards if c.url == where and control_client.is_running(c.pid)), None)
     from megafs.cli.umount import find_card
     from megafs.mount.mountpoint import canonical
 
     card = find_card(canonical(where))
-    if card is None or not control.is_running(card.pid):
+    if card is None or not control_client.is_running(card.pid):
         raise BadUsage(f"no megafs volume is mounted at {where}; for an unmounted one say its URL")
     return card
 
@@ -104,7 +104,7 @@ def _mounted(where: str) -> control.Card | None:
 def _directory(
     url: str, options: tuple[str, ...], state_dir: Path | None, cache_dir: Path | None
 ) -> tuple[Path, int]:
-    from megafs.volume.places import remembered_fsid
+    from megafs.volume.state_directory import remembered_fsid
 
     settings = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir).settings
     fsid = remembered_fsid(settings.state_dir, url)

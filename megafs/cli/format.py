@@ -69,14 +69,14 @@ def command(
     parameters = _parameters(quota, chunk_size, compression, deduplication)
     read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir, **given)
 
-    from megafs.cli import secrets
+    from megafs.cli import passphrase
 
-    credential = secrets.credential(read.secrets, new=True, what="New passphrase")
+    credential = passphrase.credential(read.secrets, new=True, what="New passphrase")
 
     import trio
 
-    from megafs.stores.open import open_store
-    from megafs.volume.format import Formatted, format_volume
+    from megafs.stores.stack import open_store
+    from megafs.volume.create import Formatted, format_volume
 
     settings = read.settings
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, jobs, output
+from megafs.cli import arguments, output, run_job
 from megafs.errors import BadUsage
 
 
@@ -38,7 +38,7 @@ def command(
         if as_json or not sys.stdin.isatty():
             raise BadUsage("--repair changes the volume: say --yes as well")
         click.confirm("Repair what can be repaired?", abort=True, err=True)
-    result = jobs.run(
+    result = run_job.run(
         where,
         "fsck",
         {"repair": repair, "store": not no_store},
@@ -55,4 +55,4 @@ def command(
     for note in result["notes"]:
         if not as_json:
             output.note(note)
-    return jobs.finish(result, as_json, lines)
+    return run_job.finish(result, as_json, lines)

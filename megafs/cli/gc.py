@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, jobs
+from megafs.cli import arguments, run_job
 from megafs.config import parse_duration, parse_size
 
 
@@ -72,5 +72,5 @@ def command(
         "no_fold": no_fold,
         "rate": parse_size(rate) if rate else None,
     }
-    result = jobs.run(where, "gc", args, **given)
-    return jobs.finish(result, as_json, list(result["notes"]))
+    result = run_job.run(where, "gc", args, **given)
+    return run_job.finish(result, as_json, list(result["notes"]))

@@ -42,9 +42,9 @@ def command(ctx: click.Context, topic: str | None) -> None:
                 output.show(f"  {option.name}{value}\n      {option.text.replace('`', '')}")
             output.show("")
     elif topic == "passphrase":
-        from megafs.cli import secrets
+        from megafs.cli import passphrase
 
-        output.show((secrets.__doc__ or "").strip())
+        output.show((passphrase.__doc__ or "").strip())
     else:
         assert ctx.parent is not None
         output.show(ctx.parent.get_help())

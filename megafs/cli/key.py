@@ -56,11 +56,11 @@ def list_slots(
     as_json: bool,
 ) -> None:
     """List the key slots of the volume at URL, as the store shows them; asks for no passphrase."""
-    from megafs.volume import keys
+    from megafs.volume import header_store
 
     read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir)
-    header = _with_store(url, read, keys.load)
-    slots = keys.list_slots(header)
+    header = _with_store(url, read, header_store.load)
+    slots = header_store.list_slots(header)
     if as_json:
         output.show_json(
             {
@@ -104,12 +104,14 @@ def _cost(cost: dict[str, int] | None) -> str:
 @arguments.json_option
 def add(url: str, label: str, kdf: str | None, as_json: bool, **given: Any) -> None:
     """Add a key slot: another passphrase, a key file, or both together."""
-    from megafs.volume import keys
+    from megafs.volume import header_store
 
     read, new = _split(url, given)
 
     async def change(store: Any, unlocked: Any) -> Any:
-        return await keys.add_passphrase(store, unlocked, new(), label=label, profile=_profile(kdf))
+        return await header_store.add_passphrase(
+            store, unlocked, new(), label=label, profile=_profile(kdf)
+        )
 
     _change(url, read, change, as_json)
 
@@ -122,12 +124,14 @@ def add(url: str, label: str, kdf: str | None, as_json: bool, **given: Any) -> N
 @arguments.json_option
 def remove(url: str, slot: str, as_json: bool, **given: Any) -> None:
     """Remove the key slot SLOT (its id, the start of it, or its label); never the last one."""
-    from megafs.volume import keys
+    from megafs.volume import header_store
 
     read, _ = _split(url, given)
 
     async def change(store: Any, unlocked: Any) -> Any:
-        return await keys.remove_slot(store, unlocked, keys.find_slot(unlocked.header, slot))
+        return await header_store.remove_slot(
+            store, unlocked, header_store.find_slot(unlocked.header, slot)
+        )
 
     _change(url, read, change, as_json)
 
@@ -145,13 +149,13 @@ def change_slot(
     url: str, slot: str | None, label: str | None, kdf: str | None, as_json: bool, **given: Any
 ) -> None:
     """Replace a passphrase or key file: that of SLOT, or the one that is given to open."""
-    from megafs.volume import keys
+    from megafs.volume import header_store
 
     read, new = _split(url, given)
 
     async def change(store: Any, unlocked: Any) -> Any:
-        which = keys.find_slot(unlocked.header, slot) if slot else None
-        return await keys.change_passphrase(
+        which = header_store.find_slot(unlocked.header, slot) if slot else None
+        return await header_store.change_passphrase(
             store, unlocked, new(), slot_id=which, label=label, profile=_profile(kdf)
         )
 
@@ -179,19 +183,19 @@ def recover(
     **given: Any,
 ) -> None:
     """Open the volume with its recovery key and add a new passphrase."""
-    from megafs.cli import secrets
-    from megafs.volume import keys
+    from megafs.cli import passphrase
+    from megafs.volume import header_store
     from megafs.volume.header import Credential
     from megafs.volume.open import unlock
 
     read, new = _split(url, given)
-    recovery = secrets.recovery_key(recovery_key_file)
+    recovery = passphrase.recovery_key(recovery_key_file)
 
     async def work(store: Any) -> Any:
         unlocked, places, seen, _ = await unlock(
             store, url, Credential(recovery=recovery), read.settings
         )
-        changed = await keys.add_passphrase(
+        changed = await header_store.add_passphrase(
             store, unlocked, new(), label=label, profile=_profile(kdf)
         )
         # From now on the new slot is to be tried first here.
@@ -210,10 +214,10 @@ def recover(
 @arguments.json_option
 def recovery_key(url: str, as_json: bool, **given: Any) -> None:
     """Make a new recovery key; the one before is no longer valid."""
-    from megafs.volume import keys
+    from megafs.volume import header_store
 
     read, _ = _split(url, given)
-    _change(url, read, keys.new_recovery_key, as_json)
+    _change(url, read, header_store.new_recovery_key, as_json)
 
 
 @command.command(name="rotate")
@@ -234,9 +238,9 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
     staged is kept.  What was written before stays sealed under the old key: megafs key reencrypt
     changes that.
     """
-    from megafs.cli import secrets
+    from megafs.cli import passphrase
     from megafs.errors import BadUsage
-    from megafs.volume import rotate as rotating
+    from megafs.jobs import rotate as rotating
 
     asked = bool(fresh or given.get("new_passphrase_file") or given.get("new_key_file"))
     read, new = _split(url, given)
@@ -250,7 +254,7 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
             abort=True,
             err=True,
         )
-    credential = secrets.credential(read.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(read.secrets, what=f"Passphrase for {url}")
 
     async def work(store: Any) -> Any:
         return await rotating.rotate(
@@ -275,15 +279,15 @@ def reencrypt(where: str, rate: str | None, limit: str | None, as_json: bool, **
 
     Exit codes: 0 everything is sealed under the current key, 3 some is left; others as usual.
     """
-    from megafs.cli import jobs
+    from megafs.cli import run_job
     from megafs.config import parse_size
 
     args = {
         "rate": parse_size(rate) if rate else None,
         "limit": parse_size(limit) if limit else None,
     }
-    result = jobs.run(where, "reencrypt", args, **given)
-    return jobs.finish(result, as_json, list(result["notes"]))
+    result = run_job.run(where, "reencrypt", args, **given)
+    return run_job.finish(result, as_json, list(result["notes"]))
 
 
 # -- what they share
@@ -300,11 +304,11 @@ def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], 
     read = arguments.read(url, given.pop("options"), **given)
 
     def new() -> Any:
-        from megafs.cli import secrets
+        from megafs.cli import passphrase
 
         sources = Secrets(passphrase_file=new_file, key_file=new_key)
         # Neither the environment nor systemd speaks of the new one.
-        return secrets.credential(sources, new=True, what="New passphrase", environ={})
+        return passphrase.credential(sources, new=True, what="New passphrase", environ={})
 
     return read, new
 
@@ -312,7 +316,7 @@ def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], 
 def _with_store(url: str, read: MountOptions, work: Callable[[Any], Awaitable[T]]) -> T:
     import trio
 
-    from megafs.stores.open import open_store
+    from megafs.stores.stack import open_store
 
     async def run() -> T:
         store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
@@ -331,10 +335,10 @@ def _change(
     change: Callable[[Any, Any], Awaitable[Any]],
     as_json: bool,
 ) -> None:
-    from megafs.cli import secrets
+    from megafs.cli import passphrase
     from megafs.volume.open import unlock
 
-    credential = secrets.credential(read.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(read.secrets, what=f"Passphrase for {url}")
 
     async def work(store: Any) -> Any:
         unlocked, places, seen, _ = await unlock(store, url, credential, read.settings)

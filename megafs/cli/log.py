@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, inside, jobs, output
+from megafs.cli import arguments, output, run_job, target
 
 
 @click.command(name="log", short_help="Show what happened to a file, or to the whole volume.")
@@ -36,8 +36,8 @@ def command(
 
     For a volume that is not mounted give its URL and the path inside it.
     """
-    place = inside.of(where, path)
-    result = jobs.run(
+    place = target.of(where, path)
+    result = run_job.run(
         place.where,
         "log",
         {"path": place.path, "recursive": recursive, "since": since, "limit": limit},
@@ -80,7 +80,7 @@ def command(
     return 0
 
 
-def _said(place: inside.Inside, event: dict[str, Any]) -> str:
+def _said(place: target.Inside, event: dict[str, Any]) -> str:
     text = place.outside(event["path"])
     if event.get("was"):
         text = f"{place.outside(event['was'])} -> {text}"

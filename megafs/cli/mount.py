@@ -80,15 +80,15 @@ def mount(
         output.warn(text)
 
     with lean():
-        from megafs.cli import secrets
+        from megafs.cli import passphrase
         from megafs.mount.mountpoint import canonical
         from megafs.mount.prepare import prepare
-        from megafs.volume import deriving
+        from megafs.volume import kdf_process
 
     at = canonical(path)
     prepare(at, options)
-    credential = secrets.credential(options.secrets, what=f"Passphrase for {url}")
-    early = deriving.begin(url, credential, options.settings.state_dir)
+    credential = passphrase.credential(options.secrets, what=f"Passphrase for {url}")
+    early = kdf_process.begin(url, credential, options.settings.state_dir)
 
     _import_all(url)
     from megafs import logs
@@ -132,8 +132,8 @@ def _import_all(url: str) -> None:
     """Import all that a mount is made of: while the key is derived, and before the fork."""
     with lean():
         importlib.import_module("megafs.mount.session")
-        importlib.import_module("megafs.volume.pins")  # volume.open cannot: it would be a circle
-        importlib.import_module("megafs.stores.open").preload(url)
+        importlib.import_module("megafs.jobs.pins")  # volume.open cannot: it would be a circle
+        importlib.import_module("megafs.stores.stack").preload(url)
 
 
 class _Told:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, inside, jobs, output
+from megafs.cli import arguments, output, run_job, target
 from megafs.errors import BadUsage
 
 
@@ -22,9 +22,9 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
     """
     there = _mounted(path)
     if not listing:
-        result = jobs.run(there.where, "pin", {"path": there.path})
-        return jobs.finish(result, as_json, [])
-    result = jobs.run(there.where, "pin-list", {})
+        result = run_job.run(there.where, "pin", {"path": there.path})
+        return run_job.finish(result, as_json, [])
+    result = run_job.run(there.where, "pin-list", {})
     lines = [
         f"{there.outside(row['path'])}  {output.size(row['cached_bytes'])}"
         f" of {output.size(row['bytes'])} cached"
@@ -43,11 +43,11 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
 def unpin(path: str, as_json: bool, **given: Any) -> int:
     """Undo `megafs pin PATH`; what is cached stays until the room is needed."""
     there = _mounted(path)
-    result = jobs.run(there.where, "unpin", {"path": there.path})
-    return jobs.finish(result, as_json, [])
+    result = run_job.run(there.where, "unpin", {"path": there.path})
+    return run_job.finish(result, as_json, [])
 
 
-def _mounted(path: str) -> inside.Inside:
+def _mounted(path: str) -> target.Inside:
     if "://" in path:
         raise BadUsage("pins belong to a mount: give a path inside one")
-    return inside.of(path, None)
+    return target.of(path, None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, inside, jobs, output
+from megafs.cli import arguments, output, run_job, target
 from megafs.errors import BadUsage
 
 
@@ -38,7 +38,7 @@ def command(
     .megafs/snapshots needs no --at.  For a volume that is not mounted give its URL and the path
     inside it; --to is then a path inside it as well.
     """
-    place = inside.of(where, path)
+    place = target.of(where, path)
     moment = at or place.moment
     if moment is None:
         raise BadUsage("say as of when: --at '2h ago', for example")
@@ -48,7 +48,7 @@ def command(
         "to": place.other(to),
         "replace": replace,
     }
-    result = jobs.run(place.where, "restore", args, **given)
+    result = run_job.run(place.where, "restore", args, **given)
     if as_json:
         output.show_json(result)
     else:
@@ -56,7 +56,7 @@ def command(
     return 0
 
 
-def told(place: inside.Inside, result: dict[str, Any]) -> str:
+def told(place: target.Inside, result: dict[str, Any]) -> str:
     """What came back, as one line."""
     parts = []
     for number, one, many in (

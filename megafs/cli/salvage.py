@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, jobs, output
+from megafs.cli import arguments, output, run_job
 from megafs.errors import BadUsage
 
 
@@ -43,9 +43,9 @@ def command(
     """
     import trio
 
-    from megafs.cli.secrets import credential
-    from megafs.stores.open import open_store
-    from megafs.volume.salvage import salvage
+    from megafs.cli.passphrase import credential
+    from megafs.jobs.salvage import salvage
+    from megafs.stores.stack import open_store
 
     if (to is None) == (mountpoint is None):
         raise BadUsage("give either --to DIRECTORY, to export, or --mount DIRECTORY, to look")
@@ -53,14 +53,14 @@ def command(
     opened_by = credential(read.secrets, what=f"Passphrase for {url}")
 
     if mountpoint is not None:
-        from megafs.mount import rescue
+        from megafs.mount import salvage_mount
 
-        rescue.run(url, mountpoint, opened_by, read.settings, at, output.note)
+        salvage_mount.run(url, mountpoint, opened_by, read.settings, at, output.note)
         return 0
     assert to is not None
     target = to.absolute()
 
-    async def work(step: jobs.Step) -> dict[str, Any]:
+    async def work(step: run_job.Step) -> dict[str, Any]:
         store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
         try:
             return await salvage(store, url, opened_by, read.settings, target, at=at, progress=step)
@@ -68,16 +68,16 @@ def command(
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()
 
-    with jobs.progress("salvage") as step:
+    with run_job.progress("salvage") as step:
         result = trio.run(work, step)
     if as_json:
         output.show_json(result)
         return int(result["exit_code"])
-    lines = [jobs.place(item) for item in result["damaged"][:100]]
+    lines = [run_job.place(item) for item in result["damaged"][:100]]
     if len(result["damaged"]) > 100:
         lines.append(f"... and {len(result['damaged']) - 100} more")
     lines += [f"without a name: {name}" for name in result["lost"][:100]]
     for text in result["problems"]:
         output.note(text)
     lines.append(f"report: {result['report']}")
-    return jobs.finish(result, False, lines)
+    return run_job.finish(result, False, lines)

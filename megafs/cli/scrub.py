@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, jobs, output
+from megafs.cli import arguments, output, run_job
 from megafs.config import parse_size
 
 
@@ -34,7 +34,7 @@ def command(
 
     Exit codes: 0 nothing is damaged, 4 something is; others as for every command.
     """
-    result = jobs.run(
+    result = run_job.run(
         where,
         "scrub",
         {
@@ -45,7 +45,7 @@ def command(
         read_only=True,
         **given,
     )
-    lines = [jobs.place(item) for item in result["damaged"]]
+    lines = [run_job.place(item) for item in result["damaged"]]
     hidden = result["damaged_count"] - len(result["damaged"])
     if hidden:
         lines.append(f"... and {hidden} more")
@@ -54,4 +54,4 @@ def command(
             f"{result['unnamed_count']} objects ({output.size(result['unnamed_bytes'])}) that"
             " nothing names: garbage, or on their way (megafs gc looks after them)"
         )
-    return jobs.finish(result, as_json, lines)
+    return run_job.finish(result, as_json, lines)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, jobs, output
+from megafs.cli import arguments, output, run_job
 
 
 @click.group(name="snapshot", short_help="Names for moments: create, list, delete.")
@@ -25,7 +25,7 @@ def command() -> None:
 @arguments.json_option
 def create(where: str, name: str, as_json: bool, **given: Any) -> int:
     """Give the present moment NAME.  Everything written before belongs to it."""
-    result = jobs.run(where, "snapshot-create", {"name": name}, **given)
+    result = run_job.run(where, "snapshot-create", {"name": name}, **given)
     if as_json:
         output.show_json(result)
     else:
@@ -40,7 +40,7 @@ def create(where: str, name: str, as_json: bool, **given: Any) -> int:
 @arguments.json_option
 def listing(where: str, as_json: bool, **given: Any) -> int:
     """List the snapshots, oldest first."""
-    result = jobs.run(where, "snapshot-list", {}, read_only=True, **given)
+    result = run_job.run(where, "snapshot-list", {}, read_only=True, **given)
     if as_json:
         output.show_json(result)
     elif result["snapshots"]:
@@ -66,7 +66,7 @@ def listing(where: str, as_json: bool, **given: Any) -> int:
 @arguments.json_option
 def delete(where: str, name: str, as_json: bool, **given: Any) -> int:
     """Delete the snapshot NAME; what only it kept is removed by megafs gc."""
-    result = jobs.run(where, "snapshot-delete", {"name": name}, **given)
+    result = run_job.run(where, "snapshot-delete", {"name": name}, **given)
     if as_json:
         output.show_json(result)
     else:

@@ -9,8 +9,8 @@ import click
 
 from megafs.cli import arguments, output
 from megafs.errors import BadUsage, MegafsError
-from megafs.mount import control, mountpoint
-from megafs.mount.control import Card, Message
+from megafs.mount import control_client, mountpoint
+from megafs.mount.control_client import Message, MountRecord
 
 PATIENCE = 5.0
 
@@ -38,21 +38,23 @@ def command(mountpoint: str | None, metrics: bool, as_json: bool) -> None:
         return
     card = _find(mountpoint)
     if metrics:
-        output.show(str(control.call(card, "metrics", patience=PATIENCE)["text"]).rstrip("\n"))
+        output.show(
+            str(control_client.call(card, "metrics", patience=PATIENCE)["text"]).rstrip("\n")
+        )
         return
-    status = control.call(card, "status", patience=PATIENCE)
+    status = control_client.call(card, "status", patience=PATIENCE)
     if as_json:
         output.show_json(status)
     else:
         output.show(_text(status))
 
 
-def _find(path: str) -> Card:
+def _find(path: str) -> MountRecord:
     from megafs.cli.umount import find_card
 
     at = mountpoint.canonical(path)
     card = find_card(at)
-    if card is not None and control.is_running(card.pid):
+    if card is not None and control_client.is_running(card.pid):
         return card
     there = mountpoint.find(at)
     if there is not None and there.fstype == mountpoint.FSTYPE:
@@ -64,25 +66,25 @@ def _find(path: str) -> Card:
     raise BadUsage(f"no megafs volume is mounted at {at}")
 
 
-def _alive() -> list[Card]:
+def _alive() -> list[MountRecord]:
     """Return the mounts of this user; forget those that ended without a word."""
-    directory = control.runtime_dir()
+    directory = control_client.runtime_dir()
     alive = []
-    for card in control.cards(directory):
-        if control.is_running(card.pid):
+    for card in control_client.cards(directory):
+        if control_client.is_running(card.pid):
             alive.append(card)
         elif os.access(directory, os.W_OK) and mountpoint.find(card.mountpoint) is None:
-            control.remove_card(card)
+            control_client.remove_card(card)
         else:
             alive.append(card)
     return alive
 
 
-def _ask(card: Card) -> Message:
+def _ask(card: MountRecord) -> Message:
     try:
-        return control.call(card, "status", patience=PATIENCE)
+        return control_client.call(card, "status", patience=PATIENCE)
     except MegafsError as exc:
-        state = "not answering" if control.is_running(card.pid) else "dead"
+        state = "not answering" if control_client.is_running(card.pid) else "dead"
         return {
             "mountpoint": card.mountpoint,
             "url": card.url,

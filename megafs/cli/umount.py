@@ -10,8 +10,8 @@ import click
 
 from megafs.cli import arguments, output
 from megafs.errors import BadUsage, MountFailed
-from megafs.mount import control, mountpoint
-from megafs.mount.control import Card, NotAnswering
+from megafs.mount import control_client, mountpoint
+from megafs.mount.control_client import MountRecord, NotAnswering
 
 #: Seconds until the process has given back its files and locks after its last word.
 END_WITHIN = 60.0
@@ -49,7 +49,7 @@ def umount(path: str, how: str) -> dict[str, Any]:
     """Unmount *path*: how is "wait", "lazy" or "force".  Return what the mount said last."""
     at = mountpoint.canonical(path)
     card = find_card(at)
-    if card is None or not control.is_running(card.pid):
+    if card is None or not control_client.is_running(card.pid):
         return _clean(at, card)
     try:
         facts = _ask(card, how)
@@ -61,7 +61,7 @@ def umount(path: str, how: str) -> dict[str, Any]:
         # Between our look and our question it ended, or its socket was taken away.
         if mountpoint.find(at) is not None and how == "force":
             return _end(card, at)
-        if not control.is_running(card.pid):
+        if not control_client.is_running(card.pid):
             return _clean(at, card)
         raise
     if facts.get("left") and how != "lazy":
@@ -69,17 +69,17 @@ def umount(path: str, how: str) -> dict[str, Any]:
     return facts
 
 
-def find_card(at: str) -> Card | None:
+def find_card(at: str) -> MountRecord | None:
     """Return the card of the mount at *at*; for root also another user's."""
-    card = control.card_of(at)
+    card = control_client.card_of(at)
     if card is None and os.geteuid() == 0:
         there = mountpoint.find(at)
         if there is not None and there.uid:
-            card = control.card_of(at, there.uid)
+            card = control_client.card_of(at, there.uid)
     return card
 
 
-def _ask(card: Card, how: str) -> dict[str, Any]:
+def _ask(card: MountRecord, how: str) -> dict[str, Any]:
     with output.progress("sending to the store") as step:
 
         def told(progress: dict[str, Any]) -> None:
@@ -90,16 +90,16 @@ def _ask(card: Card, how: str) -> dict[str, Any]:
             step(progress["staged_bytes"], beside)
 
         patience = FORCE_STEP if how == "force" else 30.0
-        facts = control.call(card, "umount", how=how, patience=patience, progress=told)
-    if how != "lazy" and not control.wait_for_end(card.pid, END_WITHIN):
+        facts = control_client.call(card, "umount", how=how, patience=patience, progress=told)
+    if how != "lazy" and not control_client.wait_for_end(card.pid, END_WITHIN):
         output.warn(f"process {card.pid} has not ended yet")
     return facts
 
 
-def _clean(at: str, card: Card | None) -> dict[str, Any]:
+def _clean(at: str, card: MountRecord | None) -> dict[str, Any]:
     """Take away what a dead mount left behind."""
     if card is not None:
-        control.remove_card(card)
+        control_client.remove_card(card)
     there = mountpoint.find(at)
     if there is None:
         raise BadUsage(f"nothing is mounted at {at}")
@@ -107,15 +107,15 @@ def _clean(at: str, card: Card | None) -> dict[str, Any]:
         raise BadUsage(f"what is mounted at {at} is not megafs but {there.fstype}: umount {at}")
     if card is None and mountpoint.responds(at, 5.0):
         raise BadUsage(
-            f"the mount at {at} has no control socket in {control.runtime_dir()}: is it another"
-            f" user's? umount {at} works all the same"
+            f"the mount at {at} has no control socket in"
+            f" {control_client.runtime_dir()}: is it another user's? umount {at} works all the same"
         )
     mountpoint.detach(at)
     output.note(f"{at}: the mount's process was gone; cleaned up")
     return {"pid": None, "staged_bytes": None}
 
 
-def _end(card: Card, at: str) -> dict[str, Any]:
+def _end(card: MountRecord, at: str) -> dict[str, Any]:
     """End a mount that does not answer, so that nobody has to wait for it."""
     there = mountpoint.find(at)
     try:
@@ -130,11 +130,11 @@ def _end(card: Card, at: str) -> dict[str, Any]:
                 mountpoint.detach_in_time(at, FORCE_STEP)
                 there = None
                 continue
-            if control.has_ended(process, FORCE_STEP):
+            if control_client.has_ended(process, FORCE_STEP):
                 break
     finally:
         os.close(process)
-    control.remove_card(card)
+    control_client.remove_card(card)
     if mountpoint.find(at) is not None:
         mountpoint.detach_in_time(at, FORCE_STEP)
     output.note(f"process {card.pid} did not answer and was ended")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, inside, jobs, output
+from megafs.cli import arguments, output, run_job, target
 from megafs.cli.restore import told
 
 
@@ -39,7 +39,7 @@ def command(
     A directory comes back with what was removed with it: what went without a pause of more than a
     minute in between.  For a volume that is not mounted give its URL and the path inside it.
     """
-    place = inside.of(where, path)
+    place = target.of(where, path)
     args = {
         "path": place.path,
         "list": only_list,
@@ -48,7 +48,7 @@ def command(
         "since": since,
         "limit": limit,
     }
-    result = jobs.run(place.where, "undelete", args, read_only=only_list, **given)
+    result = run_job.run(place.where, "undelete", args, read_only=only_list, **given)
     if as_json:
         output.show_json(result)
         return 0

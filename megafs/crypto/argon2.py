@@ -4,7 +4,7 @@ OpenSSL works on the lanes in threads of their own: on two idle cores the defaul
 CPU and 0.6 s of time.
 
 Pure: no I/O, no clock, no randomness.  Imports next to nothing, for the process that does this work
-alone (volume/deriver.py) must start quickly.
+alone (volume/kdf_child.py) must start quickly.
 """
 
 from __future__ import annotations

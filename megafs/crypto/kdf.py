@@ -21,13 +21,13 @@ from typing import Final
 
 from msgspec import Struct
 
-from megafs.crypto import keys
+from megafs.crypto import volume_keys
 from megafs.crypto.argon2 import argon2id
-from megafs.discreet import Discreet
 from megafs.errors import BadPassphrase, BadUsage, Corrupt, Stopped
+from megafs.secret_struct import SecretStruct
 
 SALT_SIZE: Final = 16
-KEY_SIZE: Final = keys.KEY_SIZE
+KEY_SIZE: Final = volume_keys.KEY_SIZE
 RECOVERY_SIZE: Final = 32
 
 _MIB: Final = 1 << 10  # in KiB, the unit of Argon2
@@ -111,7 +111,7 @@ def normalised(passphrase: str) -> bytes:
         raise BadUsage("the passphrase is not UTF-8 text") from None
 
 
-class Task(Discreet, frozen=True):
+class Task(SecretStruct, frozen=True):
     """What one guess is made of: the arguments of Argon2id, checked."""
 
     data: bytes
@@ -190,12 +190,12 @@ def from_keyfile(content: bytes, salt: bytes) -> bytes:
     Its contents must be random: nothing slows down guessing here.
     """
     digest = keyfile_digest(content, KEYFILE_ALONE_MIN)
-    return keys.expand(hmac.digest(salt, digest, "sha512"), "kek:keyfile")
+    return volume_keys.expand(hmac.digest(salt, digest, "sha512"), "kek:keyfile")
 
 
 def from_recovery(recovery: str) -> bytes:
     """Return the 32-byte key of a recovery key as printed; BadPassphrase if it is mistyped."""
-    return keys.expand(parse_recovery(recovery), "kek:recovery")
+    return volume_keys.expand(parse_recovery(recovery), "kek:recovery")
 
 
 # Crockford's base 32: no I, L, O or U, so that what is read from paper can be put right.

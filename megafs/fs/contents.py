@@ -41,7 +41,7 @@ _BLOCK = 1 << 20
 _PLACES = 4096
 
 
-class Cell:
+class DirtyBlock:
     """The bytes written to one chunk-sized place, and which they are.
 
     data: the bytes from *origin* on, zeros where none were written; so that a page in the middle
@@ -100,9 +100,9 @@ class Cell:
             last += 1
         ranges[first:last] = [(low, high)]
 
-    def upto(self, end: int) -> Cell:
+    def upto(self, end: int) -> DirtyBlock:
         """A cell with what lies before *end*."""
-        cell = Cell()
+        cell = DirtyBlock()
         cell.origin = self.origin
         cell.data = bytearray(self.part(self.origin, max(self.origin, end)))
         cell.ranges = [(a, min(b, end)) for a, b in self.ranges if a < end]
@@ -124,7 +124,7 @@ def _is_looked_at(data: bytearray) -> bool:
     return False
 
 
-class Layout:
+class ExtentMap:
     """What the tree says of a file, kept for as long as nothing in the tree changes.
 
     A query costs 5 microseconds, but it also lets go of the interpreter, and beside a thread that
@@ -215,8 +215,8 @@ class Contents:
         self._deduplicate = deduplicate
         self._stored = stored
         self._travelled = travelled
-        self._cells: dict[int, Cell] = {}
-        self._flushing: dict[int, Cell] = {}
+        self._cells: dict[int, DirtyBlock] = {}
+        self._flushing: dict[int, DirtyBlock] = {}
         self._lock = trio.Lock()
         self._size = 0
         self._mtime = 0
@@ -230,7 +230,7 @@ class Contents:
         self.error: Fault | None = None
         #: Known to have no set-id bits and no capabilities that a write would have to take away.
         self.unprivileged = False
-        self._layout = Layout(self._tree, ino, chunk_size)
+        self._layout = ExtentMap(self._tree, ino, chunk_size)
         #: Removed by another mount while open here: what it was then, to read on from.
         self.gone: tuple[Inode, list[Extent]] | None = None
 
@@ -296,7 +296,7 @@ class Contents:
             count = min(len(view), self._chunk - start)
             cell = self._cells.get(number)
             if cell is None:
-                cell = self._cells[number] = Cell()
+                cell = self._cells[number] = DirtyBlock()
                 if count == self._chunk and isinstance(data, bytes):
                     grown += cell.adopt(view[:count])
                 else:
@@ -387,7 +387,7 @@ class Contents:
                 self._overlay(layer, offset, end, out)
         return memoryview(out)
 
-    def _overlay(self, layer: dict[int, Cell], offset: int, end: int, out: bytearray) -> None:
+    def _overlay(self, layer: dict[int, DirtyBlock], offset: int, end: int, out: bytearray) -> None:
         for number in range(offset // self._chunk, (end - 1) // self._chunk + 1):
             cell = layer.get(number)
             if cell is None:
@@ -454,9 +454,9 @@ class Contents:
                 self._size = max(self._size, length)
                 raise
 
-    def _drop_beyond(self, size: int) -> dict[int, Cell]:
+    def _drop_beyond(self, size: int) -> dict[int, DirtyBlock]:
         """Forget what was written at *size* or beyond; return the cells as they were."""
-        gone: dict[int, Cell] = {}
+        gone: dict[int, DirtyBlock] = {}
         for number in [n for n in self._cells if (n + 1) * self._chunk > size]:
             cell = gone[number] = self._cells.pop(number)
             rest = cell.upto(max(0, size - number * self._chunk))
@@ -521,7 +521,7 @@ class Contents:
         self._count(-self.dirty)
         self.generation += 1
 
-    def _put_back(self, taken: dict[int, Cell]) -> None:
+    def _put_back(self, taken: dict[int, DirtyBlock]) -> None:
         """A flush failed: its cells go below what was written since."""
         for number, newer in self._cells.items():
             older = taken.get(number)
@@ -534,7 +534,7 @@ class Contents:
         self._flushing = {}
         self.generation += 1
 
-    async def _seal(self, cells: dict[int, Cell], size: int, inline: int) -> list[Extent]:
+    async def _seal(self, cells: dict[int, DirtyBlock], size: int, inline: int) -> list[Extent]:
         """Seal what cells hold; return the extents, in order.  inline: up to here they are data."""
         pieces: list[tuple[int, bytes | bytearray | memoryview]] = []
         for number in sorted(cells):
@@ -576,7 +576,7 @@ class Contents:
             result.append(extent)
         return result
 
-    async def _whole(self, cell: Cell, base: int, size: int) -> bytearray | None:
+    async def _whole(self, cell: DirtyBlock, base: int, size: int) -> bytearray | None:
         """All bytes of a place that has too many extents, or None to write just the new ones."""
         end = min(base + self._chunk, max(size, base + cell.ranges[-1][1]))
         if cell.ranges == [(0, end - base)]:

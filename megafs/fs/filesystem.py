@@ -22,15 +22,15 @@ from blake3 import blake3
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.chunks.prefetch import ReadAhead
+from megafs.chunks.readahead import ReadAhead
 from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
 from megafs.config import Parameters, Settings
 from megafs.errors import Corrupt, Denied, Fault, Missing, NoStore, Refused, StoreError
-from megafs.fs import acl, past
+from megafs.fs import acl, snapshot_view
 from megafs.fs.contents import Contents
-from megafs.fs.past import FIRST_REAL, Past
 from megafs.fs.repack import SOON, Repacker
+from megafs.fs.snapshot_view import FIRST_REAL, SnapshotView
 from megafs.fs.writeback import Writeback
 from megafs.journal.replica import News, Replica, Ticket
 from megafs.journal.writer import Writer
@@ -188,7 +188,7 @@ class FileSystem:
         self._stale: set[int] = set()
         self._shrinking: set[int] = set()
         #: What `.megafs` in the root shows; nothing if not set.
-        self.past: Past | None = None
+        self.past: SnapshotView | None = None
         writer.before_follow = self._before_follow
         writer.on_news = self._on_news
 
@@ -208,7 +208,7 @@ class FileSystem:
             raise Refused(e.ENAMETOOLONG)
         found = self._tree.lookup(parent, name)
         if found is None:
-            if parent == ROOT and name == past.NAME and self.past is not None:
+            if parent == ROOT and name == snapshot_view.NAME and self.past is not None:
                 return self.past.top()
             self._tree.directory(parent)
             raise Refused(e.ENOENT)
@@ -240,7 +240,7 @@ class FileSystem:
             raise Refused(e.EROFS)
         return self._replica.aliases.get(ino, ino) if self._replica.aliases else ino
 
-    def _the_past(self) -> Past:
+    def _the_past(self) -> SnapshotView:
         if self.past is None:
             raise Refused(e.ENOENT)
         return self.past
@@ -253,7 +253,7 @@ class FileSystem:
 
     def _keep_past_name(self, parent: int, name: bytes) -> None:
         """EROFS if this is the name of the past, which may not be removed or moved over."""
-        if parent == ROOT and name == past.NAME and self.past is not None:
+        if parent == ROOT and name == snapshot_view.NAME and self.past is not None:
             raise Refused(e.EROFS)
 
     def readlink(self, ino: int) -> bytes:
@@ -882,7 +882,9 @@ class FileSystem:
             piece = handle.ahead.piece(*line)
             self.spawner.start(self._chunks.fetch_ahead, extents, piece)
 
-    async def _read_past(self, past: Past, fh: int, offset: int, size: int) -> bytes | memoryview:
+    async def _read_past(
+        self, past: SnapshotView, fh: int, offset: int, size: int
+    ) -> bytes | memoryview:
         try:
             data, ahead = await past.read(fh, offset, size)
         except (Corrupt, Missing) as exc:

@@ -40,7 +40,8 @@ _ROOM_PATIENCE = 60.0
 class Durability:
     """Makes what was recorded survive a power cut; one sync serves all who wait for it.
 
-    synced: how much of the log of operations is, with the packs that it names (`OpLog.position`).
+    synced: how much of the log of operations is, with the packs that it names
+    (`OperationLog.position`).
     """
 
     def __init__(self, replica: Replica, stage: Stage) -> None:

@@ -29,13 +29,13 @@ from msgspec import Struct
 
 from megafs import clock, compression
 from megafs.concurrency import offload
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable, leaf
+from megafs.journal.checkpoint_parts import Key, Part
 from megafs.journal.commit import open_padded, seal_padded
-from megafs.journal.parts import Key, Part
 from megafs.journal.replica import Replica
-from megafs.stores.ahead import Ahead
 from megafs.stores.base import ObjectStore, Page, list_all
+from megafs.stores.early_requests import EarlyRequests
 from megafs.tree.schema import REPLICATED
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def _manifests(page: Page) -> list[int]:
     return [int(match[1]) for match in matches if match is not None]
 
 
-async def ask_for_newest(ahead: Ahead) -> int:
+async def ask_for_newest(ahead: EarlyRequests) -> int:
     """Have under way what `load_newest` asks first of all; return where that checkpoint stands."""
     page = await ahead.ask_list(PREFIX).get()
     newest = max(_manifests(page), default=0)

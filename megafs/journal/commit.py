@@ -21,7 +21,7 @@ import msgspec
 
 from megafs import compression
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, TooNew
 
 FORMAT: Final = 1

@@ -37,11 +37,11 @@ import msgspec
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.crypto.keys import Keyring
+from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full, Refused
+from megafs.journal.checkpoint_parts import Part, Parts
 from megafs.journal.commit import Commit, genesis, unpack_changeset
-from megafs.journal.oplog import OpLog, Piece, Restore
-from megafs.journal.parts import Part, Parts
+from megafs.journal.operation_log import OperationLog, Piece, Restore
 from megafs.tree import ops as tree_ops
 from megafs.tree.merge import Merge, View
 from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
@@ -174,7 +174,7 @@ class Replica:
         self.mount = mount
         self.host = host
         self.path = directory / "replica.db"
-        self.oplog = OpLog(directory, keyring, mount)
+        self.oplog = OperationLog(directory, keyring, mount)
         self._longest = longest
         #: A chunk that has to go into the log with the operation that names it, or None (stage.py).
         self.chunk_for_log: Callable[[Extent], bytes | None] = lambda extent: None
@@ -818,7 +818,7 @@ class Replica:
     def recover(self, restore: Restore | None = None) -> int:
         """Take up what the log of operations holds and this replica does not; return how many.
 
-        restore: see `OpLog.read`.
+        restore: see `OperationLog.read`.
         """
         logged: dict[int, list[Operation]] = {}
         for batch, frames in self.oplog.read(restore):

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from megafs import clock
 from megafs.concurrency import Syncs, offload
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
     Corrupt,
     Exists,
@@ -42,8 +42,8 @@ from megafs.journal import checkpoint, head
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
 from megafs.journal.replica import Candidate, News, Replica
-from megafs.stores.ahead import Ahead
 from megafs.stores.base import ObjectStore, list_all
+from megafs.stores.early_requests import EarlyRequests
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ _IDLE_AFTER = 30.0
 #: A changeset up to this size is compressed on the event loop: 0.2 ms.
 _IN_PLACE = 64 << 10
 #: For so many seconds after the end of the journal was seen, gc cannot have folded it: gc leaves
-#: alone what is younger than a day (volume/gc.py).
+#: alone what is younger than a day (jobs/gc.py).
 _TAIL_TRUST = 3600.0
 
 
@@ -105,7 +105,7 @@ def usual(found: list[tuple[int, int]], sequence: int) -> list[tuple[int, int]]:
     return window
 
 
-def ask_for_commits(ahead: Ahead, sequence: int) -> Callable[[], Awaitable[None]]:
+def ask_for_commits(ahead: EarlyRequests, sequence: int) -> Callable[[], Awaitable[None]]:
     """Have under way what `Writer` asks first of all where the replica stands on *sequence*.
 
     Returns what asks for the rest, which depends on the listing.
@@ -127,17 +127,17 @@ def ask_for_commits(ahead: Ahead, sequence: int) -> Callable[[], Awaitable[None]
     return follow
 
 
-def ask_for_standing(ahead: Ahead, sequence: int) -> None:
+def ask_for_standing(ahead: EarlyRequests, sequence: int) -> None:
     """Have under way what `Writer.standing` reads, and whether there is a commit after it."""
     _ask_alone(ahead, sequence)
     _ask_alone(ahead, sequence + 1)
 
 
-def _ask_alone(ahead: Ahead, sequence: int) -> None:
+def _ask_alone(ahead: EarlyRequests, sequence: int) -> None:
     ahead.ask(commit_format.object_name(sequence), commit_format.MAX_OBJECT + 1)
 
 
-def _ask(ahead: Ahead, commits: Sequence[tuple[int, int]]) -> None:
+def _ask(ahead: EarlyRequests, commits: Sequence[tuple[int, int]]) -> None:
     for number, size in commits:
         ahead.ask(commit_format.object_name(number), size + 1)
 
@@ -192,7 +192,7 @@ class Writer:
         self.last_contact: float = 0.0
         self._tail_seen: float = 0.0
         # While a mount is being opened.
-        self._ahead: Ahead | None = None
+        self._ahead: EarlyRequests | None = None
         self._listing: Listing | None = None
         self._epoch = 0
         #: How far the store's history was compared with what this machine has seen (`seen`):
@@ -682,7 +682,7 @@ class Writer:
             _ask(self._ahead, usual(self._listing.found, sequence))
 
     @contextmanager
-    def opening(self, ahead: Ahead) -> Iterator[None]:
+    def opening(self, ahead: EarlyRequests) -> Iterator[None]:
         """A mount is being opened in the block: its questions go to *ahead*."""
         real, self._store, self._ahead = self._store, ahead, ahead
         try:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, Protocol
 
 from megafs.errors import MegafsError, MountFailed, leaf
-from megafs.mount import control
+from megafs.mount import control_client
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class _Pipe:
 
     def failed(self, exc: BaseException) -> bool:
         """It did not work.  Returns whether anyone still waited to hear it."""
-        return self._send({"error": control.error_message(exc)})
+        return self._send({"error": control_client.error_message(exc)})
 
     def _send(self, message: dict[str, Any]) -> bool:
         if self._fd is None:
@@ -140,7 +140,7 @@ def in_background(
         )
     message = json.loads(line)
     if "error" in message:
-        raise control.told(message["error"])
+        raise control_client.told(message["error"])
     return dict(message["ready"])
 
 

@@ -6,17 +6,17 @@ Apart from session.py, which imports all that a mount is made of.
 from __future__ import annotations
 
 from megafs.errors import Busy, MountFailed
-from megafs.mount import control, mountpoint
+from megafs.mount import control_client, mountpoint
 from megafs.mount.options import MountOptions
 
 
 def prepare(at: str, options: MountOptions) -> None:
     """Raise a sentence if the mount cannot be made, before anything slow or secret is done."""
     mountpoint.check_fuse(allow_other=options.allow_other)
-    card = control.card_of(at)
-    if card is not None and control.is_running(card.pid):
+    card = control_client.card_of(at)
+    if card is not None and control_client.is_running(card.pid):
         try:
-            told = control.call(card, "status", patience=5.0)
+            told = control_client.call(card, "status", patience=5.0)
         except MountFailed:
             pass  # its pid is somebody else's by now
         else:

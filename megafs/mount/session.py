@@ -24,17 +24,17 @@ from msgspec.structs import asdict
 import megafs
 from megafs import clock
 from megafs.concurrency import offload
-from megafs.discreet import Discreet
 from megafs.errors import Fault, MegafsError, MountFailed, Stopped
+from megafs.jobs import registry
 from megafs.mount import mountpoint
-from megafs.mount.control import Message
+from megafs.mount.control_client import Message
+from megafs.mount.control_server import Say, listening
 from megafs.mount.daemon import Notifier, Report, Signals, calm_collector, end_soon
 from megafs.mount.fuse import KernelMount, View
-from megafs.mount.listener import Say, listening
 from megafs.mount.options import MountOptions
-from megafs.volume import jobs
-from megafs.volume.deriving import Derivation
+from megafs.secret_struct import SecretStruct
 from megafs.volume.header import Credential
+from megafs.volume.kdf_process import Derivation
 from megafs.volume.open import Volume, open_volume
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ CLOSED_WITHIN = 60.0
 EXTENSION = 60
 
 
-class Request(Discreet, frozen=True):
+class Request(SecretStruct, frozen=True):
     """What is to be mounted where.
 
     mountpoint: as `mountpoint.canonical` returns it.  early: what `deriving.begin` has begun.
@@ -382,7 +382,7 @@ class _Session:
         return asdict(self._volume.progress())
 
     async def _job(self, request: Message, say: Say) -> Message:
-        """fsck, scrub, gc and the like (volume/jobs.py); it ends when whoever asked has gone."""
+        """fsck, scrub, gc and the like (jobs/registry.py); it ends when whoever asked has gone."""
         latest: Message = {"done": 0, "total": 0, "text": ""}
         result: Message = {}
 
@@ -398,7 +398,7 @@ class _Session:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(report)
             args = request.get("args")
-            result = await jobs.run(
+            result = await registry.run(
                 self._volume,
                 str(request.get("job")),
                 args if isinstance(args, dict) else {},

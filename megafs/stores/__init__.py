@@ -1,1 +1,1 @@
-"""Places that keep objects; ciphertext only, no access to our keys."""
+"""StateDirectory that keep objects; ciphertext only, no access to our keys."""

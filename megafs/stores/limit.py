@@ -3,7 +3,7 @@
 httpcore loses connections for good when requests are cancelled while they queue in its pool, and
 races when tasks outnumber connections (encode/httpcore#1110).  So nobody queues there: they queue
 here, and the slots here are never more than the pool has connections.  How many of them there are
-at present follows from what they bring (stores/width.py).
+at present follows from what they bring (stores/parallelism.py).
 
 Order of service.  Uploads: everything small that others wait for (commits, keys, mounts) before
 packs.  Downloads: reads a program waits for before read-ahead (`background()`).  One slot of each
@@ -26,7 +26,7 @@ import trio
 
 from megafs.errors import Unavailable
 from megafs.stores.base import Buffer, Health, ObjectStore, Page
-from megafs.stores.width import START_DOWN, START_UP, Width
+from megafs.stores.parallelism import START_DOWN, START_UP, Parallelism
 
 URGENT, NORMAL, BACKGROUND = 0, 1, 2
 
@@ -176,7 +176,7 @@ class Gate:
     width: says how many there are, and how many of those work may take that is not urgent.
     """
 
-    def __init__(self, width: Width) -> None:
+    def __init__(self, width: Parallelism) -> None:
         self.width = width
         self.active = 0
         self._bulk = 0
@@ -247,7 +247,7 @@ class Pace:
 
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
-        self._gate = Gate(Width(1))
+        self._gate = Gate(Parallelism(1))
         self._paid_until = 0.0
 
     async def pay(self, size: int, priority: Priority) -> None:
@@ -326,8 +326,8 @@ class Limited(ObjectStore):
     ) -> None:
         self.url = store.url
         self._store = store
-        self._up = Gate(Width(uploads, START_UP))
-        self._down = Gate(Width(downloads, START_DOWN))
+        self._up = Gate(Parallelism(uploads, START_UP))
+        self._down = Gate(Parallelism(downloads, START_DOWN))
         self._up_pace = Pace(up_rate)
         self._down_pace = Pace(down_rate)
         self._line = Line()

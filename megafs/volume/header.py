@@ -32,9 +32,9 @@ from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from megafs.config import KIB, MIB, Parameters
-from megafs.crypto import aead, kdf, keys
-from megafs.discreet import Discreet
+from megafs.crypto import aead, kdf, volume_keys
 from megafs.errors import BadPassphrase, BadUsage, Corrupt, NotAVolume, Rollback, TooNew
+from megafs.secret_struct import SecretStruct
 
 MAGIC: Final = "megafs"
 FORMAT: Final = 1
@@ -59,12 +59,12 @@ KEYFILE: Final = "keyfile"
 RECOVERY: Final = "recovery"
 _KINDS: Final = (PASSPHRASE, PASSPHRASE_AND_KEYFILE, KEYFILE, RECOVERY)
 
-_WRAP_SIZE: Final = aead.sealed_size(keys.KEY_SIZE)
-_OLD_SIZE: Final = 4 + keys.KEY_SIZE
+_WRAP_SIZE: Final = aead.sealed_size(volume_keys.KEY_SIZE)
+_OLD_SIZE: Final = 4 + volume_keys.KEY_SIZE
 _NAME: Final = re.compile(r"keys/([0-9]{8})\Z")
 
 
-class Credential(Discreet, frozen=True):
+class Credential(SecretStruct, frozen=True):
     """What a person brings to open a volume: a passphrase, a key file, both, or a recovery key.
 
     keyfile: the contents of the key file.
@@ -98,7 +98,7 @@ class Credential(Discreet, frozen=True):
         }[kind]
 
 
-class Slot(Discreet, frozen=True):
+class Slot(SecretStruct, frozen=True):
     """One way to the master key.  cost: of Argon2id, for the kinds with a passphrase."""
 
     id: bytes
@@ -112,7 +112,7 @@ class Slot(Discreet, frozen=True):
     _shown = ("id", "kind", "label", "created_ns", "salt", "cost")
 
 
-class Header(Discreet, frozen=True):
+class Header(SecretStruct, frozen=True):
     """One generation of the header.  Believe it only as part of an `Unlocked`.
 
     old_keys: the sealed master keys of earlier epochs; empty if there are none.
@@ -176,7 +176,7 @@ class Unlocked(Struct, frozen=True):
     """
 
     header: Header
-    keyring: keys.Keyring
+    keyring: volume_keys.Keyring
     slot_id: bytes
     digest: bytes
 
@@ -200,7 +200,7 @@ def generation_of(name: str) -> int | None:
 
 
 def new(
-    keyring: keys.Keyring,
+    keyring: volume_keys.Keyring,
     *,
     parameters: Parameters,
     create_if_absent: bool,
@@ -227,7 +227,7 @@ def new(
 
 
 def enroll(
-    keyring: keys.Keyring,
+    keyring: volume_keys.Keyring,
     credential: Credential,
     *,
     entropy: bytes,
@@ -254,7 +254,7 @@ def enroll(
         cost=cost if kind in (PASSPHRASE, PASSPHRASE_AND_KEYFILE) else None,
         wrap=b"",
     )
-    wrapped = keys.wrap(
+    wrapped = volume_keys.wrap(
         _slot_key(slot, credential),
         _slot_context(slot, keyring.fsid, keyring.epoch),
         keyring.master(keyring.epoch),
@@ -262,7 +262,7 @@ def enroll(
     return replace(slot, wrap=wrapped)
 
 
-def with_slot_added(header: Header, keyring: keys.Keyring, slot: Slot) -> Header:
+def with_slot_added(header: Header, keyring: volume_keys.Keyring, slot: Slot) -> Header:
     """Return the next generation, with one more slot."""
     if len(header.slots) >= SLOT_LIMIT:
         raise BadUsage(
@@ -271,7 +271,7 @@ def with_slot_added(header: Header, keyring: keys.Keyring, slot: Slot) -> Header
     return _next(header, keyring, (*header.slots, slot))
 
 
-def with_slot_removed(header: Header, keyring: keys.Keyring, slot_id: bytes) -> Header:
+def with_slot_removed(header: Header, keyring: volume_keys.Keyring, slot_id: bytes) -> Header:
     """Return the next generation, without that slot.  The last one cannot go."""
     header.slot(slot_id)
     if len(header.slots) == 1:
@@ -279,20 +279,22 @@ def with_slot_removed(header: Header, keyring: keys.Keyring, slot_id: bytes) -> 
     return _next(header, keyring, (s for s in header.slots if s.id != slot_id))
 
 
-def with_slot_changed(header: Header, keyring: keys.Keyring, slot_id: bytes, slot: Slot) -> Header:
+def with_slot_changed(
+    header: Header, keyring: volume_keys.Keyring, slot_id: bytes, slot: Slot
+) -> Header:
     """Return the next generation, with *slot* in the place of the one with that id."""
     header.slot(slot_id)
     return _next(header, keyring, (slot if s.id == slot_id else s for s in header.slots))
 
 
 def with_slots_replaced(
-    header: Header, keyring: keys.Keyring, slot_ids: set[bytes], slot: Slot
+    header: Header, keyring: volume_keys.Keyring, slot_ids: set[bytes], slot: Slot
 ) -> Header:
     """Return the next generation, with *slot* in the place of all those."""
     return _next(header, keyring, (*(s for s in header.slots if s.id not in slot_ids), slot))
 
 
-def rotated(header: Header, keyring: keys.Keyring, slots: Iterable[Slot]) -> Header:
+def rotated(header: Header, keyring: volume_keys.Keyring, slots: Iterable[Slot]) -> Header:
     """Return the next generation, for a new epoch: *keyring* has its key as the current one.
 
     slots: all of them; those of the header before give a key that is the current one no more.
@@ -314,7 +316,7 @@ def _old_context(fsid: bytes, epoch: int) -> bytes:
     return aead.context("keyring", fsid, epoch)
 
 
-def _with_old_keys(header: Header, keyring: keys.Keyring) -> keys.Keyring:
+def _with_old_keys(header: Header, keyring: volume_keys.Keyring) -> volume_keys.Keyring:
     """Return *keyring* with the master keys of the epochs before."""
     if not header.old_keys:
         return keyring
@@ -331,12 +333,12 @@ def _with_old_keys(header: Header, keyring: keys.Keyring) -> keys.Keyring:
         epoch = int.from_bytes(plain[at : at + 4], "big")
         masters[epoch] = plain[at + 4 : at + _OLD_SIZE]
     try:
-        return keys.Keyring(header.fsid, masters, header.epoch)
+        return volume_keys.Keyring(header.fsid, masters, header.epoch)
     except ValueError as exc:
         raise Corrupt(f"{header.name}: the earlier keys in it cannot be: {exc}") from exc
 
 
-def _next(header: Header, keyring: keys.Keyring, slots: Iterable[Slot]) -> Header:
+def _next(header: Header, keyring: volume_keys.Keyring, slots: Iterable[Slot]) -> Header:
     if header.generation >= GENERATION_LIMIT:
         raise BadUsage("the key header was changed so often that its numbers are used up")
     return _sealed(
@@ -344,7 +346,7 @@ def _next(header: Header, keyring: keys.Keyring, slots: Iterable[Slot]) -> Heade
     )
 
 
-def _sealed(header: Header, keyring: keys.Keyring) -> Header:
+def _sealed(header: Header, keyring: volume_keys.Keyring) -> Header:
     sealed = replace(header, mac=_mac(header, keyring))
     # Whatever the parser would refuse must never be written: it would be the end of the volume.
     if parse(sealed.encode(), sealed.name) != sealed:
@@ -384,14 +386,14 @@ def unlock(
             continue
         spent += work
         try:
-            master = keys.unwrap(
+            master = volume_keys.unwrap(
                 _slot_key(slot, credential, derive),
                 _slot_context(slot, header.fsid, header.epoch),
                 slot.wrap,
             )
         except Corrupt:
             continue  # not this credential's slot; the commitment makes it one guess, not many
-        keyring = keys.Keyring(header.fsid, {header.epoch: master}, header.epoch)
+        keyring = volume_keys.Keyring(header.fsid, {header.epoch: master}, header.epoch)
         if not hmac.compare_digest(_mac(header, keyring), header.mac):
             raise Corrupt(
                 f"{header.name}: the key slot {slot.id.hex()} opens, but the header's "
@@ -403,7 +405,7 @@ def unlock(
     raise _nothing_opens(header, credential, skipped)
 
 
-def check_successor(newer: Header, header: Header, keyring: keys.Keyring) -> None:
+def check_successor(newer: Header, header: Header, keyring: volume_keys.Keyring) -> None:
     """Check that *newer* was made from *header* (which is genuine) by somebody with the keys.
 
     Raises Rollback if it is no later one, Corrupt if it is not genuine.
@@ -426,7 +428,7 @@ def check_successor(newer: Header, header: Header, keyring: keys.Keyring) -> Non
 
 def digest_of(header: Header) -> bytes:
     """Return the BLAKE3 of the header's object, for what is remembered and for commits."""
-    return keys.digest(header.encode())
+    return volume_keys.digest(header.encode())
 
 
 def _in_order(header: Header, credential: Credential, first: bytes | None) -> list[Slot]:
@@ -499,7 +501,7 @@ def _slot_context(slot: Slot, fsid: bytes, epoch: int) -> bytes:
     return aead.context("slot", fsid, epoch, _canonical(described))
 
 
-def _mac(header: Header, keyring: keys.Keyring) -> bytes:
+def _mac(header: Header, keyring: volume_keys.Keyring) -> bytes:
     return hmac.digest(
         keyring.subkey("keys-mac", header.epoch), _canonical(_body(header)), "sha256"
     )
@@ -610,7 +612,7 @@ def _header_from(document: dict[str, Any]) -> Header:
     if not isinstance(slots, list) or not 1 <= len(slots) <= SLOT_LIMIT:
         raise _Malformed(f"slots: 1 to {SLOT_LIMIT} are needed")
     header = Header(
-        fsid=_hex(document, "fsid", keys.FSID_SIZE),
+        fsid=_hex(document, "fsid", volume_keys.FSID_SIZE),
         generation=_integer(document, "generation", 1, GENERATION_LIMIT),
         epoch=_integer(document, "epoch", 0, 2**32 - 1),
         created_ns=_integer(document, "created", 0, 2**63 - 1),

@@ -8,8 +8,8 @@ The order of opening (docs/ordering.md):
     take up         what an earlier process of this machine had not committed
     tasks           uploads, the writer, the follower, write-back, checkpoints
 
-The questions of the first three are under way together (stores/ahead.py): a volume seen before
-takes one round trip.  Mounting needs no network once the volume has been open here.
+The questions of the first three are under way together (stores/early_requests.py): a volume seen
+before takes one round trip.  Mounting needs no network once the volume has been open here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from megafs.chunks.stage import Stage, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.concurrency import offload
 from megafs.config import Parameters, Settings
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
     BadUsage,
     Busy,
@@ -45,27 +45,27 @@ from megafs.errors import (
     Unavailable,
 )
 from megafs.fs.filesystem import FileSystem
-from megafs.fs.past import Past
+from megafs.fs.snapshot_view import SnapshotView
+from megafs.history.moments import History
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
-from megafs.journal.presence import Lease, Presence
+from megafs.journal.heartbeat import Lease, Presence
 from megafs.journal.replica import Replica, remove_files
 from megafs.journal.writer import Writer, ask_for_commits, ask_for_standing
 from megafs.metrics import Registry
-from megafs.stores.ahead import Ahead
 from megafs.stores.base import ObjectStore, list_all
-from megafs.stores.open import cached, open_store
+from megafs.stores.early_requests import EarlyRequests
+from megafs.stores.stack import cached, open_store
 from megafs.tree.ops import AddPack
-from megafs.volume import deriving, keys, unlocking
 from megafs.volume import header as headers
-from megafs.volume.deriving import Derivation
-from megafs.volume.format import write_first_commit
+from megafs.volume import header_store, isolated_unlock, kdf_process
+from megafs.volume.create import write_first_commit
 from megafs.volume.header import Credential, Header, Remembered, Unlocked
-from megafs.volume.history import History
-from megafs.volume.places import (
+from megafs.volume.kdf_process import Derivation
+from megafs.volume.state_directory import (
     HEADER,
-    Places,
+    StateDirectory,
     directory_of,
     keep_durably,
     remember_fsid,
@@ -252,7 +252,7 @@ async def unlock(
     credential: Credential,
     settings: Settings,
     early: Derivation | None = None,
-) -> tuple[Unlocked, Places, head.Seen | None, bool]:
+) -> tuple[Unlocked, StateDirectory, head.Seen | None, bool]:
     """Open the key header, with what this machine remembers of the volume.
 
     early: as `deriving.begin` returned it.
@@ -262,7 +262,7 @@ async def unlock(
     known = remembered_fsid(settings.state_dir, url)
     offline = False
     try:
-        header = await keys.load(store)
+        header = await header_store.load(store)
     except Unavailable as exc:
         if known is None:
             raise
@@ -281,14 +281,14 @@ async def unlock(
         if not settings.accept_state:
             raise Rollback(f"{changed}. Mount with -o accept_state if that was you")
         log.warning("another volume is accepted, as asked: %s", changed)
-    places = Places.of(settings.state_dir, settings.cache_dir, header.fsid)
+    places = StateDirectory.of(settings.state_dir, settings.cache_dir, header.fsid)
     seen = head.read(places.volume)
     remembered: Remembered | None = None
     if seen is not None and not settings.accept_state:
         remembered = Remembered(
             header.fsid, seen.generation, bytes.fromhex(seen.slot) if seen.slot else None
         )
-    unlocked = await unlocking.unlock(header, credential, remembered, early)
+    unlocked = await isolated_unlock.unlock(header, credential, remembered, early)
     return unlocked, places, seen, offline
 
 
@@ -313,7 +313,7 @@ async def open_volume(
     directory for the next time.
     """
     if early is None:
-        early = deriving.begin(url, credential, settings.state_dir)
+        early = kdf_process.begin(url, credential, settings.state_dir)
     metrics = Registry()
     own = store is None
     if store is None:
@@ -325,7 +325,7 @@ async def open_volume(
             downloads=settings.downloads,
             metrics=metrics,
         )
-    ahead = Ahead(store)
+    ahead = EarlyRequests(store)
     try:
         _ask_ahead(ahead, url, settings)
         unlocked, places, seen, offline = await unlock(ahead, url, credential, settings, early)
@@ -359,12 +359,12 @@ async def open_volume(
                 await store.aclose()
 
 
-def _ask_ahead(ahead: Ahead, url: str, settings: Settings) -> None:
+def _ask_ahead(ahead: EarlyRequests, url: str, settings: Settings) -> None:
     """Have under way what opening asks of the store, before any key is known.
 
     Nothing is decided here: every check is made later, in its order, on these answers.
     """
-    ahead.ask_list(keys.PREFIX)
+    ahead.ask_list(header_store.PREFIX)
     seen: head.Seen | None = None
     fsid = remembered_fsid(settings.state_dir, url)
     if fsid is not None:
@@ -388,9 +388,9 @@ def _ask_ahead(ahead: Ahead, url: str, settings: Settings) -> None:
 async def _opened(
     url: str,
     store: ObjectStore,
-    ahead: Ahead,
+    ahead: EarlyRequests,
     unlocked: Unlocked,
-    places: Places,
+    places: StateDirectory,
     seen: head.Seen | None,
     offline: bool,
     settings: Settings,
@@ -475,7 +475,7 @@ async def _opened(
         history = History(
             store, keyring, replica, places.cache / "past", params.chunk_size, fs.spawner
         )
-        fs.past = Past(
+        fs.past = SnapshotView(
             history,
             chunks,
             lambda: fs.getattr(fs.root_ino),
@@ -548,7 +548,7 @@ async def _opened(
 
 
 def _remember(
-    state_dir: Path, url: str, places: Places, header: Header, now: head.Seen | None
+    state_dir: Path, url: str, places: StateDirectory, header: Header, now: head.Seen | None
 ) -> None:
     """Keep what the next mount goes by, durably; blocks for syncs.
 
@@ -588,7 +588,9 @@ async def _keep_lease(volume: Volume) -> None:
         await trio.sleep(5)
 
 
-def _open_replica(places: Places, keyring: Keyring, params: Parameters, host: str) -> Replica:
+def _open_replica(
+    places: StateDirectory, keyring: Keyring, params: Parameters, host: str
+) -> Replica:
     """The replica as it was left, or an empty one if it is damaged."""
     mount = places.mount_number()
     try:
@@ -642,7 +644,7 @@ async def _catch_up(
             log.warning("another state of the store is accepted, as asked. %s", changed)
     if writer.newest_generation > header.generation and not settings.accept_state:
         # Changed while we were reading, or rolled back.
-        now = await keys.load(store)
+        now = await header_store.load(store)
         if now.generation < writer.newest_generation:
             raise Rollback(
                 f"the store serves generation {now.generation} of the keys, but the journal was"
@@ -750,7 +752,7 @@ def _adopter(store: ObjectStore) -> Any:
 
 async def _pins(volume: Volume) -> None:
     # pins works on open volumes as every job does, so it imports this module.
-    from megafs.volume import pins
+    from megafs.jobs import pins
 
     await pins.keep(volume)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.errors import Corrupt
 from megafs.tree.tree import Extent
 

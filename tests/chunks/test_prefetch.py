@@ -9,7 +9,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.chunks.prefetch import ReadAhead
+from megafs.chunks.readahead import ReadAhead
 from megafs.stores.limit import Limited, background
 from tests.fakes.line import SharedLine
 

@@ -17,13 +17,13 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
 from megafs.concurrency import in_place
-from megafs.crypto.keys import FSID_SIZE, Keyring
+from megafs.crypto.volume_keys import FSID_SIZE, Keyring
 from megafs.errors import Corrupt, Full, Missing, Unavailable
-from megafs.stores.cache import DiskCached
+from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.memory import MemoryStore
 from megafs.tree.schema import INDEXES, REPLICATED
 from megafs.tree.tree import Extent, Tree

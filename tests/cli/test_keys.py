@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.cli import secrets
+from megafs.cli import passphrase
 from megafs.errors import BadUsage
 from megafs.mount.options import Secrets
 from tests.mount.machine import PASSPHRASE, Machine, at_terminal, is_mounted
@@ -127,7 +127,7 @@ def test_changed_while_mounted_then_mounted_again(volume: Machine) -> None:
 
 
 def read(sources: Secrets, **environ: str) -> str | None:
-    return secrets.credential(sources, environ=environ).passphrase
+    return passphrase.credential(sources, environ=environ).passphrase
 
 
 def test_the_first_line_counts(tmp_path: Path) -> None:

@@ -14,15 +14,15 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.crypto import keys
+from megafs.crypto import volume_keys
 from megafs.errors import Corrupt
 
 FSID = bytes(range(16))
 MASTER = bytes(range(100, 132))
 
 
-def ring(**more: bytes) -> keys.Keyring:
-    return keys.Keyring(FSID, {0: MASTER}, 0)
+def ring(**more: bytes) -> volume_keys.Keyring:
+    return volume_keys.Keyring(FSID, {0: MASTER}, 0)
 
 
 def test_keys_stay_what_they_were() -> None:
@@ -35,7 +35,7 @@ def test_keys_stay_what_they_were() -> None:
     )
     pack = ring().pack_key(b"p" * 16)
     assert pack.hex() == "84f751fe18b5911e9a58aee6445762e39ec8ac49b5a3aaebfeeba1bcb6e1bff8"
-    assert keys.chunk_key(pack, 4096).hex() == (
+    assert volume_keys.chunk_key(pack, 4096).hex() == (
         "e6499c064b2353f962bd8d5a11723e5f53071be735a6700ff475f1aa0779f68c"
     )
 
@@ -48,13 +48,13 @@ def _expand(key: bytes, info: bytes) -> bytes:
 
 
 def test_no_two_uses_share_a_key() -> None:
-    two = keys.Keyring(FSID, {0: MASTER, 1: bytes(32)}, 1)
-    other = keys.Keyring(bytes(16), {0: MASTER}, 0)
+    two = volume_keys.Keyring(FSID, {0: MASTER, 1: bytes(32)}, 1)
+    other = volume_keys.Keyring(bytes(16), {0: MASTER}, 0)
     purposes = ["keys-mac", "log", "ckpt", "chunk", "name", "mount", "replica", "state"]
     found = [two.subkey(p, e) for p in purposes for e in (0, 1)]
     found += [other.subkey(p) for p in purposes]
     found += [two.pack_key(bytes([i]) * 16, e) for i in range(3) for e in (0, 1)]
-    found += [keys.chunk_key(two.pack_key(bytes(16)), i) for i in range(5)]
+    found += [volume_keys.chunk_key(two.pack_key(bytes(16)), i) for i in range(5)]
     found += [MASTER, bytes(32)]
 
     assert len(set(found)) == len(found)
@@ -62,7 +62,7 @@ def test_no_two_uses_share_a_key() -> None:
 
 
 def test_the_current_epoch_is_used_unless_another_is_named() -> None:
-    old = keys.Keyring(FSID, {3: MASTER}, 3)
+    old = volume_keys.Keyring(FSID, {3: MASTER}, 3)
     new = old.with_master(4, bytes(32), current=True)
 
     assert (new.epoch, new.epochs, old.epochs) == (4, [3, 4], [3])
@@ -95,40 +95,44 @@ def test_impossible_keyrings_are_refused(
     fsid: bytes, masters: dict[int, bytes], current: int
 ) -> None:
     with pytest.raises(ValueError, match=r"volume id|master key"):
-        keys.Keyring(fsid, masters, current)
+        volume_keys.Keyring(fsid, masters, current)
 
 
 @given(st.binary(max_size=3000))
 def test_digest_is_blake3(data: bytes) -> None:
-    assert keys.digest(data) == keys.digest(memoryview(data)) == blake3.blake3(data).digest()
+    assert (
+        volume_keys.digest(data)
+        == volume_keys.digest(memoryview(data))
+        == blake3.blake3(data).digest()
+    )
 
 
 def test_digest_vectors() -> None:
     # From BLAKE3's own test_vectors.json: input_len 0, and 1 (byte 0).
-    assert keys.digest(b"").hex() == (
+    assert volume_keys.digest(b"").hex() == (
         "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
     )
-    assert keys.digest(b"\0").hex() == (
+    assert volume_keys.digest(b"\0").hex() == (
         "2d3adedff11b61f14c886e35afa036736dcd87a74d27b5c1510225d0f592e213"
     )
 
 
 def test_wrapped_keys_open_only_with_their_key_and_context() -> None:
-    wrapped = keys.wrap(b"k" * 32, b"slot", MASTER)
+    wrapped = volume_keys.wrap(b"k" * 32, b"slot", MASTER)
 
-    assert keys.unwrap(b"k" * 32, b"slot", wrapped) == MASTER
+    assert volume_keys.unwrap(b"k" * 32, b"slot", wrapped) == MASTER
     for kek, context in ((b"l" * 32, b"slot"), (b"k" * 32, b"slut")):
         with pytest.raises(Corrupt):
-            keys.unwrap(kek, context, wrapped)
+            volume_keys.unwrap(kek, context, wrapped)
     with pytest.raises(ValueError, match="32"):
-        keys.wrap(b"k" * 32, b"slot", b"short")
+        volume_keys.wrap(b"k" * 32, b"slot", b"short")
 
 
 def test_a_slot_that_holds_something_else_is_corrupt() -> None:
     from megafs.crypto import aead
 
     with pytest.raises(Corrupt, match="31 bytes"):
-        keys.unwrap(b"k" * 32, b"slot", aead.seal(b"k" * 32, b"slot", bytes(31)))
+        volume_keys.unwrap(b"k" * 32, b"slot", aead.seal(b"k" * 32, b"slot", bytes(31)))
 
 
 def _rfc5869() -> list[dict[str, str]]:

@@ -25,7 +25,7 @@ from megafs.fs.filesystem import Caller, FileSystem
 from megafs.stores.base import Buffer, ObjectStore
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import ROOT, SetAttr
-from megafs.volume.format import format_volume
+from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume
 

@@ -20,7 +20,7 @@ from megafs.config import KIB, Parameters, Settings
 from megafs.fs.filesystem import Caller, FileSystem
 from megafs.stores.base import ObjectStore
 from megafs.stores.memory import MemoryStore
-from megafs.volume.format import format_volume
+from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume
 

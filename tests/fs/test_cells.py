@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.fs.contents import Cell
+from megafs.fs.contents import DirtyBlock
 
 SIZE = 200
 WRITES = st.lists(st.tuples(st.integers(0, SIZE - 1), st.binary(min_size=1, max_size=60)))
 
 
-def written(writes: list[tuple[int, bytes]], cell: Cell) -> tuple[bytearray, set[int], int]:
+def written(writes: list[tuple[int, bytes]], cell: DirtyBlock) -> tuple[bytearray, set[int], int]:
     model, where, grown = bytearray(2 * SIZE), set[int](), 0
     for start, data in writes:
         grown += cell.write(start, memoryview(data))
@@ -20,7 +20,7 @@ def written(writes: list[tuple[int, bytes]], cell: Cell) -> tuple[bytearray, set
     return model, where, grown
 
 
-def check(cell: Cell, model: bytearray, where: set[int]) -> None:
+def check(cell: DirtyBlock, model: bytearray, where: set[int]) -> None:
     assert {n for a, b in cell.ranges for n in range(a, b)} == where
     assert all(a < b for a, b in cell.ranges)
     assert all(one[1] < two[0] for one, two in zip(cell.ranges, cell.ranges[1:], strict=False))
@@ -30,7 +30,7 @@ def check(cell: Cell, model: bytearray, where: set[int]) -> None:
 
 @given(WRITES, st.integers(0, 2 * SIZE))
 def test_a_cell_holds_what_was_written_and_where(writes: list[tuple[int, bytes]], end: int) -> None:
-    cell = Cell()
+    cell = DirtyBlock()
     model, where, grown = written(writes, cell)
     check(cell, model, where)
     assert grown == cell.size == (max(where) - min(where) + 1 if where else 0)
@@ -41,7 +41,7 @@ def test_a_cell_holds_what_was_written_and_where(writes: list[tuple[int, bytes]]
 def test_a_cell_that_was_taken_whole_can_be_written_to(
     whole: bytes, writes: list[tuple[int, bytes]]
 ) -> None:
-    cell = Cell()
+    cell = DirtyBlock()
     assert cell.adopt(memoryview(whole)) == SIZE
     model, where, _ = written(writes, cell)
     model[:SIZE] = whole
@@ -54,7 +54,7 @@ def test_a_cell_that_was_taken_whole_can_be_written_to(
 def test_a_cell_that_somebody_looks_at_can_be_written_to(
     first: list[tuple[int, bytes]], second: list[tuple[int, bytes]]
 ) -> None:
-    cell = Cell()
+    cell = DirtyBlock()
     written(first, cell)
     views = [cell.part(a, b) for a, b in cell.ranges]
     model, where, _ = written(first + second, cell)
@@ -63,6 +63,6 @@ def test_a_cell_that_somebody_looks_at_can_be_written_to(
 
 
 def test_a_page_takes_a_page() -> None:
-    cell = Cell()
+    cell = DirtyBlock()
     assert cell.write(200_000, memoryview(bytes(4096))) == 4096
     assert cell.size == 4096

@@ -18,7 +18,7 @@ from megafs import clock, concurrency
 from megafs.config import KIB, Parameters
 from megafs.errors import Refused
 from megafs.fs.filesystem import FileSystem
-from megafs.journal.oplog import OpLog
+from megafs.journal.operation_log import OperationLog
 from megafs.tree.inode import FILE_SIZE_MAX, SetAttr
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 from tests.tree.invariants import check
@@ -438,12 +438,12 @@ async def test_only_a_disk_that_was_quick_is_waited_for_on_the_event_loop(
     here: list[bool] = []
     pause = 0.0
 
-    def sync(log: OpLog) -> None:
+    def sync(log: OperationLog) -> None:
         here.append(threading.get_ident() == loop)
         time.sleep(pause)
 
     async with opened(tmp_path, sync_interval=3600.0) as volume:
-        monkeypatch.setattr(OpLog, "sync", sync)
+        monkeypatch.setattr(OperationLog, "sync", sync)
         monkeypatch.setattr(concurrency, "QUICK", 0.02)  # of a busy machine's disk
 
         async def closes(count: int) -> list[bool]:

@@ -15,7 +15,7 @@ import trio
 
 from megafs import clock
 from megafs.errors import Corrupt, Refused
-from megafs.fs.past import FIRST_REAL, SNAPSHOTS, TOP, is_past, is_top
+from megafs.fs.snapshot_view import FIRST_REAL, SNAPSHOTS, TOP, is_past, is_top
 from megafs.mount.fuse import KernelMount, View
 from megafs.tree.inode import Inode, SetAttr
 from megafs.tree.ops import Snapshot
@@ -143,7 +143,7 @@ async def test_times_and_commits_can_be_named(tmp_path: Path) -> None:
             await volume.drain()
             at = b"@%d" % volume.replica.sequence
             now[0] += 3600 * 10**9
-            from megafs.volume.history import show_time
+            from megafs.history.moments import show_time
 
             when = show_time(now[0] - 1800 * 10**9).encode()
             await put_file(volume.fs, 1, b"b", b"")

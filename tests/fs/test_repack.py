@@ -10,9 +10,9 @@ import trio
 
 from megafs.concurrency import in_place
 from megafs.fs.repack import SOON
+from megafs.jobs import gc
 from megafs.stores.memory import MemoryStore
 from megafs.tree.tree import Extent
-from megafs.volume import gc
 from megafs.volume.open import Volume
 from tests.fakes.faulty import Faulty
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened

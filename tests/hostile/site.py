@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megafs.volume.places import remember_fsid
+from megafs.volume.state_directory import remember_fsid
 from tests.mount.machine import Machine
 
 #: Incompressible, several chunks each, and each in a pack of its own.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, TooNew
 from megafs.journal import commit as format_
 from megafs.journal.commit import Commit

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from megafs.crypto.keys import Keyring
-from megafs.journal import oplog
-from megafs.journal.oplog import OpLog
+from megafs.crypto.volume_keys import Keyring
+from megafs.journal import operation_log
+from megafs.journal.operation_log import OperationLog
 
 RING = Keyring(bytes(range(16)), {0: bytes(range(32))}, 0)
 
 
-def opened(directory: Path, mount: int = 1) -> tuple[OpLog, list[tuple[int, bytes]]]:
-    log = OpLog(directory, RING, mount)
+def opened(directory: Path, mount: int = 1) -> tuple[OperationLog, list[tuple[int, bytes]]]:
+    log = OperationLog(directory, RING, mount)
     return log, [(batch, b"".join(frames)) for batch, frames in log.read()]
 
 
@@ -49,7 +49,9 @@ def test_a_second_process_goes_on_in_a_new_file(tmp_path: Path) -> None:
 
 def restored(directory: Path) -> list[tuple[int, int, bytes]]:
     found: list[tuple[int, int, bytes]] = []
-    OpLog(directory, RING, 1).read(lambda *piece: found.append((*piece[:2], bytes(piece[2]))))
+    OperationLog(directory, RING, 1).read(
+        lambda *piece: found.append((*piece[:2], bytes(piece[2])))
+    )
     return found
 
 
@@ -140,7 +142,7 @@ def test_another_mounts_log_does_not_open(tmp_path: Path) -> None:
 def test_files_go_when_all_their_batches_are_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oplog, "_SEGMENT_SIZE", 1000)
+    monkeypatch.setattr(operation_log, "_SEGMENT_SIZE", 1000)
     log, _ = opened(tmp_path)
     for n in range(1, 41):
         log.append(n, bytes(100))
@@ -214,7 +216,7 @@ def test_a_full_disk_is_told_by_sync_and_mended_by_the_next(
 def test_a_sync_beside_appends_that_change_the_file_never_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(oplog, "_SEGMENT_SIZE", 200)
+    monkeypatch.setattr(operation_log, "_SEGMENT_SIZE", 200)
     log, _ = opened(tmp_path)
     log.append(1, b"x")
     failures: list[BaseException] = []

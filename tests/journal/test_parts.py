@@ -9,7 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.journal.parts import Part, Parts
+from megafs.journal.checkpoint_parts import Part, Parts
 from megafs.journal.replica import _carry_marks
 from megafs.tree.schema import LOCAL
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from megafs.errors import Full
 from megafs.journal import replica as replica_module
-from megafs.journal.oplog import OpLog
+from megafs.journal.operation_log import OperationLog
 from megafs.tree import ops
 from tests.tree.mounts import KEYRING, Journal, Mount
 
@@ -41,7 +41,7 @@ def again(mount: Mount, directory: Path, base: Path, name: str) -> Mount:
 
 def logged(directory: Path) -> list[tuple[int, list[ops.Operation]]]:
     """What another process would find in the log."""
-    log = OpLog(directory, KEYRING, 1)
+    log = OperationLog(directory, KEYRING, 1)
     return [(batch, [op for f in frames for op in ops.decode(f)]) for batch, frames in log.read()]
 
 
@@ -299,7 +299,7 @@ def test_any_lives_end_where_the_log_was(
 def test_a_further_frame_of_another_place_does_not_open(tmp_path: Path) -> None:
     """Where a frame belongs in its batch is sealed with it."""
     directory = place(tmp_path, "x")
-    log = OpLog(directory, KEYRING, 1)
+    log = OperationLog(directory, KEYRING, 1)
     log.read()
     log.append(7, b"a")
     log.append(7, b"b", 1)
@@ -308,7 +308,7 @@ def test_a_further_frame_of_another_place_does_not_open(tmp_path: Path) -> None:
     at = data.rindex(b"\0\0\0\1", 0, data.index(b"\0\0\0\1", 20) + 4)
     data[at + 3] = 2
     path.write_bytes(data)
-    again = OpLog(directory, KEYRING, 1)
+    again = OperationLog(directory, KEYRING, 1)
 
     assert again.read() == [(7, [b"a"])]
 

@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from megafs.chunks.stage import Stage
 from megafs.config import Parameters
 from megafs.errors import Fault, Full
-from megafs.stores.cache import DiskCached
+from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.tree.inode import SetAttr
 from megafs.tree.tree import Extent
 from tests.fakes.faulty import Faulty

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megafs.mount import control
+from megafs.mount import control_client
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -76,15 +76,15 @@ class Machine:
     @property
     def pid(self) -> int:
         """The mount's process."""
-        (card,) = control.cards(self.place / "run")
+        (card,) = control_client.cards(self.place / "run")
         return card.pid
 
     def kill(self) -> None:
         """kill -9 for whatever still runs of this machine."""
-        for card in control.cards(self.place / "run"):
-            if control.is_running(card.pid):
+        for card in control_client.cards(self.place / "run"):
+            if control_client.is_running(card.pid):
                 os.kill(card.pid, signal.SIGKILL)
-                control.wait_for_end(card.pid, 10)
+                control_client.wait_for_end(card.pid, 10)
 
 
 def is_mounted(path: Path) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from megafs import logs
 from megafs.errors import Busy, MountFailed
-from megafs.mount import control
+from megafs.mount import control_client
 from tests.mount.machine import Machine
 
 
@@ -33,7 +33,7 @@ def exchange(path: Path, data: bytes) -> bytes:
 @pytest.mark.fuse
 def test_nonsense_is_answered_and_forgotten(volume: Machine) -> None:
     volume.mount()
-    (card,) = control.cards(volume.place / "run")
+    (card,) = control_client.cards(volume.place / "run")
     for data in (b"", b"\n", b"{}\n", b"[]\n", b"x" * 200_000, b'{"op": 7}\n', b"\xff\n"):
         try:
             assert "error" in json.loads(exchange(card.socket_path, data))
@@ -49,7 +49,7 @@ def test_nonsense_is_answered_and_forgotten(volume: Machine) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
 def test_other_users_are_not_answered(volume: Machine) -> None:
     volume.mount()
-    (card,) = control.cards(volume.place / "run")
+    (card,) = control_client.cards(volume.place / "run")
     # Even if they could reach the socket.
     program = (
         "import socket, os\n"
@@ -93,30 +93,30 @@ def test_a_directory_that_is_not_ours_is_not_used(tmp_path: Path) -> None:
     other.mkdir()
     (tmp_path / "link").symlink_to(other)
     with pytest.raises(MountFailed, match="not a directory of yours"):
-        control.make_runtime_dir(tmp_path / "link")
+        control_client.make_runtime_dir(tmp_path / "link")
     if os.geteuid() == 0:
         os.chown(other, 65534, 65534)
         with pytest.raises(MountFailed, match="not a directory of yours"):
-            control.make_runtime_dir(other)
+            control_client.make_runtime_dir(other)
     loose = tmp_path / "loose"
     loose.mkdir(mode=0o755)
-    control.make_runtime_dir(loose)
+    control_client.make_runtime_dir(loose)
     assert stat.S_IMODE(loose.stat().st_mode) == 0o700
 
 
 def test_where_sockets_lie(tmp_path: Path) -> None:
     own = os.geteuid()
-    assert control.runtime_dir({"MEGAFS_RUNTIME_DIR": "/x"}) == Path("/x")
+    assert control_client.runtime_dir({"MEGAFS_RUNTIME_DIR": "/x"}) == Path("/x")
     if own == 0:
-        assert control.runtime_dir({"XDG_RUNTIME_DIR": str(tmp_path)}) == Path("/run/megafs")
-        assert control.runtime_dir({}, uid=12345) == Path("/tmp/megafs-12345")
+        assert control_client.runtime_dir({"XDG_RUNTIME_DIR": str(tmp_path)}) == Path("/run/megafs")
+        assert control_client.runtime_dir({}, uid=12345) == Path("/tmp/megafs-12345")
 
 
 def test_an_error_arrives_as_what_it_was() -> None:
-    busy = control.told(control.error_message(ExceptionGroup("g", [Busy("in use")])))
+    busy = control_client.told(control_client.error_message(ExceptionGroup("g", [Busy("in use")])))
     assert isinstance(busy, Busy)
     assert (str(busy), busy.exit_code) == ("in use", 19)
-    bug = control.told(control.error_message(KeyError("x")))
+    bug = control_client.told(control_client.error_message(KeyError("x")))
     assert (str(bug), bug.exit_code) == ("KeyError: 'x'", 1)
 
 

@@ -48,7 +48,7 @@ from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.tree import ops
 from megafs.tree.inode import ROOT, SetAttr
-from megafs.volume.format import format_volume
+from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume, open_volume, write_checkpoint
 from tests.sim.link import CALM, ROUGH, STORM, Link

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.fs.contents import Contents
 from megafs.tree.tree import Extent
 from megafs.volume.open import Volume

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from megafs.errors import Missing, Unavailable
-from megafs.stores.ahead import STALE, Ahead
+from megafs.stores.early_requests import STALE, EarlyRequests
 from megafs.stores.memory import MemoryStore
 from tests.fakes.distant import Distant
 
@@ -15,7 +15,7 @@ from tests.fakes.distant import Distant
 async def test_what_is_asked_ahead_takes_one_round_trip(autojump_clock: MockClock) -> None:
     beneath = Distant(MemoryStore())
     await beneath.store.put_new("keys/1", b"one")
-    ahead = Ahead(beneath)
+    ahead = EarlyRequests(beneath)
 
     ahead.ask("keys/1", 10)
     ahead.ask("keys/2", 10)
@@ -32,7 +32,7 @@ async def test_what_is_asked_ahead_takes_one_round_trip(autojump_clock: MockCloc
 
 async def test_what_is_asked_again_is_read_again(autojump_clock: MockClock) -> None:
     store = MemoryStore()
-    ahead = Ahead(store)
+    ahead = EarlyRequests(store)
     ahead.ask("a", 10)
     with pytest.raises(Missing):
         await ahead.get("a", 0, 10)
@@ -43,7 +43,7 @@ async def test_what_is_asked_again_is_read_again(autojump_clock: MockClock) -> N
 async def test_another_question_is_not_answered_by_it(autojump_clock: MockClock) -> None:
     beneath = Distant(MemoryStore())
     await beneath.store.put_new("a", b"abc")
-    ahead = Ahead(beneath)
+    ahead = EarlyRequests(beneath)
     ahead.ask("a", 3)
     assert await ahead.get("a", 0, 2) == b"ab"
     assert await ahead.get("a", 1, 3) == b"bc"
@@ -52,7 +52,7 @@ async def test_another_question_is_not_answered_by_it(autojump_clock: MockClock)
 
 async def test_an_old_answer_is_not_taken(autojump_clock: MockClock) -> None:
     store = MemoryStore()
-    ahead = Ahead(store)
+    ahead = EarlyRequests(store)
     ahead.ask("a", 10)
     await trio.sleep(STALE + 1)
     await store.put_new("a", b"x")
@@ -66,7 +66,7 @@ async def test_a_failure_is_for_whoever_asks_and_for_nobody_else(
         async def get(self, name: str, start: int, length: int) -> bytes:
             raise Unavailable("away")
 
-    ahead = Ahead(Away())
+    ahead = EarlyRequests(Away())
     ahead.ask("a", 10)
     ahead.ask("b", 10)
 
@@ -81,7 +81,7 @@ async def test_a_failure_is_for_whoever_asks_and_for_nobody_else(
 
 async def test_nothing_goes_on_after_the_end(autojump_clock: MockClock) -> None:
     beneath = Distant(MemoryStore())
-    ahead = Ahead(beneath)
+    ahead = EarlyRequests(beneath)
     ahead.ask("a", 10)
     await trio.sleep(0.5)
     ahead.drop()

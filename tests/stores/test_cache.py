@@ -22,11 +22,17 @@ from hypothesis import strategies as st
 
 from megafs import concurrency
 from megafs.errors import Missing, Unavailable
-from megafs.stores import shelf as shelf_module
-from megafs.stores.cache import DiskCached
+from megafs.stores.disk_cache import cache_directory as shelf_module
+from megafs.stores.disk_cache.cache_directory import (
+    BytesDisk,
+    CacheDirectory,
+    Open,
+    file_name,
+    is_file_name,
+)
+from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.limit import URGENT, background, current_level
 from megafs.stores.memory import MemoryStore
-from megafs.stores.shelf import BytesDisk, Open, Shelf, file_name, is_file_name
 from tests.fakes.faulty import Fault, Faulty, before, slow
 
 MIB = 1 << 20
@@ -312,8 +318,8 @@ async def read_ahead(store, number):
 async def test_read_ahead_waits_for_the_disk_so_that_all_of_it_is_kept(
     below, tmp_path, monkeypatch
 ):
-    apply = Shelf.apply
-    monkeypatch.setattr(Shelf, "apply", lambda *a: (time.sleep(0.02), apply(*a))[1])
+    apply = CacheDirectory.apply
+    monkeypatch.setattr(CacheDirectory, "apply", lambda *a: (time.sleep(0.02), apply(*a))[1])
     store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=600 << 10)
     async with trio.open_nursery() as nursery:
         for i in range(8):
@@ -742,7 +748,7 @@ async def test_a_full_disk_at_the_start_is_not_damage(cached, below, tmp_path, m
     await cached.get(ONE, 0, 5000)
     await cached.aclose()
     wiped = []
-    monkeypatch.setattr(Shelf, "_wipe", lambda self: wiped.append(self))
+    monkeypatch.setattr(CacheDirectory, "_wipe", lambda self: wiped.append(self))
 
     def full(self):
         error = sqlite3.OperationalError("database or disk is full")
@@ -750,7 +756,7 @@ async def test_a_full_disk_at_the_start_is_not_damage(cached, below, tmp_path, m
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shelf, "_load", full)
+        patch.setattr(CacheDirectory, "_load", full)
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
         assert len(await store.get(ONE, 0, 5000)) == 5000
         assert store.stats()["state"] == "off"
@@ -767,7 +773,7 @@ async def test_a_kill_leaves_a_cache_that_works(tmp_path):
     """kill -9 in the middle of writing, several times."""
     script = """
 import os, sys, trio
-from megafs.stores.cache import DiskCached
+from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.memory import MemoryStore
 async def main():
     memory = MemoryStore()
@@ -818,7 +824,7 @@ async def test_a_second_mount_does_without(cached, below, tmp_path, caplog):
     await other.aclose()
 
 
-class Sick(Shelf):
+class Sick(CacheDirectory):
     """A shelf whose every write fails."""
 
     error = OSError(errno.EIO, os.strerror(errno.EIO))
@@ -845,8 +851,8 @@ async def test_a_sick_disk_costs_speed_and_one_line(
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
         await store.get(ONE, 0, 1)
         await store.settle()
-        monkeypatch.setattr(Shelf, "apply", Sick.apply)
-        monkeypatch.setattr(Shelf, "error", error, raising=False)
+        monkeypatch.setattr(CacheDirectory, "apply", Sick.apply)
+        monkeypatch.setattr(CacheDirectory, "error", error, raising=False)
         good = below.store.objects[ONE]
         for i in range(20):
             assert await store.get(ONE, i, 1000) == good[i : i + 1000]
@@ -917,8 +923,8 @@ async def test_a_directory_that_vanishes_is_made_again(cached, below, tmp_path):
 
 
 async def test_a_hung_disk_costs_a_few_seconds_and_no_error(below, tmp_path, monkeypatch):
-    monkeypatch.setattr("megafs.stores.cache._SLOW_READ", 0.1)
-    monkeypatch.setattr("megafs.stores.cache._IN_PLACE", 0)
+    monkeypatch.setattr("megafs.stores.disk_cache.cached_store._SLOW_READ", 0.1)
+    monkeypatch.setattr("megafs.stores.disk_cache.cached_store._IN_PLACE", 0)
     store = DiskCached(below, tmp_path / "cache", 64 * MIB)
     good = await store.get(ONE, 0, 5000)
     await store.settle()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from megafs.stores import local
-from megafs.stores.ahead import Ahead
-from megafs.stores.cache import DiskCached
+from megafs.stores.disk_cache.cached_store import DiskCached
+from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.limit import Limited
 from megafs.stores.local import LocalStore
 from megafs.stores.memory import MemoryStore
-from megafs.stores.open import open_store
 from megafs.stores.retry import Retrying
+from megafs.stores.stack import open_store
 from tests.fakes.faulty import Faulty
 from tests.stores.contract import StoreContract
 
@@ -65,7 +65,7 @@ class TestRetrying(StoreContract):
 class TestAhead(StoreContract):
     @pytest.fixture
     async def store(self):
-        return Ahead(MemoryStore())
+        return EarlyRequests(MemoryStore())
 
 
 class TestFaultyWithoutFaults(StoreContract):

@@ -15,8 +15,8 @@ import trio
 
 from megafs.concurrency import in_place
 from megafs.errors import BadStore, Denied
-from megafs.stores.credentials import Chain
-from megafs.stores.sigv4 import Credentials
+from megafs.stores.s3.credentials import Chain
+from megafs.stores.s3.sigv4 import Credentials
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ async def test_refused_credentials_are_looked_for_again_but_not_all_the_time(
 def test_keys_in_the_environment_need_no_botocore(home: Path) -> None:
     """It takes 0.15 s and 25 MiB to import."""
     code = (
-        "import sys, trio\nfrom megafs.stores.s3 import open_s3\n"
+        "import sys, trio\nfrom megafs.stores.s3.driver import open_s3\n"
         "trio.run(open_s3('bucket', '', {})._credentials.current)\n"
         "print([m for m in sys.modules if m.partition('.')[0] == 'botocore'])"
     )

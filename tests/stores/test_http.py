@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from megafs.errors import BadStore, StoreError, Unavailable
-from megafs.stores import http
-from megafs.stores.http import ERROR_LIMIT, Session, Timeouts
+from megafs.stores.http import session
+from megafs.stores.http.session import ERROR_LIMIT, Session, Timeouts
 from tests.fakes.authority import authority
 from tests.fakes.proxy import (
     Answer,
@@ -38,7 +38,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     if name == "httpx":
         monkeypatch.setattr(
-            http, "_direct", lambda base, times, context: http._pooled(4, context, None)
+            session, "_direct", lambda base, times, context: session._pooled(4, context, None)
         )
     return name
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from megafs.errors import BadStore, Missing
-from megafs.stores.cache import DiskCached
+from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.local import LocalStore
-from megafs.stores.open import known_options, open_driver, open_store
 from megafs.stores.retry import Retrying
-from megafs.stores.s3 import S3Store
+from megafs.stores.s3.driver import S3Store
+from megafs.stores.stack import known_options, open_driver, open_store
 
 
 async def test_a_directory(tmp_path):

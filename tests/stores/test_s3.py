@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from megafs.errors import BadStore, Denied, Exists, Missing, NoStore
-from megafs.stores.credentials import Fixed
-from megafs.stores.s3 import S3Store, open_s3
-from megafs.stores.sigv4 import Credentials
+from megafs.stores.s3.credentials import Fixed
+from megafs.stores.s3.driver import S3Store, open_s3
+from megafs.stores.s3.sigv4 import Credentials
 from tests.engines.ceph import Ceph
 
 pytestmark = pytest.mark.ceph

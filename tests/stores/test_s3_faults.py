@@ -17,9 +17,9 @@ from megafs.errors import (
     StoreError,
     Unavailable,
 )
-from megafs.stores.http import Timeouts
-from megafs.stores.s3 import S3Store
-from megafs.stores.sigv4 import Credentials
+from megafs.stores.http.session import Timeouts
+from megafs.stores.s3.driver import S3Store
+from megafs.stores.s3.sigv4 import Credentials
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import (
     Answer,

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from megafs.errors import BadStore
-from megafs.stores.s3 import OPTIONS, open_s3
+from megafs.stores.s3.driver import OPTIONS, open_s3
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +101,7 @@ def test_no_option_takes_a_secret() -> None:
 
 
 def test_every_option_is_documented() -> None:
-    import megafs.stores.s3 as module
+    import megafs.stores.s3.driver as module
 
     assert module.__doc__
     assert [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.stores.segments import Segment, Segments, parse_key
+from megafs.stores.disk_cache.segments import Segment, Segments, parse_key
 
 NAMES = st.sampled_from(["packs/a", "packs/b"])
 NUMBER = st.integers(0, 24)

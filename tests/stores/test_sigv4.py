@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.stores.sigv4 import EMPTY_SHA256, UNSIGNED, Credentials, Signer, target
+from megafs.stores.s3.sigv4 import EMPTY_SHA256, UNSIGNED, Credentials, Signer, target
 
 # "Signature Calculations for the Authorization Header", S3 API reference, its four examples.
 KEYS = Credentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")

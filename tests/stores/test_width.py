@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from megafs.errors import Unavailable
 from megafs.stores.limit import Limited, background
+from megafs.stores.parallelism import START_DOWN, Parallelism
 from megafs.stores.retry import Retrying
-from megafs.stores.width import START_DOWN, Width
 from tests.fakes.line import SharedLine
 
 MB = 1_000_000
@@ -46,7 +46,7 @@ async def rate(line: SharedLine, seconds: float) -> float:
     return (line.moved - before) / seconds
 
 
-class Constant(Width):
+class Constant(Parallelism):
     """What there was before."""
 
     def __init__(self, most: int) -> None:
@@ -334,7 +334,7 @@ async def test_a_broken_network_says_nothing_of_how_many_at_once(autojump_clock)
 
 
 def test_all_that_was_under_way_when_the_store_refused_counts_once() -> None:
-    width = Width(32)
+    width = Parallelism(32)
     for _ in range(20):
         width.overloaded(0, 20)
     assert width.slots == 14
@@ -343,7 +343,7 @@ def test_all_that_was_under_way_when_the_store_refused_counts_once() -> None:
 
 
 def test_what_a_few_at_a_time_are_answered_says_nothing_of_more() -> None:
-    width = Width(32)
+    width = Parallelism(32)
     width.overloaded(0, 10)
     for _ in range(100):
         width.answered(width.era, 0.1, 1000, 2)
@@ -357,7 +357,7 @@ def test_what_a_few_at_a_time_are_answered_says_nothing_of_more() -> None:
 
 
 def test_on_a_line_that_stays_as_it_is_experiments_become_rare_but_do_not_end() -> None:
-    width = Width(32)
+    width = Parallelism(32)
 
     def numbers_on(line: int, transfers: int) -> list[int]:
         """What was tried on a line that so many fill."""
@@ -389,7 +389,7 @@ async def test_many_who_wait_do_not_take_the_place_of_readahead(autojump_clock):
 
 
 def test_a_number_that_nobody_has_use_for_is_taken_back() -> None:
-    width = Width(32)
+    width = Parallelism(32)
     while width.bulk <= 4:
         width.answered(width.era, 1.0, OBJECT, 4)
     for _ in range(width.bulk):
@@ -410,7 +410,7 @@ EVENTS = st.lists(
 
 @given(st.integers(1, 64), EVENTS)
 def test_whatever_happens_it_stays_between_one_and_the_setting(most, events):
-    width = Width(most)
+    width = Parallelism(most)
     eras = [0]
     for what, seconds, size, active in events:
         era = eras[int(active) % len(eras)]

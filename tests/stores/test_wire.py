@@ -13,8 +13,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megafs.stores import wire
-from megafs.stores.wire import Connection, Garbled
+from megafs.stores.http import http1
+from megafs.stores.http.http1 import Connection, Garbled
 
 
 @asynccontextmanager
@@ -126,7 +126,7 @@ def test_a_head_is_read_as_h11_reads_it(status: int, headers: list[tuple[bytes, 
     client.receive_data(data)
     theirs = client.next_event()
 
-    ours = wire._parse(data.removesuffix(b"\r\n\r\n"), b"GET")
+    ours = http1._parse(data.removesuffix(b"\r\n\r\n"), b"GET")
 
     assert isinstance(theirs, h11.Response)
     assert (ours.status, ours.headers) == (theirs.status_code, list(theirs.headers))

@@ -18,14 +18,14 @@ import trio
 from trio.testing import MockClock
 
 from megafs import compression
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.crypto import aead
-from megafs.crypto.keys import chunk_key
+from megafs.crypto.volume_keys import chunk_key
 from megafs.errors import Corrupt, Denied, Missing, Refused, Rollback, TooNew, Unavailable
 from megafs.journal import checkpoint as checkpoints
 from megafs.journal.commit import object_name
 from megafs.stores.local import LocalStore
-from megafs.volume import keys
+from megafs.volume import header_store
 from megafs.volume.header import Credential
 from megafs.volume.open import write_checkpoint
 from tests.fakes.faulty import Faulty
@@ -809,8 +809,10 @@ async def test_row_25_rolled_back_keys_are_refused(
     store = store_of(site.objects)
     machine = site.known(tmp_path / "a")
     async with machine.open(store) as volume:
-        unlocked = await keys.unlock(store, KEY)
-        await keys.add_passphrase(store, unlocked, Credential(keyfile=bytes(range(100, 164))))
+        unlocked = await header_store.unlock(store, KEY)
+        await header_store.add_passphrase(
+            store, unlocked, Credential(keyfile=bytes(range(100, 164)))
+        )
         await volume.drain()
     new_keys = {n for n in store.objects if n.startswith("keys/")}
     async with machine.open(store) as volume:
@@ -828,8 +830,10 @@ async def test_keys_changed_by_another_machine_freeze_nobody(
 ) -> None:
     store = store_of(site.objects)
     async with site.known(tmp_path / "a").open(store) as at_a:
-        unlocked = await keys.unlock(store, KEY)
-        await keys.add_passphrase(store, unlocked, Credential(keyfile=bytes(range(100, 164))))
+        unlocked = await header_store.unlock(store, KEY)
+        await header_store.add_passphrase(
+            store, unlocked, Credential(keyfile=bytes(range(100, 164)))
+        )
         async with new_machine(tmp_path).open(store) as at_b:
             await write_file(at_b.fs, "x", b"x", sync=True)
         await trio.sleep(20)

@@ -10,7 +10,7 @@ from pathlib import Path
 import trio
 
 from megafs import clock
-from megafs.crypto.keys import FSID_SIZE, Keyring, digest
+from megafs.crypto.volume_keys import FSID_SIZE, Keyring, digest
 from megafs.errors import Refused
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
@@ -19,7 +19,7 @@ from megafs.stores.memory import MemoryStore
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
 from megafs.tree.tree import Extent
-from megafs.volume.format import write_first_commit
+from megafs.volume.create import write_first_commit
 
 LONGEST = 1 << 14
 KEYRING = Keyring(bytes(range(FSID_SIZE)), {1: bytes(32)}, 1)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from megafs import compression
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.config import Parameters
 from megafs.crypto import aead, kdf
-from megafs.crypto.keys import Keyring, chunk_key, digest
+from megafs.crypto.volume_keys import Keyring, chunk_key, digest
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
 from megafs.volume import header as headers

@@ -11,9 +11,9 @@ import trio
 from msgspec.structs import asdict
 
 from megafs import errors
-from megafs.chunks import format as chunk_format
+from megafs.chunks import codec as chunk_format
 from megafs.crypto import aead
-from megafs.crypto.keys import Keyring, chunk_key, digest
+from megafs.crypto.volume_keys import Keyring, chunk_key, digest
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
 from megafs.stores.memory import MemoryStore

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from megafs.chunks.format import pack_name
+from megafs.chunks.codec import pack_name
+from megafs.jobs import registry
 from megafs.tree.inode import ROOT
-from megafs.volume import jobs
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
@@ -31,7 +31,7 @@ def silent(_: dict[str, Any]) -> None:
 
 
 async def fsck(volume: Volume, **args: Any) -> dict[str, Any]:
-    return await jobs.run(volume, "fsck", args, silent)
+    return await registry.run(volume, "fsck", args, silent)
 
 
 async def filled(volume: Volume) -> None:
@@ -99,7 +99,7 @@ async def test_what_is_broken_is_found_repaired_and_stays_repaired_everywhere(
         # The session records this: it is in the journal, as a bug of ours would be.
         volume.replica.db.execute(BREAKAGES[kind].format(**numbers))
         volume.replica._ops.append(_nothing(volume))
-        await jobs.settle(volume)
+        await registry.settle(volume)
 
         seen = await fsck(volume)
         assert seen["exit_code"] == 4

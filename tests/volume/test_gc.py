@@ -10,12 +10,12 @@ import pytest
 import trio
 
 from megafs import clock
-from megafs.chunks.format import pack_name
+from megafs.chunks.codec import pack_name
 from megafs.errors import BadUsage, Corrupt, Missing
-from megafs.journal import presence
-from megafs.journal.presence import Beat
+from megafs.jobs import registry
+from megafs.journal import heartbeat
+from megafs.journal.heartbeat import Beat
 from megafs.tree.ops import Snapshot
-from megafs.volume import jobs
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
@@ -66,7 +66,7 @@ def silent(_: dict[str, Any]) -> None:
 
 
 async def gc(volume: Volume, **args: Any) -> dict[str, Any]:
-    return await jobs.run(volume, "gc", args, silent)
+    return await registry.run(volume, "gc", args, silent)
 
 
 def packs_of(volume: Volume, path: str) -> set[str]:
@@ -80,7 +80,7 @@ async def sound(volume: Volume) -> None:
     check(volume.replica.tree)
     volume.chunks.clear()
     await snapshot(volume.fs)
-    assert (await jobs.run(volume, "fsck", {}, silent))["exit_code"] == 0
+    assert (await registry.run(volume, "fsck", {}, silent))["exit_code"] == 0
 
 
 async def test_a_removed_file_goes_after_the_retention_and_nothing_else_does(
@@ -219,11 +219,11 @@ async def test_a_live_mount_that_is_behind_is_waited_for(
         calendar.later(2 * 3600)
         await gc(volume)
         calendar.later(31 * DAY)
-        name = presence.name_of(77)
+        name = heartbeat.name_of(77)
 
         async def beat(sequence: int, holds: tuple[bytes, ...] = ()) -> None:
             made = Beat(77, "slow", sequence, clock.now_ns(), 1, False, holds=holds)
-            await store.put(name, presence.seal(volume.keyring, name, made))
+            await store.put(name, heartbeat.seal(volume.keyring, name, made))
 
         await beat(behind)
         waiting = await gc(volume)
@@ -412,7 +412,7 @@ async def test_the_past_of_a_snapshot_can_be_read_after_folding(
         # A second run finds the same to be needed.
         assert (await gc(a))["folded_commits"] == 0
         from megafs.fs.filesystem import Spawner
-        from megafs.volume.history import History
+        from megafs.history.moments import History
 
         async with trio.open_nursery() as nursery:
             past = History(

@@ -19,8 +19,8 @@ import trio
 from megafs import clock
 from megafs.concurrency import in_place
 from megafs.errors import Unavailable
+from megafs.jobs import registry
 from megafs.stores.base import Buffer, ObjectStore, Page
-from megafs.volume import jobs
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
@@ -158,7 +158,7 @@ async def collect(player: Player, rng: random.Random) -> None:
     assert player.volume is not None
     try:
         with trio.move_on_after(rng.choice([1, 5, 1000])):  # interrupted anywhere
-            await jobs.run(
+            await registry.run(
                 player.volume,
                 "gc",
                 {"threshold": rng.choice([0.3, 0.9]), "retention": rng.choice([20, 30]) * DAY},
@@ -250,6 +250,6 @@ async def verify(players: list[Player]) -> dict[str, bytes]:
         check(player.volume.replica.tree)
     first = players[0].volume
     assert first is not None
-    assert (await jobs.run(first, "fsck", {}, silent))["exit_code"] == 0
-    assert (await jobs.run(first, "scrub", {}, silent))["exit_code"] == 0
+    assert (await registry.run(first, "fsck", {}, silent))["exit_code"] == 0
+    assert (await registry.run(first, "scrub", {}, silent))["exit_code"] == 0
     return wanted

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from megafs.config import Parameters
 from megafs.crypto import kdf
-from megafs.crypto.keys import Keyring
+from megafs.crypto.volume_keys import Keyring
 from megafs.errors import (
     BadPassphrase,
     BadUsage,

@@ -8,9 +8,9 @@ import pytest
 
 from megafs import clock
 from megafs.errors import BadUsage, Corrupt, Missing
-from megafs.volume import jobs
+from megafs.history.moments import Moment, parse_moment, show_time
+from megafs.jobs import registry
 from megafs.volume import open as opening
-from megafs.volume.history import Moment, parse_moment, show_time
 from megafs.volume.open import Volume
 from tests.fs.opened import ROOT, contents, new_store_here, opened, put_file
 
@@ -198,7 +198,7 @@ async def test_a_snapshot_outlives_the_journal_around_it(tmp_path: Path) -> None
     with clock.replaced(now_ns=lambda: now[0]):
         async with opened(tmp_path / "one", store) as volume:
             ino = await put_file(volume.fs, 1, b"f", b"text" * 50_000)
-            await jobs.run(volume, "snapshot-create", {"name": "s"}, lambda step: None)
+            await registry.run(volume, "snapshot-create", {"name": "s"}, lambda step: None)
             await volume.fs.unlink(1, b"f", ROOT)
             for n in range(10):
                 now[0] += 86400 * 10**9
@@ -212,7 +212,7 @@ async def test_a_snapshot_outlives_the_journal_around_it(tmp_path: Path) -> None
             at = await moment(volume)
             await opening.write_checkpoint(volume)
             for _ in range(3):
-                done = await jobs.run(volume, "gc", {}, lambda step: None)
+                done = await registry.run(volume, "gc", {}, lambda step: None)
                 now[0] += 32 * 86400 * 10**9
             assert f"commits/{old + 2:016d}" not in store.objects, done
             assert f"commits/{at:016d}" in store.objects
@@ -226,7 +226,7 @@ async def test_a_snapshot_outlives_the_journal_around_it(tmp_path: Path) -> None
                     volume.replica.db.execute("DELETE FROM history WHERE seq<=?", (old,))
                 async with volume.history.view(await volume.history.resolve("s")) as tree:
                     assert tree.inode(ino).size == 200_000
-                await jobs.run(
+                await registry.run(
                     volume,
                     "restore",
                     {"path": "/f", "at": "s", "to": f"/{place}"},

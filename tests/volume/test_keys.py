@@ -27,7 +27,7 @@ from megafs.errors import (
 from megafs.stores.base import Buffer
 from megafs.stores.memory import MemoryStore
 from megafs.volume import header as headers
-from megafs.volume import keys
+from megafs.volume import header_store
 from megafs.volume.header import Credential, Unlocked
 
 FLOOR = kdf.Cost(time=1, memory=64 << 10, lanes=4)
@@ -43,14 +43,14 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kdf.PROFILES, "default", FLOOR)
 
 
-async def volume(store: MemoryStore, credential: Credential = ALICE) -> keys.Changed:
-    return await keys.create(
+async def volume(store: MemoryStore, credential: Credential = ALICE) -> header_store.Changed:
+    return await header_store.create(
         store, credential, parameters=Parameters(), create_if_absent=True, label="first"
     )
 
 
 async def opened(store: MemoryStore, credential: Credential = ALICE) -> Unlocked:
-    return await keys.unlock(store, credential)
+    return await header_store.unlock(store, credential)
 
 
 def names(store: MemoryStore) -> list[str]:
@@ -86,7 +86,7 @@ async def test_two_volumes_share_nothing() -> None:
 async def test_a_volume_is_never_made_over_another() -> None:
     store = MemoryStore()
     await volume(store)
-    await keys.add_passphrase(store, await opened(store), BOB)
+    await header_store.add_passphrase(store, await opened(store), BOB)
     before = dict(store.objects)
 
     with pytest.raises(AlreadyThere):
@@ -96,7 +96,7 @@ async def test_a_volume_is_never_made_over_another() -> None:
 
 async def test_of_two_that_make_a_volume_at_once_one_wins() -> None:
     store = MemoryStore()
-    results: list[keys.Changed | None] = []
+    results: list[header_store.Changed | None] = []
 
     async def make(credential: Credential) -> None:
         try:
@@ -151,7 +151,7 @@ async def test_randomness_and_time_come_from_the_clock() -> None:
 
 async def test_an_empty_store_is_told_with_what_to_do() -> None:
     with pytest.raises(NotAVolume, match="megafs format"):
-        await keys.load(MemoryStore())
+        await header_store.load(MemoryStore())
 
 
 async def test_a_store_with_other_things_is_told_with_their_names() -> None:
@@ -159,7 +159,7 @@ async def test_a_store_with_other_things_is_told_with_their_names() -> None:
     await store.put_new("photos/2024", b"x")
 
     with pytest.raises(NotAVolume, match=r"photos/2024.*right place"):
-        await keys.load(store)
+        await header_store.load(store)
 
 
 async def test_a_volume_without_its_header_is_told_from_no_volume() -> None:
@@ -167,7 +167,7 @@ async def test_a_volume_without_its_header_is_told_from_no_volume() -> None:
     await store.put_new("commits/0000000000000001", b"x")
 
     with pytest.raises(Corrupt, match="key header"):
-        await keys.load(store)
+        await header_store.load(store)
 
 
 async def test_a_newer_format_is_told() -> None:
@@ -178,7 +178,7 @@ async def test_a_newer_format_is_told() -> None:
     store.objects["keys/00000001"] = json.dumps(document).encode()
 
     with pytest.raises(TooNew):
-        await keys.load(store)
+        await header_store.load(store)
 
 
 async def test_other_names_below_keys_are_not_generations() -> None:
@@ -187,7 +187,7 @@ async def test_other_names_below_keys_are_not_generations() -> None:
     for name in ("keys/0000000x", "keys/2", "keys/00000002/x", "keys/00000000", "keysx"):
         await store.put_new(name, b"x")
 
-    assert (await keys.load(store)).generation == 1
+    assert (await header_store.load(store)).generation == 1
 
 
 async def test_a_damaged_newest_header_is_not_replaced_by_an_older_one() -> None:
@@ -211,7 +211,7 @@ async def test_an_endless_header_is_read_no_further_than_the_limit() -> None:
     await store.put_new("keys/00000001", b"x")
 
     with pytest.raises(Corrupt, match="larger"):
-        await keys.load(store)
+        await header_store.load(store)
     assert asked == [headers.SIZE_LIMIT + 1]
 
 
@@ -225,7 +225,7 @@ async def test_a_listing_without_end_is_given_up() -> None:
     await store.put_new("keys/00000001", b"x")
 
     with pytest.raises(Corrupt, match="far more"):
-        await keys.load(store)
+        await header_store.load(store)
 
 
 async def test_a_header_replaced_between_list_and_get_is_looked_for_again() -> None:
@@ -233,11 +233,11 @@ async def test_a_header_replaced_between_list_and_get_is_looked_for_again() -> N
     made = await volume(store)
 
     async def replaced() -> None:
-        await keys.add_passphrase(store, made.unlocked, BOB)
+        await header_store.add_passphrase(store, made.unlocked, BOB)
 
     store.before["get"] = [replaced]
 
-    assert (await keys.load(store)).generation == 2
+    assert (await header_store.load(store)).generation == 2
 
 
 # Changes
@@ -273,21 +273,25 @@ async def test_an_added_passphrase_opens_and_the_old_header_is_removed() -> None
     store = MemoryStore()
     await volume(store)
 
-    change = await keys.add_passphrase(store, await opened(store), BOB, label="laptop")
+    change = await header_store.add_passphrase(store, await opened(store), BOB, label="laptop")
 
     assert names(store) == ["keys/00000002"]
     assert (await opened(store, BOB)).slot_id == change.slot_id
     assert (await opened(store, ALICE)).header == change.unlocked.header
-    assert [s.label for s in keys.list_slots(change.unlocked.header)] == ["first", "", "laptop"]
+    assert [s.label for s in header_store.list_slots(change.unlocked.header)] == [
+        "first",
+        "",
+        "laptop",
+    ]
 
 
 async def test_a_removed_slot_opens_nothing_and_the_text_says_what_that_does_not_mean() -> None:
     store = MemoryStore()
     await volume(store)
-    added = await keys.add_passphrase(store, await opened(store), BOB)
+    added = await header_store.add_passphrase(store, await opened(store), BOB)
     assert added.slot_id is not None
 
-    change = await keys.remove_slot(store, await opened(store), added.slot_id)
+    change = await header_store.remove_slot(store, await opened(store), added.slot_id)
 
     with pytest.raises(BadPassphrase):
         await opened(store, BOB)
@@ -300,24 +304,26 @@ async def test_the_slot_that_opened_can_be_removed_by_its_owner() -> None:
     made = await volume(store)
     unlocked = await opened(store)
 
-    await keys.remove_slot(store, unlocked, unlocked.slot_id)
+    await header_store.remove_slot(store, unlocked, unlocked.slot_id)
 
     with pytest.raises(BadPassphrase):
         await opened(store)
     assert await opened(store, Credential(recovery=made.recovery))
     with pytest.raises(BadUsage, match="no key slot"):
-        await keys.remove_slot(store, await opened(store, Credential(recovery=made.recovery)), b"x")
+        await header_store.remove_slot(
+            store, await opened(store, Credential(recovery=made.recovery)), b"x"
+        )
 
 
 async def test_the_last_slot_stays() -> None:
     store = MemoryStore()
     made = await volume(store)
     first = await opened(store)
-    after = await keys.remove_slot(store, first, first.slot_id)
+    after = await header_store.remove_slot(store, first, first.slot_id)
     before = dict(store.objects)
 
     with pytest.raises(BadUsage, match="last key slot"):
-        await keys.remove_slot(store, after.unlocked, after.unlocked.header.slots[0].id)
+        await header_store.remove_slot(store, after.unlocked, after.unlocked.header.slots[0].id)
     assert store.objects == before
     assert made.recovery
 
@@ -326,7 +332,7 @@ async def test_a_changed_passphrase_replaces_the_one_that_opened() -> None:
     store = MemoryStore()
     await volume(store, Credential(passphrase="old"))
 
-    change = await keys.change_passphrase(
+    change = await header_store.change_passphrase(
         store, await opened(store, Credential(passphrase="old")), Credential(passphrase="new")
     )
 
@@ -344,7 +350,7 @@ async def test_the_recovery_slot_is_not_changed_into_a_passphrase_by_mistake() -
     unlocked = await opened(store, Credential(recovery=made.recovery))
 
     with pytest.raises(BadUsage, match="megafs key recover"):
-        await keys.change_passphrase(store, unlocked, BOB)
+        await header_store.change_passphrase(store, unlocked, BOB)
 
 
 async def test_a_forgotten_passphrase_is_got_over_with_the_recovery_key() -> None:
@@ -352,12 +358,12 @@ async def test_a_forgotten_passphrase_is_got_over_with_the_recovery_key() -> Non
     made = await volume(store, Credential(passphrase="forgotten"))
     assert made.recovery is not None
 
-    change = await keys.recover(store, made.recovery.lower(), BOB)
+    change = await header_store.recover(store, made.recovery.lower(), BOB)
 
     assert (await opened(store, BOB)).slot_id == change.slot_id == change.unlocked.slot_id
     assert await opened(store, Credential(recovery=made.recovery))
     with pytest.raises(BadPassphrase, match="mistyped"):
-        await keys.recover(
+        await header_store.recover(
             store, made.recovery[:-1] + ("1" if made.recovery.endswith("0") else "0"), CAROL
         )
 
@@ -366,7 +372,7 @@ async def test_a_new_recovery_key_takes_the_place_of_every_old_one() -> None:
     store = MemoryStore()
     made = await volume(store)
 
-    change = await keys.new_recovery_key(store, await opened(store))
+    change = await header_store.new_recovery_key(store, await opened(store))
 
     assert change.recovery is not None
     assert change.recovery != made.recovery
@@ -383,9 +389,9 @@ async def test_a_recovery_key_can_be_made_where_there_was_none() -> None:
     store = MemoryStore()
     made = await volume(store)
     recovery_slot = made.unlocked.header.slots[1].id
-    without = await keys.remove_slot(store, await opened(store), recovery_slot)
+    without = await header_store.remove_slot(store, await opened(store), recovery_slot)
 
-    change = await keys.new_recovery_key(store, without.unlocked)
+    change = await header_store.new_recovery_key(store, without.unlocked)
 
     assert await opened(store, Credential(recovery=change.recovery))
     assert "does not lock out" not in change.text
@@ -394,16 +400,16 @@ async def test_a_recovery_key_can_be_made_where_there_was_none() -> None:
 async def test_slots_are_found_by_id_by_its_start_and_by_label() -> None:
     store = MemoryStore()
     await volume(store)
-    change = await keys.add_passphrase(store, await opened(store), BOB, label="laptop")
+    change = await header_store.add_passphrase(store, await opened(store), BOB, label="laptop")
     header = change.unlocked.header
     added = header.slots[-1].id
 
-    assert keys.find_slot(header, "laptop") == added
-    assert keys.find_slot(header, added.hex()) == added
-    assert keys.find_slot(header, added.hex()[:10].upper()) == added
+    assert header_store.find_slot(header, "laptop") == added
+    assert header_store.find_slot(header, added.hex()) == added
+    assert header_store.find_slot(header, added.hex()[:10].upper()) == added
     for bad in ("", "nosuch", "zz"):
         with pytest.raises(BadUsage, match="no key slot"):
-            keys.find_slot(header, bad)
+            header_store.find_slot(header, bad)
 
 
 # Other machines
@@ -415,8 +421,8 @@ async def test_changes_of_two_machines_at_once_are_both_kept() -> None:
     here, there = await opened(store), await opened(store)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keys.add_passphrase, store, here, BOB)
-        nursery.start_soon(keys.add_passphrase, store, there, CAROL)
+        nursery.start_soon(header_store.add_passphrase, store, here, BOB)
+        nursery.start_soon(header_store.add_passphrase, store, there, CAROL)
 
     assert names(store) == ["keys/00000003"]
     for credential in (ALICE, BOB, CAROL):
@@ -430,9 +436,11 @@ async def test_a_stale_view_never_undoes_what_others_did_since(others: int) -> N
     await volume(store)
     stale = await opened(store)
     for n in range(others):
-        await keys.add_passphrase(store, await opened(store), BOB if n == 0 else CAROL)
+        await header_store.add_passphrase(store, await opened(store), BOB if n == 0 else CAROL)
 
-    change = await keys.change_passphrase(store, stale, Credential(keyfile=bytes(range(99))))
+    change = await header_store.change_passphrase(
+        store, stale, Credential(keyfile=bytes(range(99)))
+    )
 
     assert names(store) == [f"keys/{others + 2:08d}"]
     assert change.unlocked.header.generation == others + 2
@@ -448,10 +456,10 @@ async def test_a_successor_written_on_top_of_ours_is_no_loss() -> None:
     mine = await opened(store)
 
     async def another_adds() -> None:
-        await keys.add_passphrase(store, await opened(store), CAROL)
+        await header_store.add_passphrase(store, await opened(store), CAROL)
 
     store.after["put_new"] = [another_adds]
-    change = await keys.add_passphrase(store, mine, BOB)
+    change = await header_store.add_passphrase(store, mine, BOB)
 
     assert change.unlocked.header.generation == 3
     assert len(change.unlocked.header.slots) == 4
@@ -472,7 +480,7 @@ async def test_a_lost_reply_is_not_a_second_change() -> None:
     store = LostReply()
     await volume(store)
 
-    change = await keys.add_passphrase(store, await opened(store), BOB)
+    change = await header_store.add_passphrase(store, await opened(store), BOB)
 
     assert names(store) == ["keys/00000002"]
     assert change.unlocked.header.generation == 2
@@ -484,7 +492,7 @@ def test_any_changes_at_once_leave_one_whole_header_that_opens(operations: list[
     async def scene() -> None:
         store = MemoryStore()
         await volume(store)
-        bob = await keys.add_passphrase(store, await opened(store), BOB)
+        bob = await header_store.add_passphrase(store, await opened(store), BOB)
         assert bob.slot_id is not None
         refused = []
 
@@ -492,13 +500,13 @@ def test_any_changes_at_once_leave_one_whole_header_that_opens(operations: list[
             mine = Credential(keyfile=bytes([n]) + bytes(range(60)))
             try:
                 if operation == "add":
-                    await keys.add_passphrase(store, unlocked, mine)
+                    await header_store.add_passphrase(store, unlocked, mine)
                 elif operation == "remove":
-                    await keys.remove_slot(store, unlocked, bob.slot_id or b"")
+                    await header_store.remove_slot(store, unlocked, bob.slot_id or b"")
                 elif operation == "change":
-                    await keys.change_passphrase(store, unlocked, mine, slot_id=bob.slot_id)
+                    await header_store.change_passphrase(store, unlocked, mine, slot_id=bob.slot_id)
                 else:
-                    await keys.new_recovery_key(store, unlocked)
+                    await header_store.new_recovery_key(store, unlocked)
             except BadUsage:
                 refused.append(operation)  # somebody else took Bob's slot away first
 
@@ -536,7 +544,7 @@ async def test_a_header_forged_by_the_store_during_a_change_is_refused() -> None
 
     store.before["put_new"] = [forge]
     with pytest.raises(Corrupt, match="authentication code"):
-        await keys.add_passphrase(store, mine, BOB)
+        await header_store.add_passphrase(store, mine, BOB)
 
 
 async def test_a_store_that_says_taken_and_shows_nothing_is_not_believed() -> None:
@@ -552,7 +560,7 @@ async def test_a_store_that_says_taken_and_shows_nothing_is_not_believed() -> No
     await volume(store)
 
     with pytest.raises(Rollback, match=r"keys/00000002 is there, but shows only keys/00000001"):
-        await keys.add_passphrase(store, await opened(store), BOB)
+        await header_store.add_passphrase(store, await opened(store), BOB)
 
 
 async def test_the_old_header_goes_only_when_the_new_one_was_read_back() -> None:
@@ -565,7 +573,7 @@ async def test_the_old_header_goes_only_when_the_new_one_was_read_back() -> None
     await volume(store)
 
     with pytest.raises(Exception, match="no object"):
-        await keys.add_passphrase(store, await opened(store), BOB)
+        await header_store.add_passphrase(store, await opened(store), BOB)
     assert names(store) == ["keys/00000001"]
     assert await opened(store)
 
@@ -578,7 +586,7 @@ async def test_a_store_that_lets_nothing_be_deleted_is_said_so() -> None:
     store = AppendOnly()
     await volume(store)
 
-    change = await keys.change_passphrase(store, await opened(store), BOB)
+    change = await header_store.change_passphrase(store, await opened(store), BOB)
 
     assert names(store) == ["keys/00000001", "keys/00000002"]
     assert "keys/00000001 could not be removed" in change.text
@@ -620,12 +628,12 @@ async def test_an_outage_at_any_step_leaves_a_volume_that_opens(op: str) -> None
         store.left = calls
         changed = True
         try:
-            await keys.change_passphrase(store, unlocked, BOB)
+            await header_store.change_passphrase(store, unlocked, BOB)
         except Unavailable:
             changed = False
         store.left = 10**9
 
-        newest = await keys.load(store)
+        newest = await header_store.load(store)
         if changed or newest.generation == 2:
             assert await opened(store, BOB)
         else:
@@ -639,14 +647,14 @@ async def test_an_older_header_served_again_is_refused_on_a_machine_that_saw_the
     store = MemoryStore()
     await volume(store)
     old = dict(store.objects)
-    change = await keys.change_passphrase(store, await opened(store), BOB)
+    change = await header_store.change_passphrase(store, await opened(store), BOB)
 
     rolled_back = MemoryStore()
     for name, data in old.items():
         await rolled_back.put_new(name, data)
 
     with pytest.raises(Rollback):
-        await keys.unlock(rolled_back, ALICE, change.unlocked.remembered())
+        await header_store.unlock(rolled_back, ALICE, change.unlocked.remembered())
 
 
 async def test_unlock_runs_in_a_thread_and_can_be_cancelled(
@@ -666,7 +674,7 @@ async def test_unlock_runs_in_a_thread_and_can_be_cancelled(
     monkeypatch.setattr(kdf, "from_passphrase", slow)
     try:
         with trio.move_on_after(0.1) as scope:
-            await keys.unlock(store, Credential(passphrase="x"))
+            await header_store.unlock(store, Credential(passphrase="x"))
     finally:
         release.set()
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from megafs.config import Parameters, Settings
+from megafs.jobs import registry
+from megafs.jobs.gc import Limits, collect
+from megafs.jobs.salvage import salvage
 from megafs.stores.limit import Limited
 from megafs.stores.retry import Retrying
-from megafs.stores.s3 import S3Store
-from megafs.volume import jobs
-from megafs.volume.format import format_volume
-from megafs.volume.gc import Limits, collect
+from megafs.stores.s3.driver import S3Store
+from megafs.volume.create import format_volume
 from megafs.volume.open import open_volume
-from megafs.volume.salvage import salvage
 from tests.fakes.machine import KEY, URL, mkdir, snapshot, truncate, unlink, write_file
 
 pytestmark = pytest.mark.ceph
@@ -55,8 +55,8 @@ async def test_on_ceph(connect: Callable[..., S3Store], tmp_path: Path) -> None:
         assert sum(e.size for e in after) < sum(e.size for e in before) // 2
         volume.chunks.clear()
         assert await snapshot(volume.fs) == wanted
-        assert (await jobs.run(volume, "fsck", {}, silent))["exit_code"] == 0
-        scrubbed = await jobs.run(volume, "scrub", {}, silent)
+        assert (await registry.run(volume, "fsck", {}, silent))["exit_code"] == 0
+        scrubbed = await registry.run(volume, "scrub", {}, silent)
         assert scrubbed["exit_code"] == 0
         assert scrubbed["unnamed_count"] == 0
     result = await salvage(store, URL, KEY, settings, tmp_path / "out")

@@ -11,9 +11,9 @@ import trio
 
 from megafs.config import MIB
 from megafs.errors import BadUsage, Unavailable
+from megafs.jobs import pins
 from megafs.stores.base import Buffer, ObjectStore, Page
-from megafs.stores.cache import DiskCached
-from megafs.volume import pins
+from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.volume.open import Volume
 from tests.fs.opened import ROOT, new_store_here, opened
 

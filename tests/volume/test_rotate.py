@@ -12,12 +12,13 @@ import trio
 from megafs import clock
 from megafs.concurrency import in_place
 from megafs.config import Settings
-from megafs.crypto.keys import Keyring, digest
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import BadPassphrase, Busy, Corrupt
+from megafs.jobs import registry
+from megafs.jobs.rotate import rotate
 from megafs.journal import commit as commit_format
-from megafs.volume import jobs, keys
+from megafs.volume import header_store
 from megafs.volume.header import Credential
-from megafs.volume.rotate import rotate
 from tests.fakes.machine import (
     KEY,
     URL,
@@ -46,7 +47,7 @@ async def store() -> MemoryStore:
 
 async def turn(
     store: MemoryStore, machine: Machine, old: Credential = KEY, new: Credential | None = NEW
-) -> keys.Changed:
+) -> header_store.Changed:
     settings = Settings(state_dir=machine.state, cache_dir=machine.base / "cache", stage_min_free=0)
     with in_place():
         return await rotate(store, URL, old, settings, None if new is None else lambda: new)
@@ -87,8 +88,8 @@ async def test_the_same_passphrase_may_go_on_and_other_slots_are_named(
     store: MemoryStore, tmp_path: Path, autojump_clock: Any
 ) -> None:
     with in_place():
-        unlocked = await keys.unlock(store, KEY)
-        added = await keys.add_passphrase(store, unlocked, NEW, label="the office")
+        unlocked = await header_store.unlock(store, KEY)
+        added = await header_store.add_passphrase(store, unlocked, NEW, label="the office")
 
     changed = await turn(store, Machine(tmp_path / "a"), KEY, None)
 
@@ -96,9 +97,9 @@ async def test_the_same_passphrase_may_go_on_and_other_slots_are_named(
     assert added.slot_id is not None
     assert added.slot_id.hex() in changed.text
     with in_place():
-        await keys.unlock(store, KEY)
+        await header_store.unlock(store, KEY)
         with pytest.raises(BadPassphrase):
-            await keys.unlock(store, NEW)
+            await header_store.unlock(store, NEW)
 
 
 async def test_a_running_mount_stops_says_why_and_keeps_what_it_has(
@@ -124,7 +125,7 @@ async def test_nobody_writes_with_the_old_key_not_even_with_the_stores_help(
     store: MemoryStore, tmp_path: Path, autojump_clock: Any
 ) -> None:
     with in_place():
-        stolen: Keyring = (await keys.unlock(store, KEY)).keyring
+        stolen: Keyring = (await header_store.unlock(store, KEY)).keyring
     machine = Machine(tmp_path / "a")
     await turn(store, machine)
     last = max(n for n in store.objects if n.startswith("commits/"))
@@ -160,7 +161,7 @@ async def test_the_keyring_in_the_header_is_authenticated(
     digit = b"0" if data[at : at + 1] != b"0" else b"1"
     store.objects[name] = data[:at] + digit + data[at + 1 :]
     with in_place(), pytest.raises(Corrupt, match="authentication code"):
-        await keys.unlock(store, NEW)
+        await header_store.unlock(store, NEW)
 
 
 async def test_two_rotations_keep_all_epochs_readable(
@@ -189,7 +190,7 @@ async def test_a_volume_that_is_open_here_is_not_rotated(
         with pytest.raises(Busy):
             await turn(store, machine)
     with in_place():
-        assert (await keys.unlock(store, KEY)).header.epoch == 0
+        assert (await header_store.unlock(store, KEY)).header.epoch == 0
 
 
 @pytest.fixture
@@ -214,23 +215,23 @@ async def test_reencrypting_goes_on_after_an_interruption_and_gc_takes_the_old(
     old = {n for n in store.objects if n.startswith("packs/")}
     await turn(store, machine)
     async with machine.open(store, credential=NEW) as volume:
-        first = await jobs.run(volume, "reencrypt", {"limit": 1}, silent)
+        first = await registry.run(volume, "reencrypt", {"limit": 1}, silent)
         assert first["exit_code"] == 3
         assert first["left"] == 5
     async with machine.open(store, credential=NEW) as volume:
-        rest = await jobs.run(volume, "reencrypt", {}, silent)
+        rest = await registry.run(volume, "reencrypt", {}, silent)
         assert (rest["exit_code"], rest["packs"], rest["left"]) == (0, 5, 0)
         assert await snapshot(volume.fs) == everything
         month_later(1)
-        await jobs.run(volume, "gc", {}, silent)
+        await registry.run(volume, "gc", {}, silent)
         month_later(32)
-        result = await jobs.run(volume, "gc", {}, silent)
+        result = await registry.run(volume, "gc", {}, silent)
         assert result["exit_code"] == 0
         assert old.isdisjoint(store.objects)
         volume.chunks.clear()
         assert await snapshot(volume.fs) == everything
-        assert (await jobs.run(volume, "fsck", {}, silent))["exit_code"] == 0
-        assert (await jobs.run(volume, "scrub", {}, silent))["exit_code"] == 0
+        assert (await registry.run(volume, "fsck", {}, silent))["exit_code"] == 0
+        assert (await registry.run(volume, "scrub", {}, silent))["exit_code"] == 0
     async with Machine(tmp_path / "b").open(store, credential=NEW) as volume:
         assert await snapshot(volume.fs) == everything
     await trio.lowlevel.checkpoint()

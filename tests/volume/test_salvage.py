@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from megafs.chunks.format import pack_name
+from megafs.chunks.codec import pack_name
 from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
+from megafs.jobs.salvage import salvage
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume
-from megafs.volume.salvage import salvage
 from tests.fakes.machine import (
     KEY,
     ROOT_USER,

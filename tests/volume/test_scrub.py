@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from megafs.chunks.format import pack_name
-from megafs.volume import jobs
+from megafs.chunks.codec import pack_name
+from megafs.jobs import registry
 from megafs.volume.open import Volume
 from tests.fakes.machine import Machine, MemoryStore, make_volume, mkdir, resolve, write_file
 
@@ -20,7 +20,7 @@ def silent(_: dict[str, Any]) -> None:
 
 
 async def scrub(volume: Volume, **args: Any) -> dict[str, Any]:
-    return await jobs.run(volume, "scrub", args, silent)
+    return await registry.run(volume, "scrub", args, silent)
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import pytest
 
 from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage, Full, Missing, Refused
+from megafs.jobs import registry
+from megafs.jobs.snapshots import check_name
 from megafs.stores.base import ObjectStore
 from megafs.tree.inode import SetAttr
-from megafs.volume import jobs
 from megafs.volume.open import Volume
-from megafs.volume.snapshots import check_name
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 
 
 async def job(volume: Volume, name: str, /, **args: Any) -> dict[str, Any]:
-    return await jobs.run(volume, name, args, lambda progress: None)
+    return await registry.run(volume, name, args, lambda progress: None)
 
 
 async def commit(volume: Volume) -> int:

@@ -1,0 +1,235 @@
+"""Pins: subtrees whose contents are kept in the disk cache, so that they read without the store.
+
+What is pinned is remembered as inode numbers in the state directory (`pins`, JSON), follows
+renames, and grows with what is put below.  The packs that hold pinned chunks are never evicted; new
+contents are fetched within about half a minute, in the background.  A pinned subtree must fit into
+the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from collections.abc import Iterator
+from typing import Any, Final
+
+import apsw
+import trio
+
+from megafs.chunks.codec import pack_name
+from megafs.concurrency import offload
+from megafs.errors import BadUsage, Fault, Refused, StoreError
+from megafs.jobs.registry import Args, Progress, Result
+from megafs.stores.limit import background
+from megafs.tree.tree import Extent
+from megafs.volume.open import Volume
+from megafs.volume.state_directory import write_durably
+
+log = logging.getLogger(__name__)
+
+INTERVAL: Final = 30.0
+#: Chunks of one pack that lie this close are fetched in one get, up to so many bytes.
+_GAP: Final = 128 << 10
+_RANGE: Final = 4 << 20
+
+_BELOW: Final = """
+    WITH RECURSIVE below(ino) AS (
+        SELECT ?1 UNION SELECT d.ino FROM dirents d JOIN below b ON d.parent = b.ino)
+    SELECT DISTINCT e.pack, e.offset, e.sealed FROM extents e JOIN below b ON e.ino = b.ino
+    WHERE e.pack != 0 ORDER BY e.pack, e.offset"""
+
+
+def pinned(volume: Volume) -> list[int]:
+    """The inodes that are pinned here."""
+    try:
+        found = json.loads((volume.replica.directory / "pins").read_text())
+        return [int(ino) for ino in found]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def _remember(volume: Volume, inos: list[int]) -> None:
+    write_durably(volume.replica.directory / "pins", json.dumps(sorted(set(inos))).encode())
+
+
+def _cache(volume: Volume) -> Any:
+    if not hasattr(volume.store, "cached"):
+        raise BadUsage("this mount has no disk cache, so nothing can be kept in it")
+    return volume.store
+
+
+def _chunks(reader: apsw.Connection, ino: int) -> list[tuple[int, int, int]]:
+    """(pack, offset, sealed size) of every chunk below *ino*, in that order."""
+    rows: list[Any] = reader.execute(_BELOW, (ino,)).fetchall()
+    return rows
+
+
+async def _wanted(volume: Volume, inos: list[int]) -> list[tuple[int, int, int]]:
+    """Every chunk of these subtrees, looked up beside the event loop."""
+    volume.replica.seal()
+    reader = volume.replica.reader()
+    found: set[tuple[int, int, int]] = set()
+    try:
+        for ino in inos:
+            found.update(await offload(_chunks, reader, ino, kind="disk"))
+    finally:
+        reader.close()
+    return sorted(found)
+
+
+def _ranges(chunks: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
+    """(pack, start, length): neighbours together."""
+    run: tuple[int, int, int] | None = None
+    for pack, offset, sealed in chunks:
+        if (
+            run is not None
+            and run[0] == pack
+            and offset - (run[1] + run[2]) <= _GAP
+            and offset + sealed - run[1] <= _RANGE
+        ):
+            run = (pack, run[1], offset + sealed - run[1])
+            continue
+        if run is not None:
+            yield run
+        run = (pack, offset, sealed)
+    if run is not None:
+        yield run
+
+
+async def _fetch(
+    volume: Volume, chunks: list[tuple[int, int, int]], progress: Progress
+) -> tuple[int, int]:
+    """Bring chunks into the cache; return (bytes there, bytes that could not be had)."""
+    cache = _cache(volume)
+    tree = volume.replica.tree
+    missing = []
+    for pack, offset, sealed in chunks:
+        extent = Extent(0, 0, pack, offset, sealed, 0, 0, None, None)
+        name = pack_name(tree.pack(pack).name)
+        if volume.stage.read(extent) is None and not cache.cached(name, offset, sealed):
+            missing.append((pack, offset, sealed))
+    total = sum(sealed for _, _, sealed in chunks)
+    absent = sum(sealed for _, _, sealed in missing)
+    ranges = list(_ranges(missing))
+    asked = sum(length for _, _, length in ranges)
+    done = failed = 0
+    send, receive = trio.open_memory_channel[tuple[int, int, int]](0)
+
+    async def worker(jobs: trio.MemoryReceiveChannel[tuple[int, int, int]]) -> None:
+        nonlocal done, failed
+        async with jobs:
+            async for pack, start, length in jobs:
+                try:
+                    await cache.get(pack_name(tree.pack(pack).name), start, length)
+                except StoreError as exc:
+                    failed += length
+                    log.info("a pinned range cannot be had now: %s", exc)
+                done += length
+                progress({"done": done, "total": asked, "text": "fetching"})
+
+    with background():
+        async with trio.open_nursery() as nursery:
+            async with receive:
+                for _ in range(4):
+                    nursery.start_soon(worker, receive.clone())
+            async with send:
+                for item in ranges:
+                    await send.send(item)
+                    # The writer of the cache takes only so much at a time.
+                    await cache.settle()
+    return total - min(absent, failed), failed
+
+
+async def pin(volume: Volume, args: Args, progress: Progress) -> Result:
+    """Job: keep the subtree at args["path"] in the cache."""
+    ino = _ino(volume, args)
+    cache = _cache(volume)
+    inos = sorted({*pinned(volume), ino})
+    chunks = await _wanted(volume, inos)
+    size = sum(sealed for _, _, sealed in chunks)
+    if size > volume.settings.cache_size * 9 // 10:
+        raise BadUsage(
+            f"everything pinned would be {size >> 20} MiB, and the cache holds"
+            f" {volume.settings.cache_size >> 20} MiB: mount with a larger cache_size, or unpin"
+        )
+    _remember(volume, inos)
+    tree = volume.replica.tree
+    cache.pin({pack_name(tree.pack(pack).name) for pack, _, _ in chunks})
+    mine = await _wanted(volume, [ino])
+    kept, failed = await _fetch(volume, mine, progress)
+    text = f"{args['path']} is pinned: {kept >> 10} KiB can be read without the store"
+    if failed:
+        text += f"; {failed >> 10} KiB could not be fetched now and will be later"
+    return {"exit_code": 0, "text": text, "bytes": kept, "missing_bytes": failed}
+
+
+async def unpin(volume: Volume, args: Args, progress: Progress) -> Result:
+    """Job: let the subtree at args["path"] be evicted again."""
+    ino = _ino(volume, args)
+    inos = pinned(volume)
+    if ino not in inos:
+        raise BadUsage(f"{args['path']} is not pinned itself (megafs pin --list shows what is)")
+    left = [other for other in inos if other != ino]
+    _remember(volume, left)
+    tree = volume.replica.tree
+    gone = {pack_name(tree.pack(pack).name) for pack, _, _ in await _wanted(volume, [ino])}
+    kept = {pack_name(tree.pack(pack).name) for pack, _, _ in await _wanted(volume, left)}
+    _cache(volume).unpin(gone - kept)
+    return {"exit_code": 0, "text": f"{args['path']} is no longer pinned"}
+
+
+async def listing(volume: Volume, args: Args, progress: Progress) -> Result:
+    """Job: what is pinned here, and how much of it is in the cache."""
+    cache = _cache(volume)
+    tree = volume.replica.tree
+    rows = []
+    for ino in pinned(volume):
+        path = tree.path(ino)
+        if path is None:
+            continue
+        chunks = await _wanted(volume, [ino])
+        there = sum(
+            sealed
+            for pack, offset, sealed in chunks
+            if cache.cached(pack_name(tree.pack(pack).name), offset, sealed)
+        )
+        rows.append(
+            {
+                "path": path.decode("utf-8", "backslashreplace"),
+                "bytes": sum(sealed for _, _, sealed in chunks),
+                "cached_bytes": there,
+                "directory": stat.S_ISDIR(tree.inode(ino).mode),
+            }
+        )
+    return {"exit_code": 0, "pins": rows}
+
+
+def _ino(volume: Volume, args: Args) -> int:
+    path = str(args["path"])
+    try:
+        return volume.replica.tree.walk(path.encode("utf-8", "surrogateescape"))
+    except Refused:
+        raise BadUsage(f"{path}: there is no such file or directory in the volume") from None
+
+
+async def keep(volume: Volume) -> None:
+    """Keep what is pinned in the cache as it changes, for ever."""
+    if not hasattr(volume.store, "cached"):
+        return
+    seen = -1
+    while True:
+        inos = pinned(volume)
+        if inos and volume.replica.sequence != seen:
+            try:
+                seen = volume.replica.sequence
+                chunks = await _wanted(volume, inos)
+                tree = volume.replica.tree
+                _cache(volume).pin({pack_name(tree.pack(p).name) for p, _, _ in chunks})
+                _, failed = await _fetch(volume, chunks, lambda step: None)
+                if failed:
+                    seen = -1
+            except Fault as exc:
+                seen = -1
+                log.info("what is pinned could not all be fetched: %s", exc)
+        await trio.sleep(INTERVAL)

@@ -1,0 +1,351 @@
+"""Bring a file or a directory back as it was: new inodes that name the old chunks.
+
+No data is copied: the extents of the past lie in packs that are still in the store.  The tree is
+made under a name of its own beside the place where it belongs and gets its name last, in one
+rename; if it fails before, nothing of it stays.
+"""
+
+from __future__ import annotations
+
+import errno as e
+from collections.abc import Iterator
+from typing import Final
+
+import trio
+from msgspec import Struct, field
+
+from megafs import clock
+from megafs.errors import AlreadyThere, BadUsage, Corrupt, Full, Missing, Refused
+from megafs.fs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Invalidation
+from megafs.history.moments import show_time
+from megafs.jobs.registry import Args, Progress, Result, check_writable, settle
+from megafs.tree import ops
+from megafs.tree.inode import NAME_MAX, ROOT, Inode
+from megafs.tree.tree import Tree
+from megafs.volume.open import Volume
+
+#: Inodes that are made without letting anybody else run.
+_AT_ONCE: Final = 200
+#: Extents of one operation: a huge file is laid in several.
+_PIECES: Final = 4096
+
+_CALLER = Caller()
+
+
+async def job(volume: Volume, args: Args, progress: Progress) -> Result:
+    """args: path, at (a moment), to (a path, or None), replace."""
+    path = clean(str(args["path"]))
+    to = clean(str(args["to"])) if args.get("to") else None
+    check_writable(volume, "restoring")
+    await volume.fs.writeback.flush_all()
+    sequence = await volume.history.resolve(str(args["at"]))
+    return await restore(
+        volume, path, sequence, to=to, replace=bool(args.get("replace")), progress=progress
+    )
+
+
+def clean(path: str) -> bytes:
+    """A path inside the volume, without "." and empty parts; BadUsage for ".."."""
+    parts = [p for p in path.encode("utf-8", "surrogateescape").split(b"/") if p not in (b"", b".")]
+    if b".." in parts:
+        raise BadUsage(f"{path}: give a path without ..")
+    return b"/" + b"/".join(parts)
+
+
+def show(path: bytes) -> str:
+    """A path for people and JSON."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+class _Plan(Struct):
+    """What is to be made: how many inodes (directories among them), bytes; from which packs."""
+
+    inodes: int = 0
+    directories: int = 0
+    bytes: int = 0
+    packs: set[int] = field(default_factory=set)
+
+
+async def restore(
+    volume: Volume,
+    path: bytes,
+    sequence: int,
+    *,
+    to: bytes | None = None,
+    replace: bool = False,
+    progress: Progress,
+) -> Result:
+    """Bring *path* back as of commit *sequence*, to the same place or to *to*.
+
+    A parent directory that is gone is made again as it was then, if the place is the same.
+    Raises AlreadyThere if something lies in the place and it is not to be replaced.
+    """
+    target = to if to is not None else path
+    if target == b"/":
+        raise BadUsage("the root cannot be put in its own place: name a new one with --to")
+    present = volume.replica.tree
+
+    def reading(done: int, total: int) -> None:
+        progress({"done": done, "total": total, "text": f"reading the tree of commit {sequence}"})
+
+    async with volume.history.view(sequence, progress=reading) as past:
+        time_ns = await volume.history.time_of(sequence)
+        when = show_time(time_ns)
+        try:
+            source = past.inode(past.walk(path))
+        except Refused:
+            raise BadUsage(f"{show(path)} did not exist at commit {sequence} ({when})") from None
+        above, _, name = target.rpartition(b"/")
+        if len(name) > NAME_MAX:
+            raise BadUsage(f"{show(name)}: the name is too long")
+        _check_free(present, target, replace)
+        plan = await _plan(past, source, progress)
+        _check_packs(volume, plan, path)
+        quota = volume.params.quota
+        if quota is not None and present.used + plan.bytes > quota:
+            raise Full(f"{show(path)} needs {plan.bytes} bytes, more than the quota leaves")
+        parent = _parents(volume, past, above, same_place=to is None)
+        staged = b".megafs-restoring-" + clock.random_bytes(6).hex().encode()
+        try:
+            await _Copy(volume, past, plan, progress).make(source, parent, staged)
+            await _put_in_place(volume, parent, staged, name, replace)
+        except BaseException:
+            remove_tree(volume, parent, staged)
+            raise
+    if volume.fs.on_invalidate is not None:
+        volume.fs.on_invalidate(
+            [Invalidation("entry", parent, name), Invalidation("inode", parent, attr_only=True)]
+        )
+    progress({"done": plan.inodes, "total": plan.inodes, "text": "bringing it to the store"})
+    await settle(volume)
+    return {
+        "path": show(target),
+        "from": show(path),
+        "sequence": sequence,
+        "time": time_ns / 1e9,
+        "files": plan.inodes - plan.directories,
+        "directories": plan.directories,
+        "bytes": plan.bytes,
+        "text": f"{show(target)} is as it was at {when} (commit {sequence})",
+    }
+
+
+def _check_free(tree: Tree, target: bytes, replace: bool) -> None:
+    try:
+        tree.walk(target)
+    except Refused:
+        return
+    if not replace:
+        raise AlreadyThere(
+            f"{show(target)} exists: restore to another place with --to, or replace it with"
+            " --replace (what is replaced stays in the history)"
+        )
+
+
+def _below(past: Tree, top: Inode) -> Iterator[tuple[int, bytes, Inode]]:
+    """Everything below a directory, directories before what is in them: (parent, name, inode)."""
+    waiting = [top.ino] if top.is_dir else []
+    while waiting:
+        parent = waiting.pop()
+        after = -1
+        while entries := past.entries(parent, after, 500):
+            for name, inode, cookie in entries:
+                after = cookie
+                yield parent, name, inode
+                if inode.is_dir:
+                    waiting.append(inode.ino)
+
+
+async def _plan(past: Tree, source: Inode, progress: Progress) -> _Plan:
+    plan = _Plan()
+    seen: set[int] = set()
+    _count(plan, past, source)
+    for _, _, inode in _below(past, source):
+        if not inode.is_dir and inode.nlink > 1:
+            if inode.ino in seen:
+                continue
+            seen.add(inode.ino)
+        _count(plan, past, inode)
+        if plan.inodes % _AT_ONCE == 0:
+            progress({"done": 0, "total": 0, "text": f"{plan.inodes} files found"})
+            await trio.lowlevel.checkpoint()
+    return plan
+
+
+def _count(plan: _Plan, past: Tree, inode: Inode) -> None:
+    plan.inodes += 1
+    plan.directories += inode.is_dir
+    plan.bytes += inode.blocks
+    if inode.is_file and inode.blocks:
+        rows = past.db.execute("SELECT DISTINCT pack FROM extents WHERE ino=?", (inode.ino,))
+        plan.packs.update(row[0] for row in rows if row[0])
+
+
+def _check_packs(volume: Volume, plan: _Plan, path: bytes) -> None:
+    """Raise Missing if gc has removed what the past names."""
+    for pack in plan.packs:
+        try:
+            volume.replica.tree.pack(pack)
+        except Corrupt:
+            raise Missing(
+                f"{show(path)}: some of its contents were removed from the store since; what is"
+                " older than the retention goes unless a snapshot keeps it"
+            ) from None
+
+
+def _parents(volume: Volume, past: Tree, path: bytes, *, same_place: bool) -> int:
+    """The directory at *path* now; what is missing is made again as it was, in the same place."""
+    tree = volume.replica.tree
+    now = clock.now_ns()
+    ino, there = ROOT, ROOT
+    walked = b""
+    for name in [part for part in path.split(b"/") if part]:
+        walked += b"/" + name
+        found = tree.child(ino, name)
+        was = past.child(there, name) if there else None
+        there = was or 0
+        if found is None:
+            if not same_place or was is None:
+                raise BadUsage(f"{show(walked)} does not exist")
+            found = _make(volume, past, past.inode(was), ino, name, now)
+        elif not tree.inode(found).is_dir:
+            raise BadUsage(f"{show(walked)} is not a directory now: choose a place with --to")
+        ino = found
+    return ino
+
+
+def _make(volume: Volume, past: Tree, inode: Inode, parent: int, name: bytes, now: int) -> int:
+    """A new inode with everything of *inode* but its contents; return its number."""
+    replica = volume.replica
+    new = replica.number()
+    replica.record(
+        ops.Create(
+            parent,
+            name,
+            new,
+            replica.number(),
+            inode.mode,
+            inode.uid,
+            inode.gid,
+            inode.rdev,
+            now,
+            0,
+            past.target(inode.ino) if inode.is_symlink else None,
+            tuple(past.xattrs(inode.ino)),
+        )
+    )
+    return new
+
+
+class _Copy:
+    """One tree on its way from the past into the present."""
+
+    def __init__(self, volume: Volume, past: Tree, plan: _Plan, progress: Progress) -> None:
+        self._volume = volume
+        self._replica = volume.replica
+        self._past = past
+        self._plan = plan
+        self._progress = progress
+        self._now = clock.now_ns()
+        self._made: dict[int, int] = {}  # directories, and files with several names
+        self._done = 0
+
+    async def make(self, source: Inode, parent: int, name: bytes) -> None:
+        """Make *source*, and what is below it, as *name* in *parent*."""
+        self._one(source, parent, name)
+        directories = [source] if source.is_dir else []
+        for above, child, inode in _below(self._past, source):
+            self._one(inode, self._made[above], child)
+            if inode.is_dir:
+                directories.append(inode)
+            if self._done % _AT_ONCE == 0:
+                self._progress(
+                    {"done": self._done, "total": self._plan.inodes, "text": "restoring"}
+                )
+                self._volume.writer.poke()
+                await trio.lowlevel.checkpoint()
+        for inode in directories:  # last, for every name that is made changes its directory's
+            self._times(inode, self._made[inode.ino])
+
+    def _one(self, inode: Inode, parent: int, name: bytes) -> None:
+        replica = self._replica
+        again = self._made.get(inode.ino)
+        if again is not None:
+            replica.record(ops.Link(again, parent, name, replica.number(), self._now))
+            return
+        new = _make(self._volume, self._past, inode, parent, name, self._now)
+        self._done += 1
+        if inode.is_dir:
+            self._made[inode.ino] = new
+            return
+        if inode.nlink > 1:
+            self._made[inode.ino] = new
+        if inode.is_file and inode.size:
+            self._contents(inode, new)
+        self._times(inode, new)
+
+    def _contents(self, inode: Inode, new: int) -> None:
+        extents = self._past.all_extents(inode.ino)
+        base = 0
+        for first in range(0, max(1, len(extents)), _PIECES):
+            version = self._replica.number()
+            self._replica.record(
+                ops.Contents(
+                    new,
+                    base,
+                    version,
+                    None,
+                    inode.size,
+                    inode.mtime_ns,
+                    self._now,
+                    tuple(extents[first : first + _PIECES]),
+                )
+            )
+            base = version
+
+    def _times(self, inode: Inode, new: int) -> None:
+        self._replica.record(
+            ops.Attributes(new, {"atime": inode.atime_ns, "mtime": inode.mtime_ns})
+        )
+
+
+async def _put_in_place(
+    volume: Volume, parent: int, staged: bytes, name: bytes, replace: bool
+) -> None:
+    """Give what was made its name, over what has it now if that is to be replaced."""
+    fs, tree = volume.fs, volume.replica.tree
+    there = tree.lookup(parent, name)
+    if there is None:
+        await fs.rename(parent, staged, parent, name, RENAME_NOREPLACE, _CALLER)
+        return
+    if not replace:
+        raise AlreadyThere(f"{show(name)} has just been made by somebody else")
+    made = tree.lookup(parent, staged)
+    assert made is not None
+    if not there.is_dir and not made.is_dir:
+        await fs.rename(parent, staged, parent, name, 0, _CALLER)
+        return
+    await fs.rename(parent, staged, parent, name, RENAME_EXCHANGE, _CALLER)
+    remove_tree(volume, parent, staged)
+
+
+def remove_tree(volume: Volume, parent: int, name: bytes) -> None:
+    """Remove *name* and what is below it, if it is there."""
+    tree, replica = volume.replica.tree, volume.replica
+    top = tree.lookup(parent, name)
+    if top is None:
+        return
+    now = clock.now_ns()
+    found = [(parent, name, top), *_below(tree, top)]
+    for above, child, inode in reversed(found):
+        try:
+            if inode.is_dir:
+                replica.record(ops.Rmdir(above, child, inode.ino, now))
+            else:
+                current = tree.inode(inode.ino)  # an earlier name of it may have gone
+                keep = volume.fs.keeps(inode.ino)
+                replica.record(ops.Unlink(above, child, inode.ino, current.version, now, keep))
+        except Refused as no:
+            if no.errno not in (e.ENOENT, e.ENOTEMPTY):
+                raise
+    volume.writer.poke()

@@ -1,0 +1,71 @@
+"""A new master key for a volume: `megafs key rotate`.
+
+    header   the next generation, for the next epoch: a new random master key, a slot for whoever
+             rotates and one for a new recovery key, the earlier keys sealed under the new one
+    commit   the first under the new key; whoever has only the old one cannot open it, and stops
+    checkpoint  under the new key, so that new machines need nothing older
+
+A commit of an earlier epoch is refused after one of a later epoch (journal/writer.py).  So from the
+first new commit on, nobody can add to the journal with the old key, not even together with
+the store.
+
+The order is safe against a crash: with the header alone the volume works, and the next mount that
+writes makes the first commit of the epoch.  What was written before is sealed again by the job
+`reencrypt` (gc.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from megafs.concurrency import offload
+from megafs.config import Settings
+from megafs.jobs import registry
+from megafs.journal import head
+from megafs.stores.base import ObjectStore
+from megafs.tree.ops import MarkGarbage
+from megafs.volume import header_store
+from megafs.volume.header import Credential
+from megafs.volume.header_store import Changed
+from megafs.volume.open import open_volume, unlock, write_checkpoint
+
+
+async def rotate(
+    store: ObjectStore,
+    url: str,
+    credential: Credential,
+    settings: Settings,
+    new: Callable[[], Credential] | None = None,
+    *,
+    profile: str = "default",
+) -> Changed:
+    """Rotate the master key of the volume in *store*, which must not be mounted here.
+
+    new: asks for what is to open the volume from now on, once the old credential was right.
+    Raises Busy if this machine has the volume open.
+    """
+    unlocked, places, seen, _ = await unlock(store, url, credential, settings)
+    lock = places.lock()
+    try:
+        after = credential if new is None else new()
+        if after.recovery is not None:
+            after = Credential(passphrase=after.passphrase, keyfile=after.keyfile)
+        changed = await header_store.rotate(store, unlocked, after, profile=profile)
+        if seen is not None:
+            newer = head.Seen(
+                seen.fsid,
+                seen.sequence,
+                seen.hash,
+                changed.unlocked.header.generation,
+                changed.unlocked.slot_id.hex(),
+            )
+            await offload(head.write, places.volume, newer, kind="disk")
+    finally:
+        os.close(lock)
+    # The volume is rotated from here on; what follows only shuts the door at once.
+    async with open_volume(url, after, settings, store=store) as volume:
+        await registry.commit(volume, [MarkGarbage((), 0)])  # says nothing; its key is what counts
+        await volume.drain()
+        await write_checkpoint(volume)
+    return changed

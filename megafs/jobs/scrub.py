@@ -1,0 +1,397 @@
+"""Read what lies in the store, and see whether it still is what was put there.
+
+    packs        every sealed chunk that a file names: digest, then opened
+    commits      every one that is there: opened, and following the one before
+    checkpoints  every manifest, and every part: digest, then opened
+    key header   its authentication code
+    the rest     objects that nobody names are counted, never touched (that is what gc is for)
+
+Works on a mounted volume, gives way to what programs read, and can be limited to so many bytes per
+second.  Where it stands is kept in the state directory (`scrub`: numbers only, no names), so one
+that was interrupted goes on there.  The disk cache is passed by: it is the store that is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from msgspec import Struct, field
+from msgspec.structs import asdict
+
+from megafs import clock
+from megafs.chunks import codec as chunk_format
+from megafs.concurrency import offload
+from megafs.crypto.volume_keys import Keyring, digest
+from megafs.errors import Corrupt, MegafsError, Missing, StoreError, TooNew
+from megafs.jobs import registry
+from megafs.jobs.registry import Args, Progress, Result
+from megafs.journal import checkpoint, commit
+from megafs.journal.checkpoint import Manifest
+from megafs.stores.base import ObjectStore, list_all
+from megafs.stores.limit import BACKGROUND, Pace, Priority
+from megafs.tree.tree import Extent, Pack
+from megafs.volume import header as headers
+from megafs.volume import header_store
+from megafs.volume.open import Volume
+from megafs.volume.state_directory import write_durably
+
+log = logging.getLogger(__name__)
+
+#: Exit codes.
+CLEAN: Final = 0
+DAMAGED: Final = 4
+
+#: Packs under way at once, and how many are done between two notes of the position.
+_SIDE_BY_SIDE: Final = 3
+_ROUND: Final = 24
+#: Chunks further apart than this are not worth one get.
+_GAP: Final = 256 << 10
+_RANGE: Final = 16 << 20
+#: Objects without a known name that are listed one by one.
+_SHOWN: Final = 200
+#: Damaged places that are told one by one.
+_SHOWN_DAMAGE: Final = 5000
+
+
+class State(Struct):
+    """How far a scrub is.  pack: all up to this number are done.  bad: (pack, offset, why)."""
+
+    started: float = 0.0
+    pack: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    bad: list[tuple[int, int, str]] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        try:
+            found = json.loads(path.read_text())
+            found["bad"] = [(int(p), int(o), str(why)) for p, o, why in found["bad"]]
+            return cls(**found)
+        except (OSError, ValueError, TypeError, KeyError):
+            return cls()
+
+
+async def job(volume: Volume, args: Args, progress: Progress) -> Result:
+    """Scrub the volume; args: rate (bytes per second), restart (bool), limit (bytes, then stop)."""
+    path = volume.replica.directory / "scrub"
+    state = State() if args.get("restart") else State.read(path)
+    resumed = state.pack > 0
+    if not state.started:
+        state.started = clock.now()
+    scrub = _Scrub(volume, state, path, args.get("rate"), progress)
+    whole = await scrub.packs(args.get("limit"))
+    damaged = scrub.damage()
+    if whole:
+        await scrub.rest()
+        damaged += scrub.found
+        await offload(path.unlink, True, kind="disk")
+    text = (
+        f"{state.chunks} chunks ({state.bytes} bytes) read"
+        + (", going on from an earlier scrub" if resumed else "")
+        + ("" if whole else "; not all yet: run it again to go on")
+        + (f"; {len(damaged)} damaged places" if damaged else "; nothing is damaged")
+    )
+    return {
+        "exit_code": DAMAGED if damaged else CLEAN,
+        "text": text,
+        "complete": whole,
+        "resumed": resumed,
+        "chunks": state.chunks,
+        "bytes": state.bytes,
+        "objects": scrub.objects,
+        "damaged": damaged[:_SHOWN_DAMAGE],
+        "damaged_count": len(damaged),
+        "unnamed": scrub.unnamed[:_SHOWN],
+        "unnamed_count": len(scrub.unnamed),
+        "unnamed_bytes": sum(entry["size"] for entry in scrub.unnamed),
+    }
+
+
+class _Scrub:
+    """One run."""
+
+    def __init__(
+        self,
+        volume: Volume,
+        state: State,
+        path: Path,
+        rate: float | None,
+        progress: Progress,
+    ) -> None:
+        self._volume = volume
+        self._store: ObjectStore = registry.uncached(volume.store)
+        self._state = state
+        self._path = path
+        self._pace = Pace(float(rate) if rate else None)
+        self._priority = Priority(BACKGROUND)
+        self._progress = progress
+        self.found: list[dict[str, Any]] = []
+        self.unnamed: list[dict[str, Any]] = []
+        self.objects = 0
+
+    async def _get(self, name: str, start: int, length: int) -> bytes:
+        await self._pace.pay(length, self._priority)
+        data = await self._store.get(name, start, length)
+        self._pace.refund(length - len(data))
+        self.objects += 1
+        return data
+
+    # ---- chunks -----------------------------------------------------------------------------
+
+    async def packs(self, limit: int | None) -> bool:
+        """Read the packs that are left; whether all are done."""
+        db = self._volume.replica.db
+        state = self._state
+        budget = state.bytes + limit if limit else None
+        total = self._volume.replica.tree.one(
+            "SELECT count(*) FROM (SELECT DISTINCT pack FROM extents WHERE pack > 0)"
+        )
+        done = self._volume.replica.tree.one(
+            "SELECT count(*) FROM (SELECT DISTINCT pack FROM extents WHERE pack > 0 AND pack<=?)",
+            (state.pack,),
+        )
+        while True:
+            numbers = [
+                row[0]
+                for row in db.execute(
+                    "SELECT DISTINCT pack FROM extents WHERE pack > 0 AND pack > ? ORDER BY pack"
+                    " LIMIT ?",
+                    (state.pack, _ROUND),
+                )
+            ]
+            if not numbers:
+                return True
+            waiting = deque(numbers)
+            async with trio.open_nursery() as nursery:
+                for _ in range(_SIDE_BY_SIDE):
+                    nursery.start_soon(self._worker, waiting)
+            done += len(numbers)
+            state.pack = numbers[-1]
+            await offload(
+                write_durably, self._path, json.dumps(asdict(state)).encode(), kind="disk"
+            )
+            self._progress(
+                {"done": done, "total": total, "text": f"packs; {len(state.bad)} damaged chunks"}
+            )
+            if budget is not None and state.bytes >= budget:
+                return False
+
+    async def _worker(self, waiting: deque[int]) -> None:
+        while waiting:
+            await self._pack(waiting.popleft())
+
+    async def _pack(self, number: int) -> None:
+        tree = self._volume.replica.tree
+        try:
+            pack = tree.pack(number)
+        except Corrupt as exc:
+            for extent in self._chunks_of(number):
+                self._state.bad.append((number, extent.offset, str(exc)))
+            return
+        for group in _grouped(self._chunks_of(number)):
+            await self._group(pack, group)
+
+    def _chunks_of(self, number: int) -> list[Extent]:
+        """Every chunk of a pack that is named, once, in order."""
+        return [
+            Extent(0, row[2], number, row[0], row[1], row[2], 0, row[3], None)
+            for row in self._volume.replica.db.execute(
+                "SELECT DISTINCT offset, sealed, plain, digest FROM extents"
+                " WHERE pack=? AND pack>0 ORDER BY offset",
+                (number,),
+            )
+        ]
+
+    async def _group(self, pack: Pack, group: list[Extent]) -> None:
+        name = chunk_format.pack_name(pack.name)
+        if pack.pack in self._volume.stage.blocked:
+            return  # not in the store yet
+        start = group[0].offset
+        length = max(extent.offset + extent.sealed for extent in group) - start
+        try:
+            body = await self._get(name, start, length)
+        except Missing as exc:
+            named = {extent.offset for extent in self._chunks_of(pack.pack)}
+            for extent in group:
+                if extent.offset in named:  # not moved elsewhere meanwhile
+                    self._state.bad.append((pack.pack, extent.offset, str(exc)))
+            return
+        bad = await offload(_verify, self._volume.keyring, pack, group, start, body)
+        self._state.bad.extend((pack.pack, offset, why) for offset, why in bad)
+        self._state.chunks += len(group)
+        self._state.bytes += len(body)
+
+    def damage(self) -> list[dict[str, Any]]:
+        """The damaged chunks as the files and bytes that need them."""
+        tree = self._volume.replica.tree
+        found = []
+        for number, offset, why in sorted(set(self._state.bad)):
+            for ino, start, length in tree.db.execute(
+                "SELECT ino, start, length FROM extents WHERE pack=? AND pack>0 AND offset=?"
+                " ORDER BY ino, start",
+                (number, offset),
+            ):
+                path = tree.path(ino)
+                found.append(
+                    {
+                        "path": path.decode("utf-8", "backslashreplace") if path else None,
+                        "inode": ino,
+                        "start": start,
+                        "end": start + length,
+                        "text": why,
+                    }
+                )
+        return found
+
+    # ---- everything else --------------------------------------------------------------------
+
+    async def rest(self) -> None:
+        """The journal, the checkpoints, the key header, and what nobody names."""
+        await self._commits()
+        named = await self._checkpoints()
+        await self._header()
+        await self._strangers(named)
+
+    def _bad(self, name: str, why: object) -> None:
+        self.found.append({"object": name, "text": str(why)})
+
+    async def _commits(self) -> None:
+        volume = self._volume
+        last = volume.replica.sequence
+        before: tuple[int, bytes] | None = None
+        count = 0
+        async for page in list_all(self._store, "commits/"):
+            for entry in page.entries:
+                try:
+                    sequence = commit.sequence_of(entry.name)
+                except Corrupt:
+                    continue  # a stranger
+                if sequence > last:
+                    return
+                count += 1
+                if count % 64 == 0:
+                    self._progress({"done": count, "total": last, "text": "commits"})
+                try:
+                    data = await self._get(entry.name, 0, min(entry.size, commit.MAX_OBJECT))
+                    opened = commit.open_commit(volume.keyring, sequence, data)
+                except (Corrupt, Missing, TooNew) as exc:
+                    self._bad(entry.name, exc)
+                    before = None
+                    continue
+                made = digest(data)
+                known = volume.replica.hash_at(sequence)
+                if known is not None and known != made:
+                    self._bad(entry.name, "not the commit that this machine has seen")
+                if before is not None and before[0] == sequence - 1 and before[1] != opened.prev:
+                    self._bad(entry.name, "does not follow the commit before it")
+                before = (sequence, made)
+
+    async def _checkpoints(self) -> set[str]:
+        """Read every checkpoint; the names of all parts that manifests name."""
+        named: set[str] = set()
+        numbers = await checkpoint.newest(self._store)
+        for n, sequence in enumerate(numbers):
+            name = checkpoint.manifest_name(sequence)
+            named.add(name)
+            try:
+                manifest: Manifest = await checkpoint.read_manifest(
+                    self._store, self._volume.keyring, sequence
+                )
+            except Missing:
+                continue  # removed by gc
+            except (Corrupt, TooNew) as exc:
+                self._bad(name, exc)
+                continue
+            parts = {p.object: p for entries in manifest.tables.values() for p in entries}
+            for part in parts.values():
+                if part.object in named:
+                    continue  # stands in a newer checkpoint, too
+                named.add(part.object)
+                try:
+                    await self._pace.pay(part.size, self._priority)
+                    await checkpoint.read_part(self._store, self._volume.keyring, part)
+                    self.objects += 1
+                except (Corrupt, Missing, TooNew) as exc:
+                    self._bad(part.object, f"part of checkpoint {sequence}: {exc}")
+            self._progress({"done": n + 1, "total": len(numbers), "text": "checkpoints"})
+        return named
+
+    async def _header(self) -> None:
+        ours = self._volume.header
+        try:
+            there = await header_store.load(self._store)
+            if there.generation == ours.generation:
+                if headers.digest_of(there) != headers.digest_of(ours):
+                    self._bad(there.name, "not the key header that this volume was opened with")
+            else:
+                headers.check_successor(there, ours, self._volume.keyring)
+        except StoreError:
+            raise
+        except MegafsError as exc:
+            self._bad(ours.name, exc)
+
+    async def _strangers(self, named: set[str]) -> None:
+        """Objects that nothing names."""
+        volume = self._volume
+        packs = {
+            chunk_format.pack_name(bytes(row[0]))
+            for row in volume.replica.db.execute("SELECT name FROM packs")
+        }
+        async for page in list_all(self._store, ""):
+            for entry in page.entries:
+                kind = entry.name.partition("/")[0]
+                known = (
+                    entry.name in packs
+                    if kind == "packs"
+                    else entry.name in named
+                    if kind == "checkpoints"
+                    else kind in ("commits", "keys", "mounts", "shares", "probe")
+                )
+                if not known:
+                    self.unnamed.append(
+                        {"object": entry.name, "size": entry.size, "modified": entry.modified}
+                    )
+            self._progress({"done": 0, "total": 0, "text": "objects that nobody names"})
+
+
+def _verify(
+    keyring: Keyring, pack: Pack, group: list[Extent], start: int, body: bytes
+) -> list[tuple[int, str]]:
+    """The chunks of *group* that are not whole: (offset, why)."""
+    key = keyring.pack_key(pack.name, pack.epoch)
+    view = memoryview(body)
+    bad = []
+    for extent in group:
+        sealed = view[extent.offset - start : extent.offset - start + extent.sealed]
+        try:
+            if len(sealed) == extent.sealed and digest(sealed) != extent.digest:
+                raise Corrupt(
+                    f"{chunk_format.pack_name(pack.name)} at {extent.offset}: not the bytes that"
+                    " were stored"
+                )
+            chunk_format.open_chunk(key, keyring.fsid, pack.epoch, pack.name, extent, sealed)
+        except Corrupt as exc:
+            bad.append((extent.offset, str(exc)))
+    return bad
+
+
+def _grouped(extents: list[Extent]) -> list[list[Extent]]:
+    """Chunks of one pack in runs that one get brings."""
+    groups: list[list[Extent]] = []
+    for extent in extents:
+        last = groups[-1] if groups else None
+        if (
+            last is not None
+            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
+            and extent.offset + extent.sealed - last[0].offset <= _RANGE
+        ):
+            last.append(extent)
+        else:
+            groups.append([extent])
+    return groups

@@ -1,0 +1,248 @@
+"""The log of sealed operations in the state directory: what must survive until it is committed.
+
+The replica can be rebuilt from the store at any time; what only this machine knows cannot.  So
+every operation is also written here, sealed, before a close(2) that needs it returns.  Files
+`ops-<8 digits>` hold frames:
+
+    length u32 big-endian | batch u64 | epoch u32 | first u32 | sealed
+
+with the state key of the epoch and the context ("oplog", mount, batch, first).  What is sealed is
+operations as MessagePack (tree/ops.py): those of the batch from number *first* on, so that a batch
+that is still open is written piece by piece.  A frame takes the place of all that were written
+before for the same batch from there on.  A frame that is cut short or does not open ends the log:
+nothing behind it was ever promised to anyone.  A file goes when all its batches are in the journal.
+
+Small chunks that operations name come along, in frames of their own before them, so that a close(2)
+needs one sync and not a second one for the pack (docs/decisions/0008).  There `first` is 2**32-1,
+and instead of what is sealed stands
+
+    pack u64 | offset u64 | digest | the chunk, as it was sealed for its pack
+
+After a power cut they are written into the pack once more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from megafs.crypto import aead
+from megafs.crypto.volume_keys import DIGEST_SIZE, Keyring, digest
+from megafs.durable import sync_directory
+from megafs.errors import Corrupt
+
+log = logging.getLogger(__name__)
+
+_FRAME = struct.Struct(">IQII")
+_PIECE = struct.Struct(">QQ")
+_IS_PIECE = 0xFFFFFFFF
+_SEGMENT_SIZE = 8 << 20
+
+
+#: (pack, offset, sealed bytes): a chunk that an operation names.
+Piece = tuple[int, int, bytes]
+Restore = Callable[[int, int, memoryview], None]
+
+
+class OperationLog:
+    """Appends batches, makes them durable, forgets those that are committed.
+
+    directory: exists, ours alone.  mount: the number of this mount in the volume.
+    """
+
+    def __init__(self, directory: Path, keyring: Keyring, mount: int) -> None:
+        self._directory = directory
+        self._keyring = keyring
+        self._mount = mount
+        # number of the file -> the last batch in it
+        self._segments: dict[int, int] = {}
+        self._fd = -1
+        self._current = 0
+        self._size = 0
+        # Frames that the disk would not take; `sync` tries again, and fails if it must.
+        self._unwritten: list[bytes] = []
+        self._lock = threading.Lock()
+        #: How many frames were appended by this process; see `sync`.
+        self.position = 0
+
+    def read(self, restore: Restore | None = None) -> list[tuple[int, list[bytes]]]:
+        """What is here of every batch: (its number, its frames in order), in order of number.
+
+        Call before `append`.
+        restore: given every chunk that came along: its pack, its offset there, its bytes.
+        """
+        found: dict[int, dict[int, bytes]] = {}
+        for path in sorted(self._directory.glob("ops-*")):
+            number = int(path.name[4:])
+            self._current = max(self._current, number)
+            last = 0
+            for batch, first, ops in self._frames(path, restore):
+                last = max(last, batch)
+                if first == _IS_PIECE:
+                    continue
+                kept = found.get(batch, {})
+                # `keep_only` and `Replica.recover` may have written it once more.
+                found[batch] = {at: kept[at] for at in kept if at < first} | {first: ops}
+            self._segments[number] = last
+        return [(batch, list(frames.values())) for batch, frames in sorted(found.items())]
+
+    def sync_read(self) -> None:
+        """Make durable what `read` found: a process that was killed may not have got to it."""
+        for number, last in self._segments.items():
+            if last:
+                fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+
+    def _frames(self, path: Path, restore: Restore | None) -> list[tuple[int, int, bytes]]:
+        data = path.read_bytes()
+        at = 0
+        frames = []
+        while at + _FRAME.size <= len(data):
+            size, batch, epoch, first = _FRAME.unpack_from(data, at)
+            at += _FRAME.size
+            if size == 0 or at + size > len(data):
+                break
+            body = memoryview(data)[at : at + size]
+            try:
+                if first == _IS_PIECE:
+                    _take_piece(body, restore)
+                    ops = b""
+                else:
+                    ops = aead.open_sealed(
+                        self._keyring.subkey("state", epoch),
+                        self._context(epoch, batch, first),
+                        body,
+                        path.name,
+                    )
+            except Corrupt:
+                log.warning(
+                    "%s: batch %d is not whole; what follows was never promised", path.name, batch
+                )
+                break
+            frames.append((batch, first, ops))
+            at += size
+        return frames
+
+    def append(self, batch: int, ops: bytes, first: int = 0, pieces: Iterable[Piece] = ()) -> None:
+        """Write operations of a batch; durable only after `sync`, which says so if it cannot be.
+
+        first: how many operations of the batch come before these.
+        pieces: chunks they name whose packs are not synced.
+        """
+        epoch = self._keyring.epoch
+        context = self._context(epoch, batch, first)
+        sealed = aead.seal(self._keyring.subkey("state", epoch), context, ops)
+        with self._lock:
+            self.position += 1
+            for pack, offset, chunk in pieces:
+                body = _PIECE.pack(pack, offset) + digest(chunk) + chunk
+                self._unwritten.append(_FRAME.pack(len(body), batch, epoch, _IS_PIECE) + body)
+            self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch, first) + sealed)
+            try:
+                if self._fd < 0 or self._size > _SEGMENT_SIZE:
+                    self._next_file()
+                self._segments[self._current] = batch
+                self._write()
+            except OSError as exc:
+                log.error("the log of operations cannot be written: %s", exc)
+
+    def _write(self) -> None:
+        while self._unwritten:
+            frame = self._unwritten[0]
+            written = 0
+            try:
+                while written < len(frame):
+                    written += os.write(self._fd, frame[written:])
+            except OSError:
+                # Half a frame would end the log for whoever reads it.
+                os.ftruncate(self._fd, self._size)
+                raise
+            self._size += len(frame)
+            del self._unwritten[0]
+
+    def sync(self) -> None:
+        """Make every frame durable that was appended until now.  May run in a thread beside
+        `append`.
+
+        Raises OSError if it is not.
+        """
+        with self._lock:
+            if self._unwritten:
+                if self._fd < 0:
+                    self._next_file()
+                self._write()
+            if self._fd < 0:
+                return
+            fd = os.dup(self._fd)  # the file may be finished, and closed, meanwhile
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def keep_only(self, batches: Iterable[tuple[int, bytes]]) -> None:
+        """Make the log hold exactly these batches, durably."""
+        old = list(self._segments)
+        with self._lock:
+            self._unwritten.clear()
+            self._next_file()
+        for batch, ops in batches:
+            self.append(batch, ops)
+        self.sync()
+        for number in old:
+            self._segments.pop(number, None)
+            self._path(number).unlink(missing_ok=True)
+
+    def forget(self, committed: int) -> None:
+        """Remove the files whose batches are all in the journal."""
+        for number, last in list(self._segments.items()):
+            if last <= committed and number != self._current:
+                del self._segments[number]
+                self._path(number).unlink(missing_ok=True)
+        if self._segments.get(self._current, 0) <= committed and self._size > 1 << 20:
+            with self._lock:
+                self._next_file()
+
+    def close(self, committed: int) -> None:
+        """Give the file back; remove everything if all of it is committed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        for number, last in list(self._segments.items()):
+            if last <= committed:
+                self._path(number).unlink(missing_ok=True)
+
+    def _next_file(self) -> None:
+        if self._fd >= 0:
+            os.fdatasync(self._fd)
+            os.close(self._fd)
+        self._current += 1
+        self._fd = os.open(
+            self._path(self._current),
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+            0o600,
+        )
+        self._size = 0
+        self._segments[self._current] = 0
+        sync_directory(self._directory)
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"ops-{number:08d}"
+
+    def _context(self, epoch: int, batch: int, first: int) -> bytes:
+        return aead.context("oplog", self._keyring.fsid, epoch, self._mount, batch, first)
+
+
+def _take_piece(body: memoryview, restore: Restore | None) -> None:
+    start = _PIECE.size + DIGEST_SIZE
+    if len(body) < start or digest(body[start:]) != body[_PIECE.size : start]:
+        raise Corrupt("a chunk that is not whole")
+    if restore is not None:
+        pack, offset = _PIECE.unpack_from(body)
+        restore(pack, offset, body[start:])

@@ -1,0 +1,71 @@
+"""`megafs salvage --mount`: what is left of a damaged volume, read-only, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import trio
+
+from megafs.config import Settings
+from megafs.jobs.salvage import Report
+from megafs.jobs.salvage_view import rescued
+from megafs.mount import mountpoint
+from megafs.mount.fuse import KernelMount, View
+from megafs.stores.stack import open_store
+from megafs.volume.header import Credential
+
+
+def run(
+    url: str,
+    at: str,
+    credential: Credential,
+    settings: Settings,
+    commit: int | None,
+    say: Callable[[str], None],
+) -> None:
+    """Mount at *at* until a signal, or until somebody unmounts it.
+
+    commit: the tree as of that commit instead of the newest one.  say: told what is damaged.
+    """
+    place = mountpoint.canonical(at)
+    mountpoint.check_fuse(allow_other=False)
+    mountpoint.check(place, nonempty=False)
+    trio.run(_main, url, place, credential, settings, commit, say)
+
+
+async def _main(
+    url: str,
+    place: str,
+    credential: Credential,
+    settings: Settings,
+    commit: int | None,
+    say: Callable[[str], None],
+) -> None:
+    store = open_store(url, settings.store_options, patience=settings.deadline)
+    report = Report()
+    try:
+        async with rescued(store, url, credential, settings, report, at=commit) as fs:
+            for text in report.problems:
+                say(text)
+            options = ("ro", "subtype=megafs", f"fsname={url}")
+            kernel = KernelMount(fs, place, View.of(settings), options)
+            kernel.open()
+            try:
+                with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_until_signal, signals, kernel)
+                        say(f"what is left of {url} is mounted at {place}, read-only")
+                        await kernel.serve()
+                        nursery.cancel_scope.cancel()
+            finally:
+                kernel.close(unmount=True)
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+            await store.aclose()
+
+
+async def _until_signal(signals: object, kernel: KernelMount) -> None:
+    async for _ in signals:  # type: ignore[attr-defined]
+        kernel.stop()
+        return

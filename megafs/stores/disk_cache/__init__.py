@@ -1,0 +1,1 @@
+"""Ranges of packs on the local disk."""

@@ -1,0 +1,800 @@
+"""Ranges of packs on the local disk, so that they are fetched once.
+
+What is cached are the sealed bytes as they lie in the store, of objects named packs/* and no
+others: those never change, and whoever reads them decrypts and thereby verifies them.  If that
+fails, the reader calls `forget()` and asks once more, and the bytes come from the store.
+
+The index lies in memory (`segments`), filled from the directory (`shelf`) at the start; a reader's
+bytes come by pread from files that are kept open.  However many readers want the same bytes, one
+fetches them.  Everything that writes happens in one background task, in batches, in threads: the
+reader that fetched does not wait for it.  Access times are written back now and then.
+
+The size limit is one for the whole directory, in blocks as du counts them, and holds at every
+moment: room is made before a write.  So is the free space that others on the file system need.
+
+A cache that fails in any way (a full, broken, read-only or vanished disk, a damaged table) costs
+speed, never an error: reads go to the store, one line is logged, and it is tried again later.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import copy
+import logging
+import os
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from megafs import clock
+from megafs.buffers import aligned
+from megafs.concurrency import offload
+from megafs.errors import StoreError
+from megafs.metrics import Registry
+from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
+from megafs.stores.disk_cache.cache_directory import (
+    PREFIX,
+    CacheDirectory,
+    Measured,
+    Open,
+    file_name,
+)
+from megafs.stores.disk_cache.segments import Segment, Segments
+from megafs.stores.limit import BACKGROUND, URGENT, Priority, at_priority, current_level
+
+log = logging.getLogger(__name__)
+
+#: Bytes read but not written yet; more are not cached.
+QUEUE = 24 << 20
+#: Files kept open.
+HANDLES = 128
+
+# What one round of the background task writes, at most.
+_BATCH_COUNT = 16
+_BATCH_BYTES = 8 << 20
+# A read as large as this is copied on the loop if the kernel has it in memory: 0.1 ms at most.
+_IN_PLACE = 512 << 10
+# Seconds: a disk that takes longer to open or to read is as good as none.
+_SLOW_START = 10.0
+_SLOW_READ = 10.0
+# Seconds that read-ahead waits for the disk to take what was read before it.
+_SLOW_WRITE = 0.5
+# Seconds between looks at the free space, and at the access times to be written back.
+_TICK = 30.0
+# Seconds that nothing is written after the disk was full, and between attempts to use a sick one.
+_PAUSE = 60.0
+
+
+# `list` is a method's name below.
+Row = list[Segment]
+Drops = list[tuple[str, Open | None]]
+Touches = list[tuple[float, str]]
+
+
+class _Flight:
+    """A fetch under way; others who want the same bytes wait for it."""
+
+    __slots__ = ("data", "done", "end", "error", "priority", "stale", "start")
+
+    def __init__(self, start: int, length: int, level: int) -> None:
+        self.start = start
+        self.end = start + length
+        self.priority = Priority(level)
+        self.done = trio.Event()
+        self.data: bytes | None = None
+        self.error: StoreError | None = None
+        self.stale = False  # forgotten meanwhile: not to be cached, nor waited for
+
+
+class DiskCached(ObjectStore):
+    """*store*, with ranges of its packs on the local disk.
+
+    directory: for this cache alone; made when first used.
+    size_limit: the most bytes of disk it takes.
+    min_free: bytes of the file system that it leaves to others.
+
+    The background task starts with the first use and ends in aclose(), which must be called; it
+    is a system task of trio, so that a store need not be opened within a nursery, and lets nothing
+    but cancellation out.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        directory: Path | str,
+        size_limit: int,
+        min_free: int = 0,
+        *,
+        metrics: Registry | None = None,
+        queue: int = QUEUE,
+        handles: int = HANDLES,
+    ) -> None:
+        self.url = store.url
+        self.beneath = store
+        self._store = store
+        self._directory = os.fspath(directory)
+        self._limit = size_limit
+        # What cache.db and the directories may grow by in a round: two pages for each row changed.
+        self._slack = min(8 << 20, max(256 << 10, size_limit // 16))
+        self._rows = self._slack // 8192
+        self._min_free = min_free
+        self._queue_limit = queue
+        self._handle_limit = handles
+
+        # Owned by the loop; the background task hands copies to its threads.
+        self._segments = Segments()
+        self._handles: OrderedDict[Segment, None] = OrderedDict()
+        self._scratch = memoryview(aligned(_IN_PLACE))
+        self._flights: dict[str, list[_Flight]] = {}
+        self._pinned: set[str] = set()
+        self._touched: set[Segment] = set()
+        self._used = 0  # the cost of everything on disk
+        self._queue: deque[Segment] = deque()
+        self._queued = 0  # bytes of memory in it
+        self._coming = 0  # bytes that read-ahead is fetching
+        self._room = trio.Event()  # set when there may be some again
+        self._hopeful = True  # that it will be soon
+        self._drops: deque[tuple[str, int, Open | None]] = deque()  # key, cost, handle
+
+        self._opened: CacheDirectory | None = None  # to be closed
+        self._shelf: CacheDirectory | None = None  # in use; None while there is no usable cache
+        self._started = False
+        self._ready = trio.Event()
+        self._wake = trio.Event()
+        self._quiet = trio.Event()
+        self._closing = False
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        self._paused_until = float("-inf")
+        self._trouble = ""  # why it is not used, "" while it is
+        self._reported = False
+        self._backoff = 1.0  # seconds until a sick cache is tried again
+
+        metrics = metrics or Registry()
+        name = "megafs_cache"
+        self._hits = metrics.counter(f"{name}_hits", "Reads answered by the disk cache.")
+        self._misses = metrics.counter(f"{name}_misses", "Reads the disk cache could not answer.")
+        self._shared = metrics.counter(f"{name}_shared", "Reads that waited for another's fetch.")
+        self._evicted = metrics.counter(f"{name}_evicted", "Ranges thrown out to make room.")
+        self._dropped = metrics.counter(f"{name}_not_kept", "Ranges read and not cached.")
+        self._written = metrics.counter(f"{name}_written", "Bytes written to the cache.", "bytes")
+        metrics.gauge(
+            f"{name}_used", "Disk taken by cached ranges.", "bytes", lambda: float(self._used)
+        )
+        metrics.gauge(f"{name}_limit", "The most disk the cache may take.", "bytes").set(size_limit)
+
+    # Reading.
+
+    async def get(self, name: str, start: int, length: int) -> bytes:
+        if not name.startswith(PREFIX) or length <= 0:
+            return await self._store.get(name, start, length)
+        check_name(name)
+        if not self._ready.is_set():
+            await self._start()
+        while True:
+            segments = self._segments.cover(name, start, length)
+            if segments:
+                data = await self._read_all(segments, start, length)
+                if data is not None:
+                    self._hits.add()
+                    return data
+                continue  # it is not what it should be, and no longer in the index
+            flight = self._flight(name, start, start + length)
+            if flight is None:
+                ahead = current_level() == BACKGROUND
+                if ahead and not self._has_room(length) and await self._wait_for_room(length):
+                    continue  # somebody may have brought it meanwhile
+                self._misses.add()
+                return await self._fetch(name, start, length)
+            if current_level() == URGENT:
+                flight.priority.raise_to_urgent()
+            await flight.done.wait()
+            if flight.data is not None:
+                self._shared.add()
+                return flight.data[start - flight.start : start - flight.start + length]
+            if flight.error is not None:
+                # Not a fetch for each of us: the store has just said no.
+                raise copy.copy(flight.error) from flight.error
+            # Its reader was cancelled: the first of us to come here takes over.
+
+    def begin(self) -> None:
+        """Start the background task, which fills the index, without waiting for it."""
+        if not self._started:
+            self._started = True
+            trio.lowlevel.spawn_system_task(
+                self._run, name="disk cache", context=contextvars.copy_context()
+            )
+
+    def _flight(self, name: str, start: int, end: int) -> _Flight | None:
+        for flight in self._flights.get(name, ()):
+            if flight.start <= start and end <= flight.end:
+                return flight
+        return None
+
+    def _has_room(self, length: int) -> bool:
+        """Whether so many bytes could wait to be written, too."""
+        return self._queued + self._coming + length <= self._queue_limit
+
+    async def _wait_for_room(self, length: int) -> bool:
+        """Wait, but not long, until what is fetched now will be kept; False if it is no use.
+
+        A line faster than the disk, or a busy machine, would have a third of a big file read past
+        the cache, and fetched again next time.
+        """
+        with trio.move_on_after(_SLOW_WRITE):
+            while self._is_writing and not self._has_room(length):
+                await self._room.wait()
+            return self._has_room(length)
+        self._hopeful = False  # nobody waits again before something is written
+        return False
+
+    @property
+    def _is_writing(self) -> bool:
+        return (
+            self._shelf is not None
+            and not self._closing
+            and trio.current_time() >= self._paused_until
+            and self._queued + self._coming > 0
+            and self._hopeful
+        )
+
+    async def _fetch(self, name: str, start: int, length: int) -> bytes:
+        flight = _Flight(start, length, current_level())
+        self._flights.setdefault(name, []).append(flight)
+        ahead = length if current_level() == BACKGROUND else 0
+        self._coming += ahead
+        try:
+            with at_priority(flight.priority):
+                flight.data = await self._store.get(name, start, length)
+        except StoreError as exc:
+            flight.error = exc
+            raise
+        finally:
+            if ahead:
+                self._coming -= ahead
+                self._tell_of_room()
+            if not flight.stale:
+                self._land(name, flight)
+            flight.done.set()
+        if not flight.stale:
+            self._keep(Segment(name, start, length, len(flight.data)), flight.data)
+        return flight.data
+
+    def _land(self, name: str, flight: _Flight) -> None:
+        flights = self._flights[name]
+        flights.remove(flight)
+        if not flights:
+            del self._flights[name]
+
+    async def _read_all(self, row: Row, start: int, length: int) -> bytes | None:
+        """Return the bytes that several segments hold together; None if one has lost them."""
+        if len(row) == 1:
+            return await self._read(row[0], start, length)
+        parts: list[bytes] = []
+        end = start + length
+        for segment, then in zip(row, [*row[1:], None], strict=True):
+            if segment not in self._segments:
+                return None  # thrown out while the one before it was read
+            stop = end if then is None else min(end, then.start)
+            data = await self._read(segment, start, stop - start)
+            if data is None:
+                return None
+            parts.append(data)
+            start = stop
+        return b"".join(parts)
+
+    async def _read(self, segment: Segment, start: int, length: int) -> bytes | None:
+        """Return the bytes from a segment; None, and it is dropped, if they cannot be had."""
+        offset = start - segment.start
+        size = min(length, segment.size - offset)
+        self._use(segment)
+        if segment.data is not None:
+            data: bytes | None = segment.data[offset : offset + max(size, 0)]
+            await trio.lowlevel.checkpoint()
+            return data
+        if size <= 0:
+            await trio.lowlevel.checkpoint()
+            return b""
+        handle: Open | None = segment.handle
+        if handle is not None and size <= _IN_PLACE:
+            data = handle.read_in_place(offset, size, self._scratch)
+            if data is not None:
+                await trio.lowlevel.checkpoint()
+                return data
+        trouble = "does not answer"
+        with trio.move_on_after(_SLOW_READ) as scope:
+            try:
+                # Abandoned when we are cancelled: the thread keeps the handle it was given.
+                opened, found = await offload(
+                    _read_file, handle, self._path(segment), offset, size, kind="disk", abandon=True
+                )
+                if len(found) == size:
+                    if handle is None:
+                        self._keep_open(segment, opened)
+                    return found
+                trouble = "lost a part of a file"
+            except OSError as exc:
+                trouble = exc.strerror or str(exc)
+        log.debug("cache %s: %s: %s", self._directory, segment, trouble)
+        self._discard(segment)
+        if scope.cancelled_caught:
+            self._sicken("the disk does not answer")
+        return None
+
+    def peek(self, name: str, start: int, length: int) -> bytes | None:
+        segment = self._segments.find(name, start, length)
+        if segment is None or length > _IN_PLACE:
+            return None
+        offset = start - segment.start
+        data: bytes | None = None
+        if segment.data is not None:
+            data = segment.data[offset : offset + length]
+        else:
+            if segment.handle is None:
+                opened = Open.at_hand(self._path(segment))
+                if opened is not None:
+                    self._keep_open(segment, opened)
+            if segment.handle is not None:
+                data = segment.handle.read_in_place(offset, length, self._scratch)
+        if data is None or len(data) != length:
+            return None
+        self._use(segment)
+        self._hits.add()
+        return data
+
+    def _path(self, segment: Segment) -> str:
+        return os.path.join(self._directory, file_name(segment.key))
+
+    def _use(self, segment: Segment) -> None:
+        self._segments.touch(segment)
+        segment.access = clock.now()
+        self._touched.add(segment)
+        if segment in self._handles:
+            self._handles.move_to_end(segment)
+
+    def _keep_open(self, segment: Segment, handle: Open) -> None:
+        # While we read it may have been thrown out, or just written and so have a file of its own.
+        if segment not in self._segments or not segment.on_disk or segment.handle is not None:
+            return
+        segment.handle = handle
+        self._handles[segment] = None
+        while len(self._handles) > self._handle_limit:
+            oldest, _ = self._handles.popitem(last=False)
+            oldest.handle = None
+
+    # Keeping.
+
+    async def remember(self, name: str, start: int, data: Buffer | Path | str) -> None:
+        """Cache bytes that did not come from a get: a pack that was just uploaded.
+
+        data: the bytes, or the file that holds them, which may be removed when this returns: then
+            it has one more name in the cache, or was copied, or is not cached.
+        """
+        if not name.startswith(PREFIX):
+            return
+        check_name(name)
+        if not self._ready.is_set():
+            await self._start()
+        if self._shelf is None:
+            return
+        if not isinstance(data, Path | str):
+            await trio.lowlevel.checkpoint()
+            kept = bytes(data)
+            self._keep(Segment(name, start, len(kept), len(kept)), kept)
+            return
+        try:
+            source = await offload(Open, os.fspath(data), kind="disk")
+        except OSError as exc:
+            log.debug("cache %s: %s: %s", self._directory, name, exc)
+            return
+        landed = trio.Event()
+        segment = Segment(name, start, source.size, source.size)
+        segment.landed = landed.set
+        if self._keep(segment, source):
+            await landed.wait()
+
+    def _keep(self, segment: Segment, data: bytes | Open) -> bool:
+        """Index a segment and queue it to be written; readers get it from memory until then.
+
+        Returns whether it will be.
+        """
+        size = len(data) if isinstance(data, bytes) else 0
+        if (
+            self._shelf is None
+            or self._closing
+            or segment.size == 0
+            or trio.current_time() < self._paused_until
+            or self._queued + size > self._queue_limit
+            or len(self._queue) >= 4096
+        ):
+            self._dropped.add()
+            return False
+        needless = self._segments.add(segment)
+        if needless is None:
+            return False
+        for old in needless:
+            self._throw_out(old)
+        if isinstance(data, bytes):
+            segment.data = data
+        else:
+            segment.handle = data
+        segment.access = clock.now()
+        self._queue.append(segment)
+        self._queued += size
+        self._disturb()
+        return True
+
+    async def forget(self, name: str) -> None:
+        """Drop what is cached of an object, for its bytes did not verify."""
+        await trio.lowlevel.checkpoint()
+        self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        for segment in self._segments.of(name):
+            self._discard(segment)
+        for flight in self._flights.pop(name, ()):
+            flight.stale = True
+
+    def cached(self, name: str, start: int, length: int) -> bool:
+        return bool(self._segments.cover(name, start, length))
+
+    def pin(self, names: Iterable[str]) -> None:
+        """Never evict ranges of these objects."""
+        self._pinned.update(names)
+
+    def unpin(self, names: Iterable[str]) -> None:
+        """Evict ranges of these objects again when room is needed."""
+        self._pinned.difference_update(names)
+
+    async def clear(self) -> None:
+        """Throw out everything, pinned or not."""
+        if not self._ready.is_set():
+            await self._start()
+        for segment in tuple(self._segments.oldest()):
+            self._discard(segment)
+        for name in tuple(self._flights):
+            self._forget(name)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Wait until everything is written that waits to be."""
+        if not self._ready.is_set():
+            await self._start()
+        while self._shelf is not None and not self._quiet.is_set():
+            await self._quiet.wait()
+
+    def stats(self) -> dict[str, Any]:
+        """Numbers for `megafs status`."""
+        return {
+            "state": "ok" if self._shelf is not None else "off",
+            "trouble": self._trouble,
+            "directory": self._directory,
+            "entries": len(self._segments),
+            "bytes": self._used,
+            "limit": self._limit,
+            "min_free": self._min_free,
+            "pinned": len(self._pinned),
+            "hits": int(self._hits.value),
+            "misses": int(self._misses.value),
+            "shared": int(self._shared.value),
+            "evicted": int(self._evicted.value),
+            "not_kept": int(self._dropped.value),
+            "written_bytes": int(self._written.value),
+            "queued_bytes": self._queued,
+            "open_files": len(self._handles),
+        }
+
+    def _discard(self, segment: Segment) -> None:
+        """Take a segment out of the index and off the disk."""
+        self._segments.remove(segment)
+        self._throw_out(segment)
+
+    def _throw_out(self, segment: Segment) -> None:
+        """Have a segment that is no longer in the index removed from the disk."""
+        self._handles.pop(segment, None)
+        self._touched.discard(segment)
+        handle, segment.handle = segment.handle, None
+        if segment.on_disk:
+            segment.on_disk = False
+            self._drops.append((segment.key, segment.cost, handle))
+            self._disturb()
+
+    def _disturb(self) -> None:
+        """There is something to do."""
+        if self._quiet.is_set():
+            self._quiet = trio.Event()
+        self._wake.set()
+
+    # The rest of the interface.
+
+    async def put_new(self, name: str, data: Buffer) -> None:
+        await self._store.put_new(name, data)
+
+    async def put(self, name: str, data: Buffer) -> None:
+        await self._store.put(name, data)
+        self._forget(name)
+
+    async def delete(self, name: str) -> None:
+        self._forget(name)
+        await self._store.delete(name)
+
+    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
+        return await self._store.list(prefix, after, limit)
+
+    async def create(self) -> None:
+        await self._store.create()
+
+    def worth(self) -> int:
+        return self._store.worth()
+
+    def uploads(self) -> int:
+        return self._store.uploads()
+
+    def downloads(self) -> int:
+        return self._store.downloads()
+
+    def health(self) -> Health:
+        below = self._store.health()
+        return Health(below.state, below.last_error, {**below.details, "cache": self.stats()})
+
+    async def aclose(self) -> None:
+        """Write what is queued, within a few seconds, and close everything."""
+        self._closing = True
+        self._wake.set()
+        try:
+            with trio.move_on_after(5) as scope:
+                if self._started:
+                    await self._ended.wait()
+            if scope.cancelled_caught:
+                log.debug("cache %s: left behind with a disk that hangs", self._directory)
+        finally:
+            self._scope.cancel()
+            with trio.CancelScope(shield=True):
+                if self._started:
+                    await self._ended.wait()
+                await self._store.aclose()
+
+    # The background task.
+
+    async def _start(self) -> None:
+        """Wait until the index is there, or it is clear that there will be none soon."""
+        self.begin()
+        with trio.move_on_after(_SLOW_START) as scope:
+            await self._ready.wait()
+        if scope.cancelled_caught:
+            self._report("the disk does not answer")
+            self._ready.set()
+
+    async def _run(self) -> None:
+        """Open the cache, serve it, and begin again later if it breaks."""
+        try:
+            with self._scope:
+                while not self._closing:
+                    try:
+                        await self._open()
+                        await self._serve()
+                    except Exception as exc:
+                        # Anything: OSError, sqlite3.Error, what diskcache makes of them.
+                        self._sicken(getattr(exc, "strerror", None) or str(exc) or repr(exc))
+                    finally:
+                        with trio.move_on_after(5, shield=True):
+                            await self._shut()
+                    if not self._closing:
+                        self._wake = trio.Event()  # only aclose() need wake us now
+                        with trio.move_on_after(self._backoff):
+                            await self._wake.wait()
+                        self._backoff = min(2 * self._backoff, _PAUSE)
+        finally:
+            self._empty()
+            self._ended.set()
+
+    async def _shut(self) -> None:
+        self._shelf = None
+        self._quiet.set()
+        shelf, self._opened = self._opened, None
+        if shelf is not None:
+            await offload(_close, shelf, kind="disk", abandon=True)
+
+    async def _wake_up(self) -> None:
+        """Wait for something to do."""
+        await self._wake.wait()
+        self._wake = trio.Event()
+
+    async def _open(self) -> None:
+        self._opened = shelf = CacheDirectory(self._directory, self._limit)
+        found = await offload(shelf.open, kind="disk", abandon=True)
+        self._empty()
+        for segment in found:
+            for old in self._segments.add(segment) or ():
+                self._throw_out(old)
+            if segment in self._segments:
+                self._used += segment.cost
+            else:
+                self._throw_out(segment)
+        self._shelf = shelf
+        self._ready.set()
+
+    async def _serve(self) -> None:
+        """Do what is queued until closed; look after the free space now and then."""
+        assert self._shelf is not None
+        tick = trio.current_time() + _TICK
+        while self._shelf is not None:
+            if self._queue or self._drops or trio.current_time() >= tick:
+                if trio.current_time() >= tick:
+                    tick = trio.current_time() + _TICK
+                await self._round(self._shelf, flush=False)
+                continue
+            self._quiet.set()
+            if self._closing:
+                while self._touched:
+                    await self._round(self._shelf, flush=True)
+                return
+            with trio.move_on_at(tick):
+                await self._wake_up()
+
+    async def _round(self, shelf: CacheDirectory, *, flush: bool) -> None:
+        """Write one batch, and make the room for it first."""
+        measured = await offload(shelf.measure, kind="disk", abandon=True)
+        drops, writes = self._plan(shelf, measured)
+        touched: Touches = []
+        if flush or len(self._touched) > 1024 or not writes:
+            while self._touched and len(touched) < self._rows:
+                segment = self._touched.pop()
+                touched.append((segment.access, segment.key))
+        if not (drops or writes or touched):
+            return
+        values = [
+            (segment.key, segment.data if segment.data is not None else segment.handle)
+            for segment in writes
+        ]
+        results = await offload(shelf.apply, drops, values, touched, kind="disk", abandon=True)
+        for segment, error in zip(writes, results, strict=True):
+            self._queued -= len(segment.data or b"")
+            segment.let_go()
+            if error is not None:
+                self._used -= segment.cost
+                self._segments.remove(segment)
+                self._dropped.add()
+                self._paused_until = trio.current_time() + _PAUSE
+                self._trouble = f"{error.strerror}; nothing is written for a minute"
+                self._report(self._trouble)
+                continue
+            self._written.add(segment.size)
+            segment.on_disk = True
+            if segment not in self._segments:  # forgotten while it was written
+                self._throw_out(segment)
+        self._hopeful = True
+        self._tell_of_room()
+        if writes and not any(results):
+            self._well()
+
+    def _plan(self, shelf: CacheDirectory, measured: Measured) -> tuple[Drops, Row]:
+        """Choose what to write now, and what to throw out so that it fits."""
+        drops: Drops = []
+        free = measured.free
+        while self._drops and len(drops) < self._rows:
+            key, cost, handle = self._drops.popleft()
+            drops.append((key, handle))
+            self._used -= cost
+            free += cost
+        room = self._limit - measured.overhead - self._slack
+        # Of the file system, until others would miss it.
+        spare = free - self._min_free - min(self._slack, 1 << 20)
+        if self._drops:
+            return drops, []  # first things first: a long list of drops is room for all
+        writes: Row = []
+        planned = 0
+        while self._queue and len(writes) < _BATCH_COUNT and planned < _BATCH_BYTES:
+            segment = self._queue.popleft()
+            if segment not in self._segments:  # forgotten before it was written
+                self._queued -= len(segment.data or b"")
+                segment.let_go()
+                continue
+            segment.cost = shelf.cost(segment.size)
+            spare += self._evict(max(self._used + segment.cost - room, segment.cost - spare), drops)
+            if self._used + segment.cost > room or segment.cost > spare:
+                if segment.cost > spare:
+                    self._trouble = (
+                        f"nothing is written: the file system has {measured.free >> 20} MiB free,"
+                        f" and {self._min_free >> 20} MiB are for others"
+                    )
+                self._queued -= len(segment.data or b"")
+                segment.let_go()
+                self._segments.remove(segment)
+                self._dropped.add()
+                continue
+            self._used += segment.cost
+            spare -= segment.cost
+            planned += segment.size
+            writes.append(segment)
+        if not writes:
+            self._evict(max(self._used - room, -spare), drops)
+        return drops, writes
+
+    def _evict(self, wanted: int, drops: Drops) -> int:
+        """Throw out the least recently used until *wanted* bytes are free; return how many are."""
+        if wanted <= 0:
+            return 0
+        chosen: Row = []
+        pinned: Row = []
+        gained = 0
+        for segment in self._segments.oldest():
+            if gained >= wanted:
+                break
+            if segment.name in self._pinned:
+                pinned.append(segment)
+            elif segment.on_disk:
+                chosen.append(segment)
+                gained += segment.cost
+        for segment in pinned:  # so that the next search does not meet them again
+            self._segments.touch(segment)
+        for segment in chosen:
+            self._segments.remove(segment)
+            self._handles.pop(segment, None)
+            self._touched.discard(segment)
+            drops.append((segment.key, segment.handle))
+            segment.handle = None
+            segment.on_disk = False
+            self._used -= segment.cost
+        self._evicted.add(len(chosen))
+        return gained
+
+    def _sicken(self, why: str) -> None:
+        """Do without the cache for a while."""
+        self._trouble = why
+        self._report(why)
+        self._shelf = None
+        self._empty()
+        self._tell_of_room()
+        self._quiet.set()
+        self._wake.set()
+        self._ready.set()
+
+    def _tell_of_room(self) -> None:
+        self._room.set()
+        self._room = trio.Event()
+
+    def _well(self) -> None:
+        """Something was written: whatever the trouble was, it is over."""
+        self._trouble = ""
+        self._backoff = 1.0
+        if self._reported:
+            self._reported = False
+            log.info("cache %s works again", self._directory)
+
+    def _report(self, why: str) -> None:
+        """One line for one trouble, however long it lasts."""
+        if not self._reported:
+            self._reported = True
+            log.warning(
+                "cache %s is not used for now: %s; reading from the store", self._directory, why
+            )
+
+    def _empty(self) -> None:
+        """Forget what the cache holds; what is on the disk stays there."""
+        for segment in (*self._segments.oldest(), *self._queue):
+            segment.let_go()
+            segment.on_disk = False
+        self._segments = Segments()
+        self._handles.clear()
+        self._touched.clear()
+        self._queue.clear()
+        self._queued = 0
+        self._drops.clear()
+        self._used = 0
+
+
+def _read_file(handle: Open | None, path: str, offset: int, size: int) -> tuple[Open, bytes]:
+    if handle is None:
+        handle = Open(path)
+    return handle, handle.read(offset, size)
+
+
+def _close(shelf: CacheDirectory) -> None:
+    try:
+        shelf.close()
+    except Exception as exc:  # a disk that failed before fails again
+        log.debug("cache: %s", exc)

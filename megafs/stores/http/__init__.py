@@ -1,0 +1,1 @@
+"""HTTP: one session, and the transports below it."""

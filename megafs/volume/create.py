@@ -1,0 +1,114 @@
+"""Make a new volume: a key header, and the first commit, which makes the root directory."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import apsw
+
+from megafs import clock
+from megafs.config import Parameters
+from megafs.crypto.volume_keys import Keyring
+from megafs.errors import AlreadyThere, Exists
+from megafs.journal import commit as commit_format
+from megafs.secret_struct import SecretStruct
+from megafs.stores.base import ObjectStore
+from megafs.stores.probe import probe_create_if_absent
+from megafs.tree import ops
+from megafs.tree.schema import INDEXES, REPLICATED
+from megafs.tree.tree import Tree
+from megafs.volume import header_store
+from megafs.volume.header import Credential
+
+
+class Formatted(SecretStruct, frozen=True):
+    """A new volume.  recovery_key: to be shown once and kept by the user."""
+
+    fsid: bytes
+    generation: int
+    create_if_absent: bool
+    parameters: Parameters
+    recovery_key: str
+
+    _shown = ("fsid", "generation", "create_if_absent", "parameters")
+
+
+async def format_volume(
+    store: ObjectStore,
+    credential: Credential,
+    parameters: Parameters,
+    *,
+    profile: str = "default",
+    label: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> Formatted:
+    """Make a volume in *store*, which is created if it may be.
+
+    profile: what the passphrase costs to try (crypto/kdf.py).  say: told what happens, for people.
+    Raises AlreadyThere if there is one, or anything else, in the store.
+    """
+    say("making the store, if it is not there")
+    await store.create()
+    page = await store.list("", limit=10)
+    foreign = [entry.name for entry in page.entries if not entry.name.startswith("probe/")]
+    if any(name.startswith("keys/") for name in foreign):
+        raise AlreadyThere(
+            f"{store.url} holds a megafs volume already; mount it, or choose another place"
+        )
+    if foreign:
+        raise AlreadyThere(
+            f"{store.url} is not empty (it holds {foreign[0]}); choose an empty place, for"
+            " example a prefix of its own"
+        )
+    say("trying whether the store can create an object only if it is absent")
+    primitive = await probe_create_if_absent(store)
+    say("making the keys")
+    made = await header_store.create(
+        store,
+        credential,
+        parameters=parameters,
+        create_if_absent=primitive,
+        profile=profile,
+        label=label,
+    )
+    header, keyring = made.unlocked.header, made.unlocked.keyring
+    await write_first_commit(store, keyring, header.generation)
+    assert made.recovery is not None
+    return Formatted(header.fsid, header.generation, primitive, header.parameters, made.recovery)
+
+
+async def write_first_commit(store: ObjectStore, keyring: Keyring, generation: int) -> None:
+    """Create commits/1 with the root directory, unless somebody else did."""
+    now = clock.now_ns()
+    db = apsw.Connection(":memory:")
+    try:
+        for table in REPLICATED:
+            db.execute(table.sql)
+        for sql in INDEXES:
+            db.execute(sql)
+        session = apsw.Session(db, "main")
+        for table in REPLICATED:
+            session.attach(table.name)
+        ops.empty_tree(Tree(db, 1), now, os.getuid(), os.getgid())
+        changeset = session.changeset()
+        session.close()
+    finally:
+        db.close()
+    commit = commit_format.Commit(
+        prev=commit_format.genesis(keyring.fsid),
+        mount=0,
+        host=socket.gethostname(),
+        commit_id=clock.random_bytes(16),
+        first_batch=0,
+        last_batch=0,
+        time_ns=now,
+        generation=generation,
+        operations=1,
+        changeset=commit_format.pack_changeset(changeset),
+    )
+    try:
+        await store.put_new(commit_format.object_name(1), commit_format.seal(keyring, 1, commit))
+    except Exists:
+        pass

@@ -1,0 +1,49 @@
+"""What holds a secret does not show it: not in a repr, not to rich, not to a traceback."""
+
+import io
+import threading
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.pretty import Pretty
+
+from megafs.chunks.stage import StagedPack
+from megafs.config import Parameters, Settings
+from megafs.crypto import kdf
+from megafs.mount.options import MountOptions
+from megafs.mount.session import Request
+from megafs.stores.s3.sigv4 import Credentials
+from megafs.volume.create import Formatted
+from megafs.volume.header import Credential, Header, Slot
+
+SECRET = "hunter2hunter2"
+BYTES = SECRET.encode()
+COST = kdf.Cost(1, 64, 1)
+CREDENTIAL = Credential(passphrase=SECRET, keyfile=BYTES, recovery=SECRET)
+SLOT = Slot(b"id", "passphrase", "home", 0, b"salt", COST, BYTES)
+HOLDERS = (
+    CREDENTIAL,
+    Credentials("AKIA", SECRET, SECRET),
+    kdf.Task(BYTES, b"salt", COST, BYTES),
+    SLOT,
+    Header(b"fsid", 1, 1, 0, Parameters(), True, (SLOT,), b"mac", BYTES),
+    Formatted(b"fsid", 1, True, Parameters(), SECRET),
+    Request("file:///x", "/mnt", MountOptions(Settings(Path("/s"), Path("/c"))), CREDENTIAL),
+    StagedPack(1, b"name", 1, Path("/p"), 3, BYTES, lock=threading.Lock()),
+)
+
+
+@pytest.mark.parametrize("holder", HOLDERS, ids=lambda holder: type(holder).__name__)
+def test_shows_no_secret(holder: object) -> None:
+    out = io.StringIO()
+    Console(file=out, width=200).print(Pretty(holder), [holder])
+
+    for text in (repr(holder), str(holder), f"{[holder]}", out.getvalue()):
+        assert type(holder).__name__ in text
+        assert SECRET not in text
+
+
+def test_shows_what_it_names() -> None:
+    assert repr(Credentials("AKIA", SECRET)) == "Credentials(access_key='AKIA')"
+    assert repr(CREDENTIAL) == "Credential()"
