@@ -41,7 +41,7 @@ def machine(base: Path, name: str) -> Machine:
 def journal(volume: Volume, store: MemoryStore) -> list[commit_format.Commit]:
     """Every commit in the store, with the chain checked from its beginning."""
     prev = commit_format.genesis(volume.fsid)
-    found = []
+    found: list[commit_format.Commit] = []
     while (data := store.objects.get(object_name(len(found) + 1))) is not None:
         commit = open_commit(volume.keyring, len(found) + 1, data)
         assert commit.prev == prev
@@ -233,7 +233,7 @@ async def test_a_commit_nobody_could_read_is_never_written(
     store = Recording()
     await make_volume(store)
     async with machine(tmp_path, "a").open(store, deadline=5.0) as volume:
-        monkeypatch.setattr(writer_module.commit_format, "MAX_OBJECT", 2000)
+        monkeypatch.setattr(commit_format, "MAX_OBJECT", 2000)
         before = len(store.objects)
         fs = volume.fs
         await write_file(fs, "x", b"")

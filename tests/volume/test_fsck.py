@@ -9,6 +9,7 @@ import pytest
 
 from megafs.chunks.codec import pack_name
 from megafs.jobs import registry
+from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import ROOT
 from megafs.volume.open import Volume
 from tests.fakes.machine import (

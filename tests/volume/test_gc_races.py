@@ -21,10 +21,10 @@ from megafs.concurrency import in_place
 from megafs.errors import Unavailable
 from megafs.jobs import registry
 from megafs.stores.base import Buffer, ObjectStore, Page
+from megafs.stores.memory import MemoryStore
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
-    MemoryStore,
     make_volume,
     overwrite,
     read_file,

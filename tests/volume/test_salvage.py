@@ -14,6 +14,7 @@ from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
 from megafs.jobs.salvage import salvage
+from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume
@@ -22,7 +23,6 @@ from tests.fakes.machine import (
     ROOT_USER,
     URL,
     Machine,
-    MemoryStore,
     make_volume,
     mkdir,
     resolve,
