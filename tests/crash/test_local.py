@@ -85,8 +85,8 @@ class Disk:
     def __exit__(self, *_: object) -> None:
         os.fsync, os.fdatasync = self._real
 
-    def _noting(self, sync: Callable[[int], None]) -> Callable[[int], None]:
-        def noting(fd: int) -> None:
+    def _noting(self, sync: Sync) -> Sync:
+        def noting(fd: FileDescriptorLike) -> None:
             sync(fd)
             path = Path(os.readlink(f"/proc/self/fd/{fd}"))
             if not path.is_relative_to(self._machine.volume_dir):
@@ -327,12 +327,12 @@ async def test_a_process_killed_inside_a_batch_of_several_closes(
             tree = await snapshot(volume.fs)
             copies.append((machine.copy(tmp_path / f"copy{n}"), dict(store.objects), tree))
     for n, (copy, objects, tree) in enumerate(copies):
-        store = store_of(objects)
-        async with copy.open(store) as volume:
+        crashed = store_of(objects)
+        async with copy.open(crashed) as volume:
             assert await snapshot(volume.fs) == tree
             with trio.fail_after(100):
                 await volume.drain()
-        async with Machine(tmp_path / f"{n}x").open(store) as volume:
+        async with Machine(tmp_path / f"{n}x").open(crashed) as volume:
             assert await snapshot(volume.fs) == tree
 
 

@@ -11,10 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from megafs.crypto.volume_keys import digest
 from megafs.errors import Corrupt, Unavailable
+from megafs.fs.filesystem import Invalidation
 from megafs.journal import commit as commit_format
 from megafs.journal import head
-from megafs.journal import writer as writer_module
 from megafs.journal.commit import object_name, open_commit
 from megafs.stores.memory import MemoryStore
 from megafs.volume.open import Volume
@@ -45,7 +46,7 @@ def journal(volume: Volume, store: MemoryStore) -> list[commit_format.Commit]:
     while (data := store.objects.get(object_name(len(found) + 1))) is not None:
         commit = open_commit(volume.keyring, len(found) + 1, data)
         assert commit.prev == prev
-        prev = commit_format.digest(data)
+        prev = digest(data)
         found.append(commit)
     assert len([n for n in store.objects if n.startswith("commits/")]) == len(found)
     return found
@@ -146,7 +147,7 @@ async def test_followers_apply_in_order_and_hear_what_changed(
             return follow(commits)
 
         b.replica.follow = noted  # type: ignore[assignment, method-assign]
-        told = []
+        told: list[Invalidation] = []
         b.fs.on_invalidate = told.extend
         b.fs.remember(1)
         first = a.replica.sequence + 1

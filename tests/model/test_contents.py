@@ -242,7 +242,7 @@ async def test_a_full_disk_under_parallel_sealing_is_one_error(tmp_path: Path) -
         def full(*args: Any) -> Extent:
             raise Full("the disk is full, for a test")
 
-        volume.stage._seal = full  # type: ignore[method-assign]
+        volume.stage._seal = full  # type: ignore[method-assign, assignment]
         handle, _ = await volume.fs.create(1, b"f", 0o644, os.O_RDWR, ROOT)
         data = os.urandom(20 * CHUNK)
         await volume.fs.write(handle, 0, data)
@@ -440,7 +440,7 @@ async def test_pages_of_a_file_in_the_cache_are_what_was_written_last(
                         await fs.flush(handle)
                 case 1:
                     await volume.drain()
-                    await store.settle()
+                    await store.written()
                 case 2:
                     cut = chance.randrange(size)
                     await fs.setattr(ino, SetAttr(size=cut), ROOT)

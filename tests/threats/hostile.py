@@ -182,7 +182,7 @@ async def refused(
     objects: dict[str, bytes],
     error: type[Fault],
     match: str | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Fault:
     """Opening must fail with *error*."""
     with pytest.raises(error, match=match) as failure:

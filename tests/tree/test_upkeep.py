@@ -41,7 +41,7 @@ def lay(tree: Tree, *pieces: Extent) -> None:
 
 
 def marks(tree: Tree) -> dict[int, int]:
-    return dict(tree.db.execute("SELECT pack, since FROM garbage").fetchall())  # type: ignore[arg-type]
+    return dict(tree.db.execute("SELECT pack, since FROM garbage").fetchall())
 
 
 def packs(tree: Tree) -> set[int]:
