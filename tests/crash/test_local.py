@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -70,6 +71,9 @@ class Life:
         return [(n, self.copies[n]) for n in sorted(chosen)]
 
 
+Sync = Callable[[Any], None]
+
+
 class Disk:
     """Remembers what of a state directory was synced, by what was asked of the kernel."""
 
@@ -80,13 +84,13 @@ class Disk:
         self.named: set[str] = set()
 
     def __enter__(self) -> None:
-        os.fsync, os.fdatasync = (self._noting(sync) for sync in self._real)
+        os.fsync, os.fdatasync = (self._noting(sync) for sync in self._real)  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
         os.fsync, os.fdatasync = self._real
 
     def _noting(self, sync: Sync) -> Sync:
-        def noting(fd: FileDescriptorLike) -> None:
+        def noting(fd: int) -> None:
             sync(fd)
             path = Path(os.readlink(f"/proc/self/fd/{fd}"))
             if not path.is_relative_to(self._machine.volume_dir):

@@ -18,19 +18,11 @@ async def test_a_script_is_followed(autojump_clock: MockClock) -> None:
     with pytest.raises(Unavailable) as raised:
         await store.put_new("a", b"x")
     assert raised.value.retry_after == 9
-<<<<<<< HEAD
     assert memory.objects == {}
     with pytest.raises(Unavailable) as raised:
         await store.put_new("a", b"x")
     assert raised.value.maybe_done
     assert memory.objects == {"a": b"x"}
-=======
-    assert store.beneath.objects == {}
-    with pytest.raises(Unavailable) as raised:
-        await store.put_new("a", b"x")
-    assert raised.value.maybe_done
-    assert store.beneath.objects == {"a": b"x"}
->>>>>>> main
     assert await store.get("a", 0, 9) == b"x"
     assert trio.current_time() == 3
     with trio.move_on_after(1000) as scope:
@@ -45,11 +37,7 @@ async def test_a_late_one_was_done(autojump_clock: MockClock) -> None:
     with trio.move_on_after(1000):
         await store.put_new("a", b"x")
 
-<<<<<<< HEAD
     assert memory.objects == {"a": b"x"}
-=======
-    assert store.beneath.objects == {"a": b"x"}
->>>>>>> main
 
 
 @pytest.mark.parametrize(("kind", "error"), [("denied", Denied), ("full", Full)])
@@ -76,11 +64,7 @@ async def test_bytes_can_be_spoilt(kind: str) -> None:
     store = Faulty(memory, seed=1, rates={kind: 1})
     for name in ("packs/a", "packs/b"):
         await store.put_new(name, name.encode() * 10)
-<<<<<<< HEAD
     good = memory.objects["packs/a"]
-=======
-    good = store.beneath.objects["packs/a"]
->>>>>>> main
 
     data = await store.get("packs/a", 0, 1000)
 
@@ -96,11 +80,7 @@ async def test_bytes_can_be_spoilt(kind: str) -> None:
             assert data == good + bytes(10)
             assert await store.get("packs/a", 0, 5) == good[:5]  # never more than asked for
         case "swap":
-<<<<<<< HEAD
             assert data == memory.objects["packs/b"]
-=======
-            assert data == store.beneath.objects["packs/b"]
->>>>>>> main
 
 
 async def test_a_stale_listing_lacks_what_was_put_last() -> None:

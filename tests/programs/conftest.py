@@ -67,7 +67,10 @@ def _why(differ: str, left: Path, right: Path) -> str:
         at = next((n for n, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), None)
         if at is None:
             return f"{name}: equal when read again"
-        return f"{name}: {len(one)} and {len(two)} bytes, from {at}: {one[at:][:40]!r} {two[at:][:40]!r}"
+        return (
+            f"{name}: {len(one)} and {len(two)} bytes, "
+            f"from {at}: {one[at : at + 40]!r} {two[at : at + 40]!r}"
+        )
     return ""
 
 

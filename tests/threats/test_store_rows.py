@@ -11,7 +11,9 @@ import logging
 import os
 import random
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
