@@ -31,6 +31,7 @@ from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
 from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, leaf
+from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
 
@@ -113,6 +114,7 @@ class Stage:
     ) -> None:
         self._directory = directory
         self._store = store
+        self._line = LineAdvice.of(store) or NoLineAdvice()
         self._keyring = keyring
         self._number = number
         self._announce = announce
@@ -421,7 +423,7 @@ class Stage:
 
         Not all: who waits there waits with a pack in memory.
         """
-        useful = self._store.uploads()
+        useful = self._line.useful_uploads()
         return min(self._uploads, useful + 1) if useful else self._uploads
 
     async def _upload(self, pack: StagedPack) -> None:

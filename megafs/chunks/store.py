@@ -22,6 +22,7 @@ from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Fault, Missing, Unavailable
+from megafs.stores.abilities import LineAdvice, NoLineAdvice, NoRangeCache, RangeCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import URGENT, background, current_level
 from megafs.tree.tree import Extent, Pack, Tree
@@ -90,6 +91,8 @@ class ChunkStore:
         self, store: ObjectStore, stage: StagedChunks, tree: Tree, keyring: Keyring, limit: int
     ) -> None:
         self._store = store
+        self._cache = RangeCache.of(store) or NoRangeCache()
+        self._line = LineAdvice.of(store) or NoLineAdvice()
         self._stage = stage
         self._tree = tree
         self._keyring = keyring
@@ -120,13 +123,13 @@ class ChunkStore:
 
     @property
     def worth(self) -> int:
-        """Bytes that cost about as much as the round trip: see `ObjectStore.worth`."""
-        return self._store.worth()
+        """Bytes that cost about as much as the round trip: see `LineAdvice.latency_bytes`."""
+        return self._line.latency_bytes()
 
     @property
     def at_once(self) -> int:
         """How many large reads at once the store has use for; 0 while that is not known."""
-        return self._store.downloads()
+        return self._line.useful_downloads()
 
     async def read(self, extents: Iterable[Extent], along: Sequence[Extent] = ()) -> list[Data]:
         """The whole chunk of each extent (its `data` for an inline one), in order.
@@ -196,7 +199,7 @@ class ChunkStore:
         staged = self._stage.read_part(pack.pack, offset, length)
         if staged is not None:
             return staged
-        return self._store.peek(chunk_format.pack_name(pack.name), offset, length)
+        return self._cache.peek(chunk_format.pack_name(pack.name), offset, length)
 
     def _at_hand(self, extent: Extent) -> Data | None:
         if extent.pack == 0:
@@ -300,7 +303,7 @@ class ChunkStore:
             pack, _ = self._pack(extent.pack)
         except Corrupt:
             return False  # whoever fetches it says what is wrong
-        return self._store.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
+        return self._cache.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
 
     async def _fetch_all(self, mine: dict[Key, Extent], piece: int) -> None:
         groups = _grouped(list(mine.values()), piece)
@@ -368,7 +371,7 @@ class ChunkStore:
             except Corrupt as exc:
                 bad = exc
             # The disk cache may have gone bad: drop what it holds and ask the store itself.
-            await self._store.forget(name)
+            await self._cache.forget(name)
             if attempt == 2:
                 log.error("%s", bad)
                 raise bad

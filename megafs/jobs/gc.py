@@ -35,6 +35,7 @@ from megafs.jobs.registry import Args, Progress, Result
 from megafs.journal import checkpoint, commit
 from megafs.journal.checkpoint import Manifest
 from megafs.journal.heartbeat import name_of
+from megafs.stores.abilities import uncached
 from megafs.stores.base import Entry, ObjectStore, list_all
 from megafs.stores.limit import BACKGROUND, Pace, Priority
 from megafs.tree import ops
@@ -229,7 +230,7 @@ class _Collection:
         self._limits = limits
         self._dry = dry_run
         self._progress = progress
-        self._store: ObjectStore = registry.uncached(volume.store)
+        self._store: ObjectStore = uncached(volume.store)
         self._entries: dict[str, Entry] = {}
         self._survey = _Survey({}, {}, {})
         self._snapshots: tuple[int, ...] = ()
@@ -616,7 +617,7 @@ class _Mover:
 
     def __init__(self, volume: Volume, rate: float | None, progress: Progress) -> None:
         self._volume = volume
-        self._store: ObjectStore = registry.uncached(volume.store)
+        self._store: ObjectStore = uncached(volume.store)
         self._pace = Pace(float(rate) if rate else None)
         self._priority = Priority(BACKGROUND)
         self._progress = progress

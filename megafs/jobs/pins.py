@@ -21,6 +21,7 @@ from megafs.chunks.codec import pack_name
 from megafs.concurrency import offload
 from megafs.errors import BadUsage, Fault, Refused, StoreError
 from megafs.jobs.registry import Args, Progress, Result
+from megafs.stores.abilities import DiskCache
 from megafs.stores.limit import background
 from megafs.tree.tree import Extent
 from megafs.volume.open import Volume
@@ -53,10 +54,10 @@ def _remember(volume: Volume, inos: list[int]) -> None:
     write_durably(volume.replica.directory / "pins", json.dumps(sorted(set(inos))).encode())
 
 
-def _cache(volume: Volume) -> Any:
-    if not hasattr(volume.store, "cached"):
+def _cache(volume: Volume) -> DiskCache:
+    if volume.cache is None:
         raise BadUsage("this mount has no disk cache, so nothing can be kept in it")
-    return volume.store
+    return volume.cache
 
 
 def _chunks(reader: apsw.Connection, ino: int) -> list[tuple[int, int, int]]:
@@ -137,7 +138,7 @@ async def _fetch(
                 for item in ranges:
                     await send.send(item)
                     # The writer of the cache takes only so much at a time.
-                    await cache.settle()
+                    await cache.written()
     return total - min(absent, failed), failed
 
 
@@ -215,7 +216,7 @@ def _ino(volume: Volume, args: Args) -> int:
 
 async def keep(volume: Volume) -> None:
     """Keep what is pinned in the cache as it changes, for ever."""
-    if not hasattr(volume.store, "cached"):
+    if volume.cache is None:
         return
     seen = -1
     while True:

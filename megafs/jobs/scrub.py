@@ -28,10 +28,10 @@ from megafs.chunks import codec as chunk_format
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, MegafsError, Missing, StoreError, TooNew
-from megafs.jobs import registry
 from megafs.jobs.registry import Args, Progress, Result
 from megafs.journal import checkpoint, commit
 from megafs.journal.checkpoint import Manifest
+from megafs.stores.abilities import uncached
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.limit import BACKGROUND, Pace, Priority
 from megafs.tree.tree import Extent, Pack
@@ -125,7 +125,7 @@ class _Scrub:
         progress: Progress,
     ) -> None:
         self._volume = volume
-        self._store: ObjectStore = registry.uncached(volume.store)
+        self._store: ObjectStore = uncached(volume.store)
         self._state = state
         self._path = path
         self._pace = Pace(float(rate) if rate else None)

@@ -18,6 +18,7 @@ from megafs.config import GIB
 from megafs.errors import BadStore
 from megafs.lean import lean
 from megafs.metrics import Registry
+from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited
 from megafs.stores.retry import Retrying
@@ -58,7 +59,7 @@ def open_store(
 
 def cached(
     store: ObjectStore, directory: Path, size: int, min_free: int, metrics: Registry
-) -> ObjectStore:
+) -> DiskCache:
     """Return *store* with a cache in *directory*; closing it closes both."""
     from megafs.stores.disk_cache.cached_store import DiskCached
 

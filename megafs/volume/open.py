@@ -27,7 +27,7 @@ import trio
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.chunks.stage import Stage, staged_ids
+from megafs.chunks.stage import Adopter, Stage, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.concurrency import offload
 from megafs.config import Parameters, Settings
@@ -54,6 +54,7 @@ from megafs.journal.heartbeat import Lease, Presence
 from megafs.journal.replica import Replica, remove_files
 from megafs.journal.writer import Writer, ask_for_commits, ask_for_standing
 from megafs.metrics import Registry
+from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.stack import cached, open_store
@@ -110,6 +111,8 @@ class Volume(Struct):
     presence: Presence
     history: History
     metrics: Registry
+    #: None if there is none.
+    cache: DiskCache | None = None
     lease: Lease | None = None
     offline: bool = False
     started: float = field(default_factory=clock.now)
@@ -167,7 +170,7 @@ class Volume(Struct):
         time_ns, host, mount = replica.last_commit()
         now = self.progress()
         health = self.store.health()
-        cache = self._cache()
+        cache = self.cache.stats() if self.cache is not None else {}
         errors = [{"time": t / 1e9, "text": text} for t, text in self.fs.errors.last]
         now_wrong = (
             self.writer.frozen,
@@ -230,16 +233,11 @@ class Volume(Struct):
         """Every mount that is known of, this one first."""
         return self.presence.mounts()
 
-    def _cache(self) -> dict[str, Any]:
-        stats = getattr(self.store, "stats", None)
-        return dict(stats()) if stats is not None else {}
-
     async def clear_cache(self) -> None:
         """Forget everything that is only cached, on disk and in memory."""
         self.chunks.clear()
-        clear = getattr(self.store, "clear", None)
-        if clear is not None:
-            await clear()
+        if self.cache is not None:
+            await self.cache.clear()
 
     async def flush(self) -> None:
         """Bring everything done so far into the store."""
@@ -400,6 +398,7 @@ async def _opened(
 ) -> AsyncIterator[Volume]:
     header, keyring = unlocked.header, unlocked.keyring
     params = header.parameters
+    cache = DiskCache.of(store)
     replica = _open_replica(places, keyring, params, host)
     try:
         stage = Stage(
@@ -413,7 +412,7 @@ async def _opened(
             limit=settings.stage_limit,
             min_free=settings.stage_min_free,
             uploads=settings.uploads,
-            adopt=_adopter(store),
+            adopt=_adopter(cache),
         )
         replica.chunk_for_log = stage.take_unlogged
         writer = Writer(
@@ -498,6 +497,7 @@ async def _opened(
             Presence(replica, store, keyring, read_only=settings.read_only),
             history,
             metrics,
+            cache,
             offline=offline,
         )
         _check_head(replica, settings)
@@ -529,9 +529,8 @@ async def _opened(
             nursery.start_soon(_pins, volume)
             if volume.lease is not None:
                 nursery.start_soon(_keep_lease, volume)
-            begin = getattr(store, "begin", None)
-            if begin is not None:
-                begin()  # or the first read would wait for the index, some 30 ms
+            if cache is not None:
+                cache.begin()  # or the first read would wait for the index, some 30 ms
             try:
                 yield volume
             finally:
@@ -739,13 +738,12 @@ def _drop_unsynced(replica: Replica, stage: Stage) -> None:
                 return
 
 
-def _adopter(store: ObjectStore) -> Any:
-    remember = getattr(store, "remember", None)
-    if remember is None:
+def _adopter(cache: DiskCache | None) -> Adopter | None:
+    if cache is None:
         return None
 
     async def adopt(name: str, path: Path, size: int) -> None:
-        await remember(name, 0, path)
+        await cache.remember(name, 0, path)
 
     return adopt
 

@@ -23,8 +23,10 @@ from megafs.chunks.store import ChunkStore
 from megafs.concurrency import in_place
 from megafs.crypto.volume_keys import FSID_SIZE, Keyring
 from megafs.errors import Corrupt, Full, Missing, Unavailable
+from megafs.stores.abilities import LineAdvice
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.memory import MemoryStore
+from megafs.stores.wrapper import Wrapper
 from megafs.tree.schema import INDEXES, REPLICATED
 from megafs.tree.tree import Extent, Tree
 from tests.fakes.faulty import Faulty, before, hang, slow
@@ -33,10 +35,26 @@ KEYRING = Keyring(bytes(FSID_SIZE), {1: bytes(32)}, 1)
 CHUNK = 16384
 
 
+class Advised(Wrapper, LineAdvice):
+    """*store*, which has use for as many transfers at once as the test says."""
+
+    uploads = downloads = 0
+
+    def latency_bytes(self) -> int:
+        return 0
+
+    def useful_uploads(self) -> int:
+        return self.uploads
+
+    def useful_downloads(self) -> int:
+        return self.downloads
+
+
 @dataclass
 class Parts:
     memory: MemoryStore
     faulty: Faulty
+    advice: Advised
     stage: Stage
     chunks: ChunkStore
     tree: Tree
@@ -64,7 +82,8 @@ async def parts(
 ) -> AsyncIterator[Parts]:
     memory = MemoryStore()
     faulty = Faulty(memory)
-    below = DiskCached(faulty, place / "cache", size_limit=1 << 24, min_free=0) if cache else faulty
+    advice = Advised(faulty)
+    below = DiskCached(advice, place / "cache", size_limit=1 << 24, min_free=0) if cache else advice
     db = apsw.Connection(":memory:")
     for table in REPLICATED:
         db.execute(table.sql)
@@ -91,7 +110,7 @@ async def parts(
     chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stage.run)
-        yield Parts(memory, faulty, stage, chunks, tree)
+        yield Parts(memory, faulty, advice, stage, chunks, tree)
         nursery.cancel_scope.cancel()
     stage.close()
     if cache:
@@ -273,7 +292,7 @@ async def test_bytes_that_went_bad_in_the_cache_are_fetched_again(
             await p.chunks.read([extents[1]])
         # What is in the cache now is bad; what the store has is good again.
         await cache.get(name, 0, len(good))
-        await cache.settle()
+        await cache.written()
         p.memory.objects[name] = good
         assert await read(p, extents) == data
 
@@ -554,7 +573,7 @@ async def test_an_uploaded_pack_is_linked_into_the_cache(tmp_path: Path) -> None
 async def cached_and_closed(p: Parts, extents: list[Extent]) -> None:
     """Have the chunks verified and in the disk cache, and none of them open."""
     await p.chunks.read(extents)
-    await p.chunks._store.settle()  # type: ignore[attr-defined]
+    await p.chunks._store.written()  # type: ignore[attr-defined]
     for extent in extents:  # opens the files
         await p.chunks._store.get(chunk_format.pack_name(p.tree.pack(extent.pack).name), 0, 10)
     p.chunks.clear()
@@ -629,15 +648,14 @@ async def test_no_more_packs_lie_in_memory_than_the_store_has_use_for(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """One more than it takes at once, so that the next is at hand; the others stay on the disk."""
-    useful = [2]
     with in_place():
         async with parts(tmp_path, uploads=8) as p:
-            p.faulty.uploads = lambda: useful[0]  # type: ignore[method-assign]
+            p.advice.uploads = 2
             p.faulty.script = [slow(1)] * 30
             for piece in pieces(30):
                 await p.stage.put([piece])
                 p.stage.cut()
-            for useful[0], under_way in ((2, 3), (5, 6), (20, 8), (0, 8), (1, 2)):
+            for p.advice.uploads, under_way in ((2, 3), (5, 6), (20, 8), (0, 8), (1, 2)):
                 await trio.sleep(1)
                 assert p.stage.uploading == under_way
 
@@ -660,7 +678,7 @@ async def test_as_many_read_aheads_as_the_store_has_use_for(
             extents = await p.put(pieces(40))
             for useful, together in ((0, 8), (4, 8), (20, 20)):
                 p.chunks.clear()
-                p.faulty.downloads = lambda useful=useful: useful  # type: ignore[method-assign]
+                p.advice.downloads = useful
                 p.faulty.script = [slow(1)] * 40
                 before = p.gets()
                 with trio.move_on_after(0.5):

@@ -16,11 +16,11 @@ async def test_a_script_is_followed(autojump_clock):
     with pytest.raises(Unavailable) as raised:
         await store.put_new("a", b"x")
     assert raised.value.retry_after == 9
-    assert store.store.objects == {}
+    assert store.beneath.objects == {}
     with pytest.raises(Unavailable) as raised:
         await store.put_new("a", b"x")
     assert raised.value.maybe_done
-    assert store.store.objects == {"a": b"x"}
+    assert store.beneath.objects == {"a": b"x"}
     assert await store.get("a", 0, 9) == b"x"
     assert trio.current_time() == 3
     with trio.move_on_after(1000) as scope:
@@ -34,7 +34,7 @@ async def test_a_late_one_was_done(autojump_clock):
     with trio.move_on_after(1000):
         await store.put_new("a", b"x")
 
-    assert store.store.objects == {"a": b"x"}
+    assert store.beneath.objects == {"a": b"x"}
 
 
 @pytest.mark.parametrize(("kind", "error"), [("denied", Denied), ("full", Full)])
@@ -60,7 +60,7 @@ async def test_bytes_can_be_spoilt(kind):
     store = Faulty(MemoryStore(), seed=1, rates={kind: 1})
     for name in ("packs/a", "packs/b"):
         await store.put_new(name, name.encode() * 10)
-    good = store.store.objects["packs/a"]
+    good = store.beneath.objects["packs/a"]
 
     data = await store.get("packs/a", 0, 1000)
 
@@ -76,7 +76,7 @@ async def test_bytes_can_be_spoilt(kind):
             assert data == good + bytes(10)
             assert await store.get("packs/a", 0, 5) == good[:5]  # never more than asked for
         case "swap":
-            assert data == store.store.objects["packs/b"]
+            assert data == store.beneath.objects["packs/b"]
 
 
 async def test_a_stale_listing_lacks_what_was_put_last():

@@ -440,7 +440,7 @@ async def test_pages_of_a_file_in_the_cache_are_what_was_written_last(
                         await fs.flush(handle)
                 case 1:
                     await volume.drain()
-                    await store.settle()
+                    await store.written()
                 case 2:
                     cut = chance.randrange(size)
                     await fs.setattr(ino, SetAttr(size=cut), ROOT)
