@@ -13,11 +13,11 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import trio
 
 from megafs.chunks import codec as chunk_format
-from megafs.chunks.stage import Stage
 from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
@@ -68,6 +68,19 @@ class _Loading:
         self.error: Fault | None = None
 
 
+class StagedChunks(Protocol):
+    """The packs that lie on this machine until the store has them (chunks/stage.py)."""
+
+    def has(self, number: int) -> bool:
+        """Whether that pack lies here."""
+
+    def read(self, extent: Extent) -> bytes | None:
+        """The sealed chunk, if its pack lies here."""
+
+    def read_part(self, number: int, offset: int, length: int) -> bytes | None:
+        """Sealed bytes of a pack, if it lies here."""
+
+
 class ChunkStore:
     """Reads chunks of packs.
 
@@ -75,7 +88,7 @@ class ChunkStore:
     """
 
     def __init__(
-        self, store: ObjectStore, stage: Stage, tree: Tree, keyring: Keyring, limit: int
+        self, store: ObjectStore, stage: StagedChunks, tree: Tree, keyring: Keyring, limit: int
     ) -> None:
         self._store = store
         self._cache = RangeCache.of(store) or NoRangeCache()

@@ -78,6 +78,16 @@ class Packs(Protocol):
     async def wait_change(self) -> None: ...
 
 
+class Subscriber(Protocol):
+    """Hears of the commits of other mounts: the filesystem."""
+
+    async def before_commits(self, touched: set[int], removed: set[int]) -> None:
+        """Commits that change *touched*, and remove *removed* of them, are about to be applied."""
+
+    def after_commits(self, news: News) -> None:
+        """They were applied."""
+
+
 class Listing(Struct, frozen=True):
     """The commits after number `after` that the store listed: (number, bytes).
 
@@ -147,9 +157,6 @@ class Writer:
 
     state: the directory that remembers the head.  interval: seconds that operations are collected
         before they are committed, and between two looks for others' commits.
-    before_follow: called with the inodes that commits will change, and those of them that they
-        will remove, before they are applied.
-    on_news: called with what others changed, after it is applied.
     """
 
     def __init__(
@@ -163,8 +170,6 @@ class Writer:
         interval: float,
         generation: int,
         slot: str = "",
-        before_follow: Callable[[set[int], set[int]], Awaitable[None]] | None = None,
-        on_news: Callable[[News], None] | None = None,
     ) -> None:
         self._replica = replica
         self._store = store
@@ -176,8 +181,7 @@ class Writer:
         #: The newest generation of the key header that a commit read here names.
         self.newest_generation = 0
         self.slot = slot
-        self.before_follow = before_follow
-        self.on_news = on_news
+        self._subscriber: Subscriber | None = None
         self._turn = trio.Lock()
         self._syncs = Syncs()
         self._poked = trio.Event()
@@ -211,6 +215,10 @@ class Writer:
         if urgent:
             self._urgent = True
         self._poked.set()
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Tell *subscriber* of every commit of another mount."""
+        self._subscriber = subscriber
 
     def stir(self) -> None:
         """Somebody looks at the volume: an idle mount asks for others' commits at once."""
@@ -473,16 +481,16 @@ class Writer:
                 if not self._tail_is_fresh():
                     await self._check_tail()
                 return total
-            if self.before_follow is not None:
+            if self._subscriber is not None:
                 touched = self._replica.touched(commit for _, _, commit in got)
                 removed = self._replica.removed(commit for _, _, commit in got)
-                await self.before_follow(touched | self._replica.undecided, removed)
+                await self._subscriber.before_commits(touched | self._replica.undecided, removed)
             self._replica.raise_epoch(self._epoch)
             news = self._replica.follow(got)
             await self._remember(self._replica.sequence, self._replica.head)
             self._tell()
-            if self.on_news is not None:
-                self.on_news(news)
+            if self._subscriber is not None:
+                self._subscriber.after_commits(news)
             total += len(got)
             if listed:
                 continue
