@@ -75,14 +75,14 @@ def command(
 
     import trio
 
-    from megafs.stores.stack import open_store
+    from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import Formatted, format_volume
 
     settings = read.settings
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
 
     async def make() -> Formatted:
-        store = open_store(url, settings.store_options, patience=settings.deadline)
+        store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
         try:
             return await format_volume(
                 store,
