@@ -31,7 +31,10 @@ async def proxy(ceph: Ceph) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def connect(ceph: Ceph) -> AsyncIterator[Callable[..., S3Store]]:
-    """connect(bucket, prefix="", **options of S3Store): a store on Ceph, closed after the test."""
+    """connect(bucket, prefix="", credentials=, connections=, fields of S3Settings): an S3Store.
+
+    On Ceph, and closed after the test.
+    """
     opened: list[S3Store] = []
 
     def make(bucket: str, prefix: str = "", **options: Any) -> S3Store:

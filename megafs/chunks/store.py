@@ -13,11 +13,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import trio
 
 from megafs.chunks import codec as chunk_format
-from megafs.chunks.stage import Stage
+from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
@@ -68,6 +69,19 @@ class _Loading:
         self.error: Fault | None = None
 
 
+class StagedChunks(Protocol):
+    """The packs that lie on this machine until the store has them (chunks/stage.py)."""
+
+    def has(self, number: int) -> bool:
+        """Whether that pack lies here."""
+
+    def read(self, extent: Extent) -> bytes | None:
+        """The sealed chunk, if its pack lies here."""
+
+    def read_part(self, number: int, offset: int, length: int) -> bytes | None:
+        """Sealed bytes of a pack, if it lies here."""
+
+
 class ChunkStore:
     """Reads chunks of packs.
 
@@ -75,7 +89,7 @@ class ChunkStore:
     """
 
     def __init__(
-        self, store: ObjectStore, stage: Stage, tree: Tree, keyring: Keyring, limit: int
+        self, store: ObjectStore, stage: StagedChunks, tree: Tree, keyring: Keyring, limit: int
     ) -> None:
         self._store = store
         self._cache = RangeCache.of(store) or NoRangeCache()
@@ -293,7 +307,7 @@ class ChunkStore:
         return self._cache.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
 
     async def _fetch_all(self, mine: dict[Key, Extent], piece: int) -> None:
-        groups = _grouped(list(mine.values()), piece)
+        groups = ranges.runs(ranges.in_pack_order(mine.values()), gap=_GAP, longest=piece)
         try:
             if len(groups) == 1:
                 await self._fetch(groups[0])
@@ -348,8 +362,7 @@ class ChunkStore:
                 # A pack file that a power cut or a backup left short: the store may have it whole.
                 log.warning("staged bytes are not whole, asking the store: %s", exc)
         name = chunk_format.pack_name(pack.name)
-        start = group[0].offset
-        length = max(e.offset + e.sealed for e in group) - start
+        start, length = ranges.span(group)
         for attempt in (1, 2):
             body = memoryview(await self._store.get(name, start, length))
             parts = [body[e.offset - start : e.offset - start + e.sealed] for e in group]
@@ -451,21 +464,3 @@ class ChunkStore:
     def size(self) -> int:
         """Bytes of opened chunks in memory."""
         return self._size
-
-
-def _grouped(extents: list[Extent], most: int) -> list[list[Extent]]:
-    """Extents, each chunk once, in runs of at most *most* bytes that one ranged get can bring."""
-    unique = {(e.pack, e.offset): e for e in extents}
-    groups: list[list[Extent]] = []
-    for extent in sorted(unique.values(), key=lambda e: (e.pack, e.offset)):
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and last[-1].pack == extent.pack
-            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
-            and extent.offset + extent.sealed - last[0].offset <= most
-        ):
-            last.append(extent)
-        else:
-            groups.append([extent])
-    return groups

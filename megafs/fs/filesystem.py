@@ -23,17 +23,16 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks.readahead import ReadAhead
-from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
 from megafs.config import Parameters, Settings
 from megafs.errors import Corrupt, Denied, Fault, Missing, NoStore, Refused, StoreError
 from megafs.fs import acl, snapshot_view
 from megafs.fs.contents import Contents
+from megafs.fs.ports import Replica, Stage, Writer
 from megafs.fs.repack import SOON, Repacker
 from megafs.fs.snapshot_view import FIRST_REAL, SnapshotView
 from megafs.fs.writeback import Writeback
-from megafs.journal.replica import News, Replica, Ticket
-from megafs.journal.writer import Writer
+from megafs.journal.replica import News, Ticket
 from megafs.tree import ops
 from megafs.tree.inode import (
     FILE_SIZE_MAX,
@@ -189,8 +188,7 @@ class FileSystem:
         self._shrinking: set[int] = set()
         #: What `.megafs` in the root shows; nothing if not set.
         self.past: SnapshotView | None = None
-        writer.before_follow = self._before_follow
-        writer.on_news = self._on_news
+        writer.subscribe(self)
 
     # ---- looking up -------------------------------------------------------------------------
 
@@ -1069,14 +1067,14 @@ class FileSystem:
         self._replica.record(op)
         self._writer.poke()
 
-    async def _before_follow(self, touched: set[int], removed: set[int]) -> None:
-        """Others are about to change these: what waits of them stands on what they were."""
+    async def before_commits(self, touched: set[int], removed: set[int]) -> None:
+        """Flush what is written to *touched* before another mount's commits change those inodes."""
         await self.writeback.flush_some(touched)
         for ino in removed & self._contents.keys():
             self._contents[ino].look_back()
 
-    def _on_news(self, news: News) -> None:
-        """Others changed the tree: have the kernel forget what it knows of that."""
+    def after_commits(self, news: News) -> None:
+        """Have the kernel forget what another mount's commits have changed."""
         for note in news.notes:
             self.errors.add(f"conflict: {note}")
         told: list[Invalidation] = []

@@ -17,9 +17,8 @@ from typing import Final
 
 import trio
 
-from megafs.chunks.stage import Stage
 from megafs.errors import Fault, Refused
-from megafs.journal.replica import Replica
+from megafs.fs.ports import Replica, Stage
 from megafs.tree.ops import Repack
 from megafs.tree.tree import Extent
 

@@ -20,12 +20,10 @@ from collections.abc import Callable
 
 import trio
 
-from megafs.chunks.stage import Stage
 from megafs.concurrency import Syncs
 from megafs.errors import Fault, Full, Refused
 from megafs.fs.contents import Contents
-from megafs.journal.replica import Replica
-from megafs.journal.writer import Writer
+from megafs.fs.ports import Replica, Stage, Writer
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ import trio
 from msgspec import Struct
 
 from megafs import clock
-from megafs.concurrency import Syncs, offload
+from megafs.concurrency import Syncs, offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
     Corrupt,
@@ -36,7 +36,6 @@ from megafs.errors import (
     StoreError,
     TooNew,
     Unavailable,
-    leaf,
 )
 from megafs.journal import checkpoint, head
 from megafs.journal import commit as commit_format
@@ -76,6 +75,16 @@ class Packs(Protocol):
     def release(self, named: Collection[int]) -> None: ...
     def doubt(self, older_than: float) -> None: ...
     async def wait_change(self) -> None: ...
+
+
+class Subscriber(Protocol):
+    """Hears of the commits of other mounts: the filesystem."""
+
+    async def before_commits(self, touched: set[int], removed: set[int]) -> None:
+        """Commits that change *touched*, and remove *removed* of them, are about to be applied."""
+
+    def after_commits(self, news: News) -> None:
+        """They were applied."""
 
 
 class Listing(Struct, frozen=True):
@@ -147,9 +156,6 @@ class Writer:
 
     state: the directory that remembers the head.  interval: seconds that operations are collected
         before they are committed, and between two looks for others' commits.
-    before_follow: called with the inodes that commits will change, and those of them that they
-        will remove, before they are applied.
-    on_news: called with what others changed, after it is applied.
     """
 
     def __init__(
@@ -163,8 +169,6 @@ class Writer:
         interval: float,
         generation: int,
         slot: str = "",
-        before_follow: Callable[[set[int], set[int]], Awaitable[None]] | None = None,
-        on_news: Callable[[News], None] | None = None,
     ) -> None:
         self._replica = replica
         self._store = store
@@ -176,8 +180,7 @@ class Writer:
         #: The newest generation of the key header that a commit read here names.
         self.newest_generation = 0
         self.slot = slot
-        self.before_follow = before_follow
-        self.on_news = on_news
+        self._subscriber: Subscriber | None = None
         self._turn = trio.Lock()
         self._syncs = Syncs()
         self._poked = trio.Event()
@@ -211,6 +214,10 @@ class Writer:
         if urgent:
             self._urgent = True
         self._poked.set()
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Tell *subscriber* of every commit of another mount."""
+        self._subscriber = subscriber
 
     def stir(self) -> None:
         """Somebody looks at the volume: an idle mount asks for others' commits at once."""
@@ -473,16 +480,16 @@ class Writer:
                 if not self._tail_is_fresh():
                     await self._check_tail()
                 return total
-            if self.before_follow is not None:
+            if self._subscriber is not None:
                 touched = self._replica.touched(commit for _, _, commit in got)
                 removed = self._replica.removed(commit for _, _, commit in got)
-                await self.before_follow(touched | self._replica.undecided, removed)
+                await self._subscriber.before_commits(touched | self._replica.undecided, removed)
             self._replica.raise_epoch(self._epoch)
             news = self._replica.follow(got)
             await self._remember(self._replica.sequence, self._replica.head)
             self._tell()
-            if self.on_news is not None:
-                self.on_news(news)
+            if self._subscriber is not None:
+                self._subscriber.after_commits(news)
             total += len(got)
             if listed:
                 continue
@@ -546,15 +553,9 @@ class Writer:
         if count == 1:
             await fetch(first)
         else:
-            try:
-                async with trio.open_nursery() as nursery:
-                    for sequence in range(first, first + count):
-                        nursery.start_soon(fetch, sequence)
-            except BaseExceptionGroup as several:
-                cause = leaf(several)
-                if isinstance(cause, Fault):
-                    raise cause from several
-                raise
+            async with one_error_nursery() as nursery:
+                for sequence in range(first, first + count):
+                    nursery.start_soon(fetch, sequence)
         commits: list[tuple[int, bytes, Commit]] = []
         prev = self._replica.head
         for sequence in range(first, first + count):
