@@ -18,13 +18,13 @@ from megafs.jobs import registry
 from megafs.jobs.rotate import rotate
 from megafs.journal import commit as commit_format
 from megafs.stores.base import Buffer
+from megafs.stores.memory import MemoryStore
 from megafs.volume import header_store
 from megafs.volume.header import Credential
 from tests.fakes.machine import (
     KEY,
     URL,
     Machine,
-    MemoryStore,
     make_volume,
     read_file,
     snapshot,
