@@ -39,7 +39,7 @@ from megafs.config import (
     state_home,
 )
 from megafs.errors import BadUsage
-from megafs.stores.urls import known_options
+from megafs.stores.drivers import known_options, owner_of
 
 
 class UnknownOption(BadUsage):
@@ -540,7 +540,7 @@ def parse(
     """
     environ = os.environ if environ is None else environ
     asked = _Asked()
-    known = _store_options(url)
+    known = known_options(url)
     for name, value in _configured(url, read_config(environ) if config is None else config):
         _take(asked, name, value, known)
     for text in options:
@@ -647,8 +647,9 @@ def escape(value: str) -> str:
 
 
 def _unknown(name: str, known: frozenset[str]) -> str:
-    if name in _store_options("s3://bucket"):
-        return f"option {name}= is for s3:// stores only"
+    owner = owner_of(name)
+    if owner is not None:
+        return f"option {name}= is for {owner.prefix} stores only"
     candidates = [o.name for o in OPTIONS.values() if o.kind != "refused" and "*" not in o.name]
     candidates += sorted(known)
     import difflib  # only when something is misspelt
@@ -656,10 +657,6 @@ def _unknown(name: str, known: frozenset[str]) -> str:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else "; docs/mount-options.md lists all"
     return f"unknown option {name!r}{hint}"
-
-
-def _store_options(url: str) -> frozenset[str]:
-    return frozenset(known_options(url))
 
 
 # -- the configuration file
