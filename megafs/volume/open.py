@@ -57,7 +57,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.early_requests import EarlyRequests
-from megafs.stores.stack import cached, open_store
+from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.ops import AddPack
 from megafs.volume import header as headers
 from megafs.volume import header_store, isolated_unlock, kdf_process
@@ -318,10 +318,12 @@ async def open_volume(
         store = open_store(
             url,
             settings.store_options,
-            patience=settings.deadline,
-            uploads=settings.uploads,
-            downloads=settings.downloads,
-            metrics=metrics,
+            Traffic(
+                patience=settings.deadline,
+                uploads=settings.uploads,
+                downloads=settings.downloads,
+            ),
+            metrics,
         )
     ahead = EarlyRequests(store)
     try:
@@ -526,7 +528,6 @@ async def _opened(
                 nursery.start_soon(fs.writeback.run)
                 nursery.start_soon(_checkpoints, volume)
             nursery.start_soon(volume.presence.run)
-            nursery.start_soon(_pins, volume)
             if volume.lease is not None:
                 nursery.start_soon(_keep_lease, volume)
             if cache is not None:
@@ -746,13 +747,6 @@ def _adopter(cache: DiskCache | None) -> Adopter | None:
         await cache.remember(name, 0, path)
 
     return adopt
-
-
-async def _pins(volume: Volume) -> None:
-    # pins works on open volumes as every job does, so it imports this module.
-    from megafs.jobs import pins
-
-    await pins.keep(volume)
 
 
 async def _checkpoints(volume: Volume) -> None:
