@@ -142,7 +142,7 @@ async def test_followers_apply_in_order_and_hear_what_changed(
         follow = b.replica.follow
 
         def noted(commits: list[tuple[int, bytes, commit_format.Commit]]) -> object:
-            seen.extend(sequence for sequence, _, _ in commits)
+            seen.extend(verified.sequence for verified in commits)
             return follow(commits)
 
         b.replica.follow = noted  # type: ignore[assignment, method-assign]
