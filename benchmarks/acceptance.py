@@ -203,7 +203,7 @@ def acceptance(run: Run, url: str, environ: dict[str, str], place: Path, size: i
         with run.step("cp -a of the canaries"):
             subprocess.run(["cp", "-a", source / CANARY, mnt], check=True)
         with run.step("git clone"):
-            clone = ["git", "clone", "-q", "--no-hardlinks", REPOSITORY, mnt / "clone"]
+            clone = ["git", "clone", "-q", "--no-hardlinks", str(REPOSITORY), str(mnt / "clone")]
             subprocess.run(clone, check=True)
         with run.step("dd of the random file, conv=fsync", size):
             command = ["dd", f"if={source}/random.bin", f"of={mnt}/random.bin", "bs=1M"]

@@ -449,7 +449,7 @@ class S3ql(Peer):
         """All data, then the metadata, of which only S3QL's own file tells that it is there."""
         before = self._generation()
         # In another process: one that hangs in a mount cannot be interrupted.
-        flush = [sys.executable, "-ISc", self.FLUSH, self.mnt / ".__s3ql__ctrl__"]
+        flush = [sys.executable, "-ISc", self.FLUSH, str(self.mnt / ".__s3ql__ctrl__")]
         try:
             done = subprocess.run(flush, capture_output=True, text=True, timeout=patience)
         except subprocess.TimeoutExpired:

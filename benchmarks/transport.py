@@ -37,8 +37,9 @@ import httpx
 import trio
 
 from benchmarks.workloads import side_by_side
-from megafs.stores.s3.credentials import Credentials, Fixed
+from megafs.stores.s3.credentials import Fixed
 from megafs.stores.s3.driver import S3Store
+from megafs.stores.s3.sigv4 import Credentials
 from tests.fakes.authority import authority
 
 ROOT = Path(__file__).resolve().parents[1]

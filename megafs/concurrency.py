@@ -1,4 +1,4 @@
-"""What tasks share: the one door to threads.
+"""What tasks share: the one door to threads, and a nursery that raises one error.
 
 trio's autojump clock takes a running worker thread for idleness and jumps ahead, so every hop
 goes through `offload()`, which the tests run in place (`in_place()`).  A hop costs 90 to 170
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import trio
+
+from megafs.errors import leaf
 
 T = TypeVar("T")
 
@@ -68,6 +70,19 @@ class Syncs:
             self._quick += 1
         elif took >= slow:
             self._quick = 0
+
+
+@asynccontextmanager
+async def one_error_nursery() -> AsyncIterator[trio.Nursery]:
+    """A nursery from which one error comes, not a group: the one that says most about the cause."""
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        cause = leaf(group)
+        if isinstance(cause, Exception):
+            raise cause from group
+        raise  # a cancellation, which is for trio
 
 
 async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: bool = False) -> T:

@@ -34,7 +34,7 @@ async def connect(ceph: Ceph) -> AsyncIterator[Callable[..., S3Store]]:
     opened: list[S3Store] = []
 
     def make(bucket: str, prefix: str = "", **options: Any) -> S3Store:
-        settings = {
+        settings: dict[str, Any] = {
             "credentials": Fixed(Credentials(ceph.access, ceph.secret)),
             "endpoint": ceph.endpoint,
             "region": ceph.region,

@@ -26,11 +26,11 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
-from megafs.concurrency import offload
+from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
-from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, leaf
+from megafs.errors import Corrupt, Exists, Fault, Full, StoreError
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -265,8 +265,6 @@ class Stage:
             return await _shared(
                 lambda n: self._seal(pack, places[n], plains[n], len(pieces[n])), len(pieces)
             )
-        except BaseExceptionGroup as group:
-            raise leaf(group) from group
         finally:
             pack.busy -= 1
             if self._open is pack and pack.size >= self._wanted():
@@ -535,7 +533,7 @@ async def _shared(work: Callable[[int], T], count: int) -> list[T]:
         for n in range(first, count, 2):
             made[n] = work(n)
 
-    async with trio.open_nursery() as nursery:
+    async with one_error_nursery() as nursery:
         for first in (0, 1):
             nursery.start_soon(offload, some, first)
     return [made[n] for n in range(count)]

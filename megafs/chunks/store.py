@@ -18,6 +18,7 @@ from typing import Protocol
 import trio
 
 from megafs.chunks import codec as chunk_format
+from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
@@ -307,7 +308,7 @@ class ChunkStore:
         return self._cache.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
 
     async def _fetch_all(self, mine: dict[Key, Extent], piece: int) -> None:
-        groups = _grouped(list(mine.values()), piece)
+        groups = ranges.runs(ranges.in_pack_order(mine.values()), gap=_GAP, longest=piece)
         try:
             if len(groups) == 1:
                 await self._fetch(groups[0])
@@ -362,8 +363,7 @@ class ChunkStore:
                 # A pack file that a power cut or a backup left short: the store may have it whole.
                 log.warning("staged bytes are not whole, asking the store: %s", exc)
         name = chunk_format.pack_name(pack.name)
-        start = group[0].offset
-        length = max(e.offset + e.sealed for e in group) - start
+        start, length = ranges.span(group)
         for attempt in (1, 2):
             body = memoryview(await self._store.get(name, start, length))
             parts = [body[e.offset - start : e.offset - start + e.sealed] for e in group]
@@ -465,21 +465,3 @@ class ChunkStore:
     def size(self) -> int:
         """Bytes of opened chunks in memory."""
         return self._size
-
-
-def _grouped(extents: list[Extent], most: int) -> list[list[Extent]]:
-    """Extents, each chunk once, in runs of at most *most* bytes that one ranged get can bring."""
-    unique = {(e.pack, e.offset): e for e in extents}
-    groups: list[list[Extent]] = []
-    for extent in sorted(unique.values(), key=lambda e: (e.pack, e.offset)):
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and last[-1].pack == extent.pack
-            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
-            and extent.offset + extent.sealed - last[0].offset <= most
-        ):
-            last.append(extent)
-        else:
-            groups.append([extent])
-    return groups

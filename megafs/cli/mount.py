@@ -132,7 +132,6 @@ def _import_all(url: str) -> None:
     """Import all that a mount is made of: while the key is derived, and before the fork."""
     with lean():
         importlib.import_module("megafs.mount.session")
-        importlib.import_module("megafs.jobs.pins")  # volume.open cannot: it would be a circle
         importlib.import_module("megafs.stores.stack").preload(url)
 
 

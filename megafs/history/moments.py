@@ -30,7 +30,7 @@ import trio
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.concurrency import offload
+from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
     BadUsage,
@@ -315,15 +315,9 @@ class History:
             async with limiter:
                 found[sequence] = await self.commit(sequence)
 
-        try:
-            async with trio.open_nursery() as nursery:
-                for sequence in range(first, last + 1):
-                    nursery.start_soon(fetch, sequence)
-        except BaseExceptionGroup as group:
-            cause = leaf(group)
-            if isinstance(cause, MegafsError):
-                raise cause from None
-            raise
+        async with one_error_nursery() as nursery:
+            for sequence in range(first, last + 1):
+                nursery.start_soon(fetch, sequence)
         ordered = [found[sequence] for sequence in range(first, last + 1)]
         for number, ((before, _), (_, after)) in enumerate(itertools.pairwise(ordered), first + 1):
             if after.prev != before:

@@ -25,6 +25,7 @@ from msgspec.structs import asdict
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
+from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, MegafsError, Missing, StoreError, TooNew
@@ -195,7 +196,7 @@ class _Scrub:
             for extent in self._chunks_of(number):
                 self._state.bad.append((number, extent.offset, str(exc)))
             return
-        for group in _grouped(self._chunks_of(number)):
+        for group in ranges.runs(self._chunks_of(number), gap=_GAP, longest=_RANGE):
             await self._group(pack, group)
 
     def _chunks_of(self, number: int) -> list[Extent]:
@@ -213,8 +214,7 @@ class _Scrub:
         name = chunk_format.pack_name(pack.name)
         if pack.pack in self._volume.stage.blocked:
             return  # not in the store yet
-        start = group[0].offset
-        length = max(extent.offset + extent.sealed for extent in group) - start
+        start, length = ranges.span(group)
         try:
             body = await self._get(name, start, length)
         except Missing as exc:
@@ -380,19 +380,3 @@ def _verify(
         except Corrupt as exc:
             bad.append((extent.offset, str(exc)))
     return bad
-
-
-def _grouped(extents: list[Extent]) -> list[list[Extent]]:
-    """Chunks of one pack in runs that one get brings."""
-    groups: list[list[Extent]] = []
-    for extent in extents:
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
-            and extent.offset + extent.sealed - last[0].offset <= _RANGE
-        ):
-            last.append(extent)
-        else:
-            groups.append([extent])
-    return groups

@@ -28,9 +28,9 @@ import trio
 from msgspec import Struct
 
 from megafs import clock, compression
-from megafs.concurrency import offload
+from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable, leaf
+from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable
 from megafs.journal.checkpoint_parts import Key, Part
 from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.replica import Replica
@@ -214,15 +214,9 @@ async def _fetched(
         async def fetch(number: int, entry: PartEntry, into: list[list[list[Any]]]) -> None:
             into[number] = await read_part(store, keyring, entry)
 
-        try:
-            async with trio.open_nursery() as nursery:
-                for number, (_, entry) in enumerate(group):
-                    nursery.start_soon(fetch, number, entry, rows)
-        except BaseExceptionGroup as several:
-            cause = leaf(several)
-            if isinstance(cause, Fault):
-                raise cause from several
-            raise
+        async with one_error_nursery() as nursery:
+            for number, (_, entry) in enumerate(group):
+                nursery.start_soon(fetch, number, entry, rows)
         for (table, _), got in zip(group, rows, strict=True):
             yield table, got
 
@@ -345,19 +339,13 @@ class Checkpointer:
             finally:
                 room.release_on_behalf_of(holder)
 
-        try:
-            async with trio.open_nursery() as nursery:
-                for table in REPLICATED:
-                    for low, high in plan.runs[table.name]:
-                        async for begin, rows in _run(reader, table, low, high):
-                            holder = object()
-                            await room.acquire_on_behalf_of(holder)
-                            nursery.start_soon(put, table.name, begin, rows, holder)
-        except BaseExceptionGroup as several:
-            cause = leaf(several)
-            if isinstance(cause, Fault | OSError):
-                raise cause from several
-            raise
+        async with one_error_nursery() as nursery:
+            for table in REPLICATED:
+                for low, high in plan.runs[table.name]:
+                    async for begin, rows in _run(reader, table, low, high):
+                        holder = object()
+                        await room.acquire_on_behalf_of(holder)
+                        nursery.start_soon(put, table.name, begin, rows, holder)
         for parts in result.values():
             parts.sort(key=lambda part: part.low)
             if parts:

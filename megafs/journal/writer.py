@@ -24,7 +24,7 @@ import trio
 from msgspec import Struct
 
 from megafs import clock
-from megafs.concurrency import Syncs, offload
+from megafs.concurrency import Syncs, offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
     Corrupt,
@@ -36,7 +36,6 @@ from megafs.errors import (
     StoreError,
     TooNew,
     Unavailable,
-    leaf,
 )
 from megafs.journal import checkpoint, head
 from megafs.journal import commit as commit_format
@@ -555,15 +554,9 @@ class Writer:
         if count == 1:
             await fetch(first)
         else:
-            try:
-                async with trio.open_nursery() as nursery:
-                    for sequence in range(first, first + count):
-                        nursery.start_soon(fetch, sequence)
-            except BaseExceptionGroup as several:
-                cause = leaf(several)
-                if isinstance(cause, Fault):
-                    raise cause from several
-                raise
+            async with one_error_nursery() as nursery:
+                for sequence in range(first, first + count):
+                    nursery.start_soon(fetch, sequence)
         commits: list[VerifiedCommit] = []
         prev = self._replica.head
         for sequence in range(first, first + count):

@@ -25,7 +25,7 @@ import megafs
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import Fault, MegafsError, MountFailed, Stopped
-from megafs.jobs import registry
+from megafs.jobs import pins, registry
 from megafs.mount import mountpoint
 from megafs.mount.control_client import Message
 from megafs.mount.control_server import Say, listening
@@ -167,6 +167,7 @@ class _Session:
                 log.info("mounted %s at %s", self._request.url, self._at)
                 calm_collector()
                 nursery.start_soon(self._tell_of_draining)
+                nursery.start_soon(pins.keep, self._volume)
                 await _first(self._stopping.wait, self._gone.wait)
                 if not self._gone.is_set():
                     await self._leave(insist=True)

@@ -526,7 +526,6 @@ async def _opened(
                 nursery.start_soon(fs.writeback.run)
                 nursery.start_soon(_checkpoints, volume)
             nursery.start_soon(volume.presence.run)
-            nursery.start_soon(_pins, volume)
             if volume.lease is not None:
                 nursery.start_soon(_keep_lease, volume)
             if cache is not None:
@@ -746,13 +745,6 @@ def _adopter(cache: DiskCache | None) -> Adopter | None:
         await cache.remember(name, 0, path)
 
     return adopt
-
-
-async def _pins(volume: Volume) -> None:
-    # pins works on open volumes as every job does, so it imports this module.
-    from megafs.jobs import pins
-
-    await pins.keep(volume)
 
 
 async def _checkpoints(volume: Volume) -> None:

@@ -490,10 +490,10 @@ async def test_a_small_chunk_goes_into_the_log_and_its_pack_is_not_synced(
 
 async def test_chunks_that_nobody_logs_are_synced_when_they_become_many(tmp_path: Path) -> None:
     async with parts(tmp_path) as p:
-        first = (await p.stage.put(pieces(1, 60_000)))[0]
+        first = (await p.stage.put(list(pieces(1, 60_000))))[0]
         p.stage.sync()
         for _ in range(80):
-            (last,) = await p.stage.put(pieces(1, 60_000))
+            (last,) = await p.stage.put(list(pieces(1, 60_000)))
         assert p.stage.unsynced
         assert p.stage.take_unlogged(first) is None
         assert p.stage.take_unlogged(last) is not None
@@ -501,7 +501,7 @@ async def test_chunks_that_nobody_logs_are_synced_when_they_become_many(tmp_path
 
 async def test_chunks_from_the_log_are_put_back(tmp_path: Path) -> None:
     async with parts(tmp_path) as p:
-        extents = await p.stage.put(pieces(3, 3000))
+        extents = await p.stage.put(list(pieces(3, 3000)))
         chunks = [(extent.offset, p.stage.read(extent)) for extent in extents]
     (file,) = (tmp_path / "packs").iterdir()
     whole = file.read_bytes()
@@ -529,7 +529,7 @@ async def test_a_pack_stays_until_the_cache_has_taken_it_over(
         await taken.wait()
 
     async with parts(tmp_path, adopt=adopt) as p:
-        await p.stage.put(pieces(1))
+        await p.stage.put(list(pieces(1)))
         p.stage.cut()
         while p.stage.blocked:
             await p.stage.wait_change()
@@ -556,7 +556,7 @@ async def test_an_uploaded_pack_is_linked_into_the_cache(tmp_path: Path) -> None
             await cache.remember(name, 0, path)
 
         p.stage._adopt = adopt
-        await p.stage.put(pieces(3))
+        await p.stage.put(list(pieces(3)))
         (file,) = (tmp_path / "packs").iterdir()
         inode = file.stat().st_ino
         p.stage.cut()

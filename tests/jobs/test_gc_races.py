@@ -21,11 +21,11 @@ from megafs.concurrency import in_place
 from megafs.errors import Unavailable
 from megafs.jobs import registry
 from megafs.stores.base import Buffer, Page
+from megafs.stores.memory import MemoryStore
 from megafs.stores.wrapper import Wrapper
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
-    MemoryStore,
     make_volume,
     overwrite,
     read_file,

@@ -16,6 +16,7 @@ from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
 from megafs.jobs.salvage import Report, salvage
 from megafs.jobs.salvage_view import rescued
+from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume
@@ -24,7 +25,6 @@ from tests.fakes.machine import (
     ROOT_USER,
     URL,
     Machine,
-    MemoryStore,
     make_volume,
     mkdir,
     resolve,

@@ -15,11 +15,11 @@ from megafs.errors import BadUsage, Corrupt, Missing
 from megafs.jobs import registry
 from megafs.journal import heartbeat
 from megafs.journal.heartbeat import Beat
+from megafs.stores.memory import MemoryStore
 from megafs.tree.ops import Snapshot
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
-    MemoryStore,
     make_volume,
     overwrite,
     read_file,

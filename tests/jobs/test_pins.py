@@ -112,7 +112,12 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
     switch = Switchable(store)
     cached = DiskCached(switch, tmp_path / "cache", 64 * MIB)
     new = os.urandom(50_000)
-    async with opened(tmp_path / "a", store) as other, opened(tmp_path / "b", cached) as volume:
+    async with (
+        opened(tmp_path / "a", store) as other,
+        opened(tmp_path / "b", cached) as volume,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(pins.keep, volume)  # as a mount does
         await _written(other, "/kept/first", b"x" * 5000)
         await other.drain()
         await volume.writer.catch_up()
@@ -134,6 +139,7 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
         assert (await pins.listing(volume, {}, _nothing))["pins"] == []
         with pytest.raises(BadUsage):
             await pins.unpin(volume, {"path": "/kept"}, _nothing)
+        nursery.cancel_scope.cancel()
     await cached.aclose()
 
 
