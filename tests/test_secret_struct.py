@@ -1,7 +1,6 @@
 """What holds a secret does not show it: not in a repr, not to rich, not to a traceback."""
 
 import io
-import threading
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ HOLDERS = (
     Header(b"fsid", 1, 1, 0, Parameters(), True, (SLOT,), b"mac", BYTES),
     Formatted(b"fsid", 1, True, Parameters(), SECRET),
     Request("file:///x", "/mnt", MountOptions(Settings(Path("/s"), Path("/c"))), CREDENTIAL),
-    StagedPack(1, b"name", 1, Path("/p"), 3, BYTES, lock=threading.Lock()),
+    StagedPack(1, b"name", 1, Path("/p"), 3, BYTES),
 )
 
 

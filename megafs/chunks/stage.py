@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import trio
-from msgspec import Struct, field
+from msgspec import Struct
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
@@ -50,6 +50,9 @@ _ADOPTION = 10.0
 _WORTH = 2 << 20
 #: Sealed bytes of small chunks that wait for the log of operations; what is more is synced.
 _UNLOGGED = 4 << 20
+#: Bytes after which the disk is asked again how much is free: a statvfs(2) takes 4 us on a local
+#: disk and may take far longer on others, beside the 20 us of a small write.
+_ROOM_STEP = 4 << 20
 #: Plaintext that is sealed before the size of the open pack is looked at again.
 _GROUP = 2 << 20
 
@@ -78,7 +81,6 @@ class StagedPack(Struct):
     cut: bool = False
     stored: float = 0.0
     adopted: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     # Without the key (see secret_struct.py; this one is not frozen).
     def __repr__(self) -> str:
@@ -137,6 +139,10 @@ class Stage:
         self._unlogged_size = 0
         self._restoring: dict[int, int] = {}
         self._new_files = False
+        # Sealed bytes that packs were given so far, and up to how many there is room for them.
+        self._allotted = 0
+        self._room_until = 0
+        self._allotting = threading.Lock()
         self.uploading = 0
         self.last_error: Fault | None = None
 
@@ -217,14 +223,22 @@ class Stage:
         return extent.digest is None or digest(sealed) == extent.digest
 
     def check_room(self, size: int) -> None:
-        """Raise Full if *size* more bytes must not be staged now."""
-        if self.staged_bytes + size > self._limit:
-            raise Full(
-                f"{self.staged_bytes >> 20} MiB wait for the store, and stage_limit allows no more"
-            )
+        """Raise Full if *size* more bytes must not be staged now.
+
+        Every write asks.  The disk is asked once for every `_ROOM_STEP` bytes that are staged, and
+        every time while there is no room.
+        """
+        if self._allotted + size <= self._room_until:
+            return
+        self._room_until = 0
+        staged = self.staged_bytes
+        if staged + size > self._limit:
+            raise Full(f"{staged >> 20} MiB wait for the store, and stage_limit allows no more")
         vfs = os.statvfs(self._directory)
-        if vfs.f_bavail * vfs.f_frsize < self._min_free + size:
+        free = vfs.f_bavail * vfs.f_frsize - self._min_free
+        if free < size:
             raise Full(f"less than stage_min_free is left on the disk of {self._directory}")
+        self._room_until = self._allotted + min(free, self._limit - staged, size + _ROOM_STEP)
 
     # ---- sealing ----------------------------------------------------------------------------
 
@@ -259,11 +273,11 @@ class Stage:
             plains: list[bytes] = await _shared(
                 lambda n: chunk_format.encode(pieces[n], self._compress), len(pieces)
             )
-            # Places are given in the order of the file, which two threads that go their own ways do
-            # not keep: what follows in the file follows in the pack, and one get brings it.
-            places = [self._place(pack, len(plain)) for plain in plains]
+            # Offsets are given in the order of the file, which two threads that go their own ways
+            # do not keep: what follows in the file follows in the pack, and one get brings it.
+            offsets = [self._allot(pack, len(plain)) for plain in plains]
             return await _shared(
-                lambda n: self._seal(pack, places[n], plains[n], len(pieces[n])), len(pieces)
+                lambda n: self._seal(pack, offsets[n], plains[n], len(pieces[n])), len(pieces)
             )
         finally:
             pack.busy -= 1
@@ -298,14 +312,15 @@ class Stage:
         self, pack: StagedPack, piece: bytes | bytearray | memoryview, to_log: bool = False
     ) -> Extent:
         plain = chunk_format.encode(piece, self._compress)
-        return self._seal(pack, self._place(pack, len(plain)), plain, len(piece), to_log)
+        return self._seal(pack, self._allot(pack, len(plain)), plain, len(piece), to_log)
 
-    @staticmethod
-    def _place(pack: StagedPack, size: int) -> int:
-        """Where in the pack a chunk of *size* bytes of plaintext goes."""
-        with pack.lock:
+    def _allot(self, pack: StagedPack, size: int) -> int:
+        """The offset in the pack at which a chunk of *size* bytes of plaintext goes."""
+        sealed = aead.sealed_size(size)
+        with self._allotting:
             offset = pack.size
-            pack.size += aead.sealed_size(size)
+            pack.size += sealed
+            self._allotted += sealed
         return offset
 
     def _seal(
@@ -492,6 +507,7 @@ class Stage:
         for number, pack in list(self._uploaded.items()):
             if not 0 <= now - pack.stored <= older_than:
                 self._packs[number] = self._uploaded.pop(number)
+                self._room_until = 0  # they count as staged again
                 self._queue.append(pack)
                 self._wake.set()
 

@@ -12,6 +12,7 @@ import click
 from megafs.cli import arguments, output
 from megafs.errors import BadUsage
 from megafs.mount import control_client
+from megafs.stores.drivers import is_url
 
 
 @click.group(name="cache", short_help="Show or clear the cache.")
@@ -89,7 +90,7 @@ def clear(
 
 def _mounted(where: str) -> control_client.MountRecord | None:
     """Return the running mount that *where* names by mountpoint or by URL."""
-    if "://" in where:
+    if is_url(where):
         cards = control_client.cards(control_client.runtime_dir())
         return next((c for c in cards if c.url == where and control_client.is_running(c.pid)), None)
     from megafs.cli.umount import find_card

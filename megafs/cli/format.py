@@ -76,7 +76,7 @@ def command(
 
     import trio
 
-    from megafs.stores.stack import open_store
+    from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import Formatted, format_volume
 
     settings = read.settings
@@ -98,7 +98,7 @@ def command(
         )
 
     async def make() -> None:
-        store = open_store(url, settings.store_options, patience=settings.deadline)
+        store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
         try:
             await format_volume(
                 store,

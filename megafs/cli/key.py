@@ -321,10 +321,12 @@ def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], 
 def _with_store(url: str, read: MountOptions, work: Callable[[Any], Awaitable[T]]) -> T:
     import trio
 
-    from megafs.stores.stack import open_store
+    from megafs.stores.stack import Traffic, open_store
 
     async def run() -> T:
-        store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
+        store = open_store(
+            url, read.settings.store_options, Traffic(patience=read.settings.deadline)
+        )
         try:
             return await work(store)
         finally:

@@ -24,7 +24,7 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +42,7 @@ from megafs.errors import (
     Unavailable,
 )
 from megafs.stores.base import Buffer, Entry, ObjectStore, Page, check_name
+from megafs.stores.urls import Location
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ _AT_FDCWD = -100
 # Not "disk", the threads of cache and state: the directory may be on a server that hangs, and what
 # is cached must still be read.
 _THREADS = "net"
+
+
+def open_driver(location: Location, options: Mapping[str, str], connections: int) -> LocalStore:
+    """Open file:///path: see stores/drivers.py."""
+    return LocalStore(location.path)
 
 
 class LocalStore(ObjectStore):

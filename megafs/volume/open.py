@@ -57,7 +57,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.early_requests import EarlyRequests
-from megafs.stores.stack import cached, open_store
+from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.ops import AddPack
 from megafs.volume import header as headers
 from megafs.volume import header_store, isolated_unlock, kdf_process
@@ -318,10 +318,12 @@ async def open_volume(
         store = open_store(
             url,
             settings.store_options,
-            patience=settings.deadline,
-            uploads=settings.uploads,
-            downloads=settings.downloads,
-            metrics=metrics,
+            Traffic(
+                patience=settings.deadline,
+                uploads=settings.uploads,
+                downloads=settings.downloads,
+            ),
+            metrics,
         )
     ahead = EarlyRequests(store)
     try:

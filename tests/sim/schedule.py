@@ -39,7 +39,7 @@ from trio.testing import MockClock
 import megafs.volume.open as volume_open
 from megafs import clock
 from megafs.concurrency import in_place
-from megafs.config import KIB, Parameters, Settings
+from megafs.config import KIB, Atime, Fsync, Parameters, Settings
 from megafs.errors import Corrupt, Fault, Refused, Unavailable, leaf
 from megafs.fs.contents import Contents, DirtyBlock
 from megafs.fs.filesystem import Caller, FileSystem, Invalidation
@@ -131,8 +131,8 @@ class Plan:
     operations: int
     programs: int
     strict: tuple[bool, ...]
-    fsync: tuple[str, ...]
-    atime: str
+    fsync: tuple[Fsync, ...]
+    atime: Atime
     retrying: bool
     weather: str
     checkpoint_every: int
