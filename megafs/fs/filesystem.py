@@ -14,7 +14,7 @@ import errno as e
 import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Final, TypeVar
 
 import trio
@@ -1067,7 +1067,7 @@ class FileSystem:
         self._replica.record(op)
         self._writer.poke()
 
-    async def before_commits(self, touched: set[int], removed: set[int]) -> None:
+    async def before_commits(self, touched: Set[int], removed: Set[int]) -> None:
         """Flush what is written to *touched* before another mount's commits change those inodes."""
         await self.writeback.flush_some(touched)
         for ino in removed & self._contents.keys():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno as e
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import trio
 
@@ -224,7 +224,7 @@ class Writeback:
                 await contents.flush()
         self._writer.poke()
 
-    async def flush_some(self, inos: set[int]) -> None:
+    async def flush_some(self, inos: Set[int]) -> None:
         """Stage what waits of these inodes, until nothing of them does."""
         while True:
             waiting = [c for ino, c in self._files.items() if ino in inos and c.is_dirty]

@@ -48,8 +48,8 @@ from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
-from megafs.tree.schema import BY_NAME, INDEXES, REPLICATED
-from megafs.tree.tree import Pack, Tree
+from megafs.tree.schema import BY_NAME, INDEXES, REPLICATED, PackRow
+from megafs.tree.tree import Tree
 
 log = logging.getLogger(__name__)
 
@@ -331,14 +331,14 @@ class History:
         view = self._views.get(sequence)
         return None if view is None else view.tree
 
-    def pack(self, number: int) -> Pack | None:
+    def pack(self, number: int) -> PackRow | None:
         """A pack that some view knows, though the present tree may not."""
         for view in self._views.values():
             row = view.db.execute(
                 "SELECT pack, name, epoch FROM packs WHERE pack=?", (number,)
             ).fetchone()
             if row is not None:
-                return Pack(*row)
+                return PackRow(*row)
         return None
 
     async def have(

@@ -15,7 +15,7 @@ written any more, reads go on, one line says why (docs/threats.md, rows 2, 9 to 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -39,10 +39,11 @@ from megafs.errors import (
 )
 from megafs.journal import checkpoint, head
 from megafs.journal import commit as commit_format
-from megafs.journal.commit import Commit
+from megafs.journal.commit import Commit, VerifiedCommit
 from megafs.journal.replica import Candidate, News, Replica
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.early_requests import EarlyRequests
+from megafs.tree.schema import Ino, SequenceNumber
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Packs(Protocol):
 class Subscriber(Protocol):
     """Hears of the commits of other mounts: the filesystem."""
 
-    async def before_commits(self, touched: set[int], removed: set[int]) -> None:
+    async def before_commits(self, touched: Set[Ino], removed: Set[Ino]) -> None:
         """Commits that change *touched*, and remove *removed* of them, are about to be applied."""
 
     def after_commits(self, news: News) -> None:
@@ -98,7 +99,7 @@ class Listing(Struct, frozen=True):
     found: list[tuple[int, int]]
 
 
-def usual(found: list[tuple[int, int]], sequence: int) -> list[tuple[int, int]]:
+def usual(found: Iterable[tuple[int, int]], sequence: int) -> list[tuple[int, int]]:
     """Those of *found* from *sequence* on, without a gap, that may be fetched side by side."""
     window: list[tuple[int, int]] = []
     room = _WINDOW_BYTES
@@ -481,8 +482,8 @@ class Writer:
                     await self._check_tail()
                 return total
             if self._subscriber is not None:
-                touched = self._replica.touched(commit for _, _, commit in got)
-                removed = self._replica.removed(commit for _, _, commit in got)
+                touched = self._replica.touched(got)
+                removed = {ino for verified in got for ino in verified.changes.removed}
                 await self._subscriber.before_commits(touched | self._replica.undecided, removed)
             self._replica.raise_epoch(self._epoch)
             news = self._replica.follow(got)
@@ -532,7 +533,7 @@ class Writer:
 
     async def _read_commits(
         self, first: int, count: int, sizes: Sequence[int] = ()
-    ) -> list[tuple[int, bytes, Commit]]:
+    ) -> list[VerifiedCommit]:
         """Up to *count* commits from *first* on, verified one by one and against the chain.
 
         sizes: their bytes, if a listing told.
@@ -556,7 +557,7 @@ class Writer:
             async with one_error_nursery() as nursery:
                 for sequence in range(first, first + count):
                     nursery.start_soon(fetch, sequence)
-        commits: list[tuple[int, bytes, Commit]] = []
+        commits: list[VerifiedCommit] = []
         prev = self._replica.head
         for sequence in range(first, first + count):
             data = found.get(sequence)
@@ -584,7 +585,7 @@ class Writer:
                 data = await self._get(sequence)
                 commit = self._verified(sequence, data, prev)
             prev = digest(data)
-            commits.append((sequence, prev, commit))
+            commits.append(VerifiedCommit(SequenceNumber(sequence), prev, commit))
         return commits
 
     async def _get(self, sequence: int, limit: int | None = None) -> bytes:
