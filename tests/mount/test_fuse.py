@@ -398,6 +398,7 @@ async def test_unmounted_from_outside_serving_ends(place: Path) -> None:
             await aside((path / "f").touch)
             await aside(lambda: subprocess.run(["umount", path], check=True))
     mount.close(unmount=False)
+    assert not path.is_mount()
 
 
 async def test_stop_does_not_wait_for_ever_for_a_request(place: Path) -> None:
