@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 
 class Guardian:
-    """Watches over our process for the mount at *at*.  To be made on the main thread, whose end
-    the guardian waits for.
+    """Watches over our process for the mount at *at*, and ends when our main thread has ended.
+
+    To be made on that thread: the kernel tells the guardian of the end of the one that made it.
     """
 
     def __init__(self, at: Mounted) -> None:
@@ -56,13 +57,6 @@ class Guardian:
     def pid(self) -> int | None:
         """Of its process, if there is one."""
         return None if self._process is None else self._process.pid
-
-    def end(self) -> None:
-        """The connection has ended in good order."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
 
 
 def _start(abort: int, device: str) -> subprocess.Popen[bytes]:

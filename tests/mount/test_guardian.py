@@ -34,16 +34,25 @@ class Hanging:
 
     def __init__(self, path: Path, processes: Processes, *command: str | Path) -> None:
         self.path = path
-        process = processes.start(*command, stderr=None)
-        self.mount = process.pid
-        assert process.stdout is not None
-        self.guardian, self.user = map(int, process.stdout.readline().split())
+        self._process = processes.start(*command, stderr=None)
+        self.mount = self._process.pid
+        assert self._process.stdout is not None
+        self.guardian, self.user = map(int, self._process.stdout.readline().split())
         for pid in (self.guardian, self.user):
             processes.add(pid)
         self.connection = os.minor(_device(self.mount, path))
 
     def kill(self) -> None:
         os.kill(self.mount, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End it, whatever the test has shown: nothing that cannot be killed is left."""
+        self.kill()
+        with contextlib.suppress(FileNotFoundError):  # the connection has ended
+            abort = connection.open_abort(self.connection)
+            os.write(abort, b"1")
+            os.close(abort)
+        self._process.communicate(timeout=10)
 
     def ends(self, within: float) -> bool:
         """Whether every thread of the mount, and its user, have ended in time."""
@@ -90,11 +99,8 @@ def hang(processes: Processes) -> Iterator[Callable[..., Hanging]]:
         return made[-1]
 
     yield start
-    for hanging in made:  # whatever the test has shown: nothing that cannot be killed is left
-        with contextlib.suppress(FileNotFoundError):  # the connection has ended
-            abort = connection.open_abort(hanging.connection)
-            os.write(abort, b"1")
-            os.close(abort)
+    for hanging in made:
+        hanging.close()
 
 
 HANGING = [sys.executable, "-m", "tests.mount.hanging_mount"]
