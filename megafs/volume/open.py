@@ -30,7 +30,7 @@ from megafs import clock
 from megafs.chunks.stage import Adopter, Stage, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
-from megafs.concurrency import offload
+from megafs.concurrency import Background, offload
 from megafs.config import Parameters, Settings
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
@@ -45,7 +45,7 @@ from megafs.errors import (
     TooNew,
     Unavailable,
 )
-from megafs.fs.filesystem import FileSystem
+from megafs.fs.filesystem import Below, FileSystem
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.history.moments import History
 from megafs.journal import checkpoint, head
@@ -62,6 +62,7 @@ from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.stack import Traffic, cached, open_store
+from megafs.tree.inode import ROOT
 from megafs.tree.ops import AddPack
 from megafs.volume import header as headers
 from megafs.volume import header_store, isolated_unlock, kdf_process
@@ -115,6 +116,7 @@ class Volume(Struct):
     presence: Presence
     history: History
     metrics: Registry
+    background: Background
     #: None if there is none.
     cache: DiskCache | None = None
     lease: Lease | None = None
@@ -473,22 +475,34 @@ async def _opened(
         if rebooted:
             _drop_unsynced(replica, stage)
             places.note_boot()
-        chunks = ChunkStore(store, stage, replica.tree, keyring, settings.memory_cache)
+        background = Background()
+        history = History(
+            store, keyring, replica, places.cache / "past", params.chunk_size, background
+        )
+        chunks = ChunkStore(
+            store,
+            stage,
+            replica.tree,
+            keyring,
+            settings.memory_cache,
+            earlier_pack=history.pack,
+        )
         fs = FileSystem(
-            replica, chunks, stage, writer, params, settings, dedup_key=keyring.subkey("name")
+            Below(replica, chunks, stage, writer),
+            params,
+            settings,
+            background,
+            snapshots=SnapshotView(
+                history,
+                chunks,
+                lambda: replica.tree.inode(ROOT),
+                patience=settings.deadline,
+                readahead=settings.readahead,
+            ),
+            dedup_key=keyring.subkey("name"),
         )
         if not settings.read_only:
             await fs.reap_orphans()
-        history = History(
-            store, keyring, replica, places.cache / "past", params.chunk_size, fs.spawner
-        )
-        fs.past = SnapshotView(
-            history,
-            chunks,
-            lambda: fs.getattr(fs.root_ino),
-            patience=settings.deadline,
-            readahead=settings.readahead,
-        )
         volume = Volume(
             fs,
             url,
@@ -505,6 +519,7 @@ async def _opened(
             Presence(replica, store, keyring, read_only=settings.read_only),
             history,
             metrics,
+            background,
             cache,
             offline=offline,
         )
@@ -519,8 +534,7 @@ async def _opened(
         if not header.create_if_absent and not settings.read_only:
             volume.lease = Lease(replica, store, keyring, writer.bar)
             await _first_lease(volume, say)
-        async with trio.open_nursery() as nursery:
-            fs.spawner.start = nursery.start_soon
+        async with background.running() as nursery:
             nursery.start_soon(follower.run)
             if not settings.read_only:
                 nursery.start_soon(stage.run)
@@ -532,11 +546,7 @@ async def _opened(
                 nursery.start_soon(_keep_lease, volume)
             if cache is not None:
                 cache.begin()  # or the first read would wait for the index, some 30 ms
-            try:
-                yield volume
-            finally:
-                fs.spawner.start = None
-                nursery.cancel_scope.cancel()
+            yield volume
         stage.close()
         history.close()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
