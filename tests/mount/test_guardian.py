@@ -34,10 +34,10 @@ class Hanging:
 
     def __init__(self, path: Path, processes: Processes, *command: str | Path) -> None:
         self.path = path
-        self._process = processes.start(*command, stderr=None)
-        self.mount = self._process.pid
-        assert self._process.stdout is not None
-        self.guardian, self.user = map(int, self._process.stdout.readline().split())
+        process = processes.start(*command, stderr=None)
+        self.mount = process.pid
+        assert process.stdout is not None
+        self.guardian, self.user = map(int, process.stdout.readline().split())
         for pid in (self.guardian, self.user):
             processes.add(pid)
         self.connection = os.minor(_device(self.mount, path))
@@ -52,7 +52,6 @@ class Hanging:
             abort = connection.open_abort(self.connection)
             os.write(abort, b"1")
             os.close(abort)
-        self._process.communicate(timeout=10)
 
     def ends(self, within: float) -> bool:
         """Whether every thread of the mount, and its user, have ended in time."""
