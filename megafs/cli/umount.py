@@ -70,6 +70,8 @@ def umount(path: str, how: UmountMode) -> UmountResult:
         raise
     if ended.left and how != "lazy":
         output.warn(str(ended.left).lstrip("; "))
+    if ended.held:
+        output.warn(str(ended.held))
     return ended
 
 

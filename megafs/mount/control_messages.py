@@ -140,6 +140,7 @@ class UmountResult(Struct, frozen=True):
 
     pid: of its process, None if that was gone before.  staged_bytes, pending_operations, error: as
     in `DrainProgress`.  left: what the user should know of data that is not in the store, or "".
+    held: who still had it in another mount namespace, as a sentence, or "".
     Unset is what nobody is there to tell.
     """
 
@@ -148,6 +149,7 @@ class UmountResult(Struct, frozen=True):
     pending_operations: int | UnsetType = UNSET
     error: str | UnsetType = UNSET
     left: str | UnsetType = UNSET
+    held: str | UnsetType = UNSET
 
 
 class CacheClearResult(Struct, frozen=True):
