@@ -51,11 +51,12 @@ from megafs.history.moments import History
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
+from megafs.journal.database import remove_files
 from megafs.journal.follower import Follower, Standing
 from megafs.journal.head import HeadKeeper
 from megafs.journal.heartbeat import Lease, Presence
 from megafs.journal.reader import JournalReader, ask_for_commits, ask_for_standing
-from megafs.journal.replica import Replica, remove_files
+from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
@@ -256,7 +257,7 @@ async def unlock(
     credential: Credential,
     settings: Settings,
     early: Derivation | None = None,
-) -> tuple[Unlocked, StateDirectory, head.Seen | None, bool]:
+) -> tuple[Unlocked, StateDirectory, head.RememberedHead | None, bool]:
     """Open the key header, with what this machine remembers of the volume.
 
     early: as `deriving.begin` returned it.
@@ -371,7 +372,7 @@ def _ask_ahead(ahead: EarlyRequests, url: str, settings: Settings) -> None:
     Nothing is decided here: every check is made later, in its order, on these answers.
     """
     ahead.ask_list(header_store.PREFIX)
-    seen: head.Seen | None = None
+    seen: head.RememberedHead | None = None
     fsid = remembered_fsid(settings.state_dir, url)
     if fsid is not None:
         try:
@@ -397,7 +398,7 @@ async def _opened(
     ahead: EarlyRequests,
     unlocked: Unlocked,
     places: StateDirectory,
-    seen: head.Seen | None,
+    seen: head.RememberedHead | None,
     offline: bool,
     settings: Settings,
     host: str,
@@ -465,7 +466,7 @@ async def _opened(
         ahead.drop()
         follower.opened(offline=offline)
         # Should others have dropped a pack that lies here and that pending operations name.
-        replica.gone_packs.update(staged_ids(places.packs))
+        replica.keep_packs(staged_ids(places.packs))
         taken = replica.recover(stage.restore if rebooted else None)
         if taken:
             say(f"taking up {taken} operations that were not committed")
@@ -525,7 +526,7 @@ async def _opened(
         )
         _check_head(replica, settings)
         # Never backwards: away from the store, an old copy of the replica proves nothing.
-        now: head.Seen | None = None
+        now: head.RememberedHead | None = None
         if seen is None or settings.accept_state or replica.sequence >= seen.sequence:
             now = heads.at(replica.sequence, replica.head)
         new = None if now == seen else now
@@ -558,7 +559,11 @@ async def _opened(
 
 
 def _remember(
-    state_dir: Path, url: str, places: StateDirectory, header: Header, now: head.Seen | None
+    state_dir: Path,
+    url: str,
+    places: StateDirectory,
+    header: Header,
+    now: head.RememberedHead | None,
 ) -> None:
     """Keep what the next mount goes by, durably; blocks for syncs.
 
@@ -620,7 +625,7 @@ async def _catch_up(
     store: ObjectStore,
     follower: Follower,
     header: Header,
-    seen: head.Seen | None,
+    seen: head.RememberedHead | None,
     settings: Settings,
     say: Callable[[str], None],
 ) -> None:
