@@ -54,7 +54,8 @@ from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
 from megafs.journal.database import remove_files
 from megafs.journal.follower import Follower, Standing
 from megafs.journal.head import HeadKeeper
-from megafs.journal.heartbeat import Lease, Presence
+from megafs.journal.heartbeat import Heartbeats
+from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader, ask_for_commits, ask_for_standing
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
@@ -114,7 +115,7 @@ class Volume(Struct):
     chunks: ChunkStore
     writer: Writer
     checkpointer: Checkpointer
-    presence: Presence
+    heartbeats: Heartbeats
     history: History
     metrics: Registry
     background: Background
@@ -238,7 +239,7 @@ class Volume(Struct):
 
     def mounts(self) -> list[dict[str, Any]]:
         """Every mount that is known of, this one first."""
-        return self.presence.mounts()
+        return self.heartbeats.mounts()
 
     async def clear_cache(self) -> None:
         """Forget everything that is only cached, on disk and in memory."""
@@ -517,7 +518,7 @@ async def _opened(
             chunks,
             writer,
             Checkpointer(replica, store, keyring),
-            Presence(replica, store, keyring, read_only=settings.read_only),
+            Heartbeats(replica, store, keyring, read_only=settings.read_only),
             history,
             metrics,
             background,
@@ -542,7 +543,7 @@ async def _opened(
                 nursery.start_soon(writer.run)
                 nursery.start_soon(fs.writeback.run)
                 nursery.start_soon(_checkpoints, volume)
-            nursery.start_soon(volume.presence.run)
+            nursery.start_soon(volume.heartbeats.run)
             if volume.lease is not None:
                 nursery.start_soon(_keep_lease, volume)
             if cache is not None:
@@ -551,7 +552,7 @@ async def _opened(
         stage.close()
         history.close()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-            await volume.presence.leave()
+            await volume.heartbeats.leave()
             if volume.lease is not None:
                 await volume.lease.release()
     finally:
