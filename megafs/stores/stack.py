@@ -76,7 +76,7 @@ def open_driver(
         if name not in known:
             raise BadStore(misplaced(name, scheme, known))
     if scheme == "file":
-        from megafs.stores.local import LocalStore
+        from megafs.stores.local.driver import LocalStore
 
         return LocalStore(path)
     if scheme == "memory":
@@ -95,7 +95,7 @@ def preload(url: str) -> None:
     if scheme == "s3":
         _import_s3()
     elif scheme == "file":
-        importlib.import_module("megafs.stores.local")
+        importlib.import_module("megafs.stores.local.driver")
     importlib.import_module("megafs.stores.disk_cache.cached_store")
 
 

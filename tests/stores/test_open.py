@@ -6,7 +6,7 @@ import pytest
 
 from megafs.errors import BadStore, Missing
 from megafs.stores.disk_cache.cached_store import DiskCached
-from megafs.stores.local import LocalStore
+from megafs.stores.local.driver import LocalStore
 from megafs.stores.retry import Retrying
 from megafs.stores.s3.driver import S3Store
 from megafs.stores.stack import known_options, open_driver, open_store
