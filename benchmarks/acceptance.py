@@ -37,7 +37,7 @@ from typing import Any
 import trio
 
 from megafs.stores.base import list_all
-from megafs.stores.stack import open_store
+from megafs.stores.stack import Traffic, open_store
 from tests.engines.ceph import Ceph
 from tests.mount.machine import Machine
 
@@ -167,7 +167,7 @@ def found_in(patterns: Path, place: Path) -> list[str]:
 
 async def download(url: str, options: dict[str, str], to: Path) -> int:
     """Every object of the store into one directory of files, and their names into one more."""
-    store = open_store(url, options, patience=60.0)
+    store = open_store(url, options, Traffic(patience=60.0))
     sizes: dict[str, int] = {}
     async for page in list_all(store, ""):
         sizes.update((entry.name, entry.size) for entry in page.entries)
@@ -203,7 +203,7 @@ def acceptance(run: Run, url: str, environ: dict[str, str], place: Path, size: i
         with run.step("cp -a of the canaries"):
             subprocess.run(["cp", "-a", source / CANARY, mnt], check=True)
         with run.step("git clone"):
-            clone = ["git", "clone", "-q", "--no-hardlinks", REPOSITORY, mnt / "clone"]
+            clone = ["git", "clone", "-q", "--no-hardlinks", str(REPOSITORY), str(mnt / "clone")]
             subprocess.run(clone, check=True)
         with run.step("dd of the random file, conv=fsync", size):
             command = ["dd", f"if={source}/random.bin", f"of={mnt}/random.bin", "bs=1M"]

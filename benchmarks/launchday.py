@@ -38,12 +38,14 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
-from megafs.mount import control_client
+from megafs.mount import control_client, mount_record
+from megafs.mount.control_messages import MountStatus, StatusRequest
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import (
     Answer,
@@ -61,6 +63,8 @@ from tests.fakes.proxy import (
     slow_down,
 )
 from tests.mount.machine import Machine
+
+T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Seconds a call may take beyond the deadline: two busy cores, and up to a few requests a call.
@@ -180,7 +184,7 @@ class Program:
     def note(self, **what: Any) -> None:
         self._log.write(json.dumps(what) + "\n")
 
-    def call(self, op: str, what: Callable[[], Any]) -> Any:
+    def call(self, op: str, what: Callable[[], T]) -> T:
         """Do it and write down how long it took; returns None, and raises OSError, as it does."""
         begin, error = time.monotonic(), 0
         try:
@@ -204,7 +208,7 @@ class Program:
             while len(data) < size:
                 want = min(128 << 10, size - len(data))
                 here = at + len(data)
-                piece = self.call(op, lambda n=want, here=here: os.pread(fd, n, here))
+                piece = self.call(op, partial(os.pread, fd, want, here))
                 if not piece:
                     break
                 data += piece
@@ -227,13 +231,13 @@ def write(program: Program) -> None:
         size = program.rng.choice((300, 900, 20_000, 60_000, 200_000, 500_000))
         try:
             if n % 7 == 0:
-                program.call("append a line", lambda n=lines: _append(own / "log", n))
+                program.call("append a line", partial(_append, own / "log", lines))
                 lines += 1
                 program.note(lines=lines, file=f"from-{program.tag}/log")
             elif n % 9 == 0 and done:
                 old, size = done.pop(program.rng.randrange(len(done)))
                 program.note(doubtful=f"from-{program.tag}/{old}")
-                program.call("rename", lambda o=old: (own / o).rename(own / f"{o}.renamed"))
+                program.call("rename", partial(os.rename, own / old, own / f"{old}.renamed"))
                 program.note(
                     file=f"from-{program.tag}/{old}.renamed", name=old, version=0, size=size
                 )
@@ -269,7 +273,7 @@ def _write(program: Program, path: Path, data: bytes, *, sync: bool) -> None:
         done = 0
         while done < len(data):
             piece = data[done : done + (128 << 10)]
-            done += program.call("write", lambda p=piece: os.write(fd, p))
+            done += program.call("write", partial(os.write, fd, piece))
         if sync:
             # Without the store it says so by its deadline; what was written stays, as close says.
             with suppress(OSError):
@@ -289,7 +293,7 @@ def look(program: Program) -> None:
             if len(names) != CORPUS:
                 program.wrong(f"ls shows {len(names)} names")
             some = program.directory / "corpus" / program.rng.choice(names)
-            if program.call("stat", lambda p=some: os.stat(p)).st_size != CORPUS_SIZE:
+            if program.call("stat", partial(os.stat, some)).st_size != CORPUS_SIZE:
                 program.wrong("a size")
             at = program.rng.randrange(HOT_SIZE - (64 << 10))
             if program.read(hot, 64 << 10, "read cached", at) != expected[at : at + (64 << 10)]:
@@ -400,7 +404,7 @@ class Day:
     def _recovery(self, machines: list[Machine], healed: float) -> None:
         """How soon after the end one mount sees what another writes, and the backlog is gone."""
         (machines[0].mnt / "sentinel").write_text("up again")
-        seen = [_soon(lambda m=m: (m.mnt / "sentinel").exists(), 60) for m in machines[1:]]
+        seen = [_soon((m.mnt / "sentinel").exists, 60) for m in machines[1:]]
         self.figures["seen_elsewhere_s"] = round(time.monotonic() - healed, 1)
         self.check(
             all(seen) and self.figures["seen_elsewhere_s"] < 20,
@@ -549,7 +553,7 @@ def _fill(machines: list[Machine]) -> None:
         (first.mnt / "corpus" / name).write_bytes(contents(name, 0, CORPUS_SIZE))
     (first.mnt / "hot").write_bytes(contents("hot", 0, HOT_SIZE))
     for machine in machines[1:]:
-        assert _soon(lambda m=machine: (m.mnt / "hot").exists(), 60)
+        assert _soon((machine.mnt / "hot").exists, 60)
         machine.run("pin", machine.mnt / "hot")
         assert (machine.mnt / "hot").read_bytes() == contents("hot", 0, HOT_SIZE)
 
@@ -580,7 +584,7 @@ class _Asking:
     def __init__(self, machines: list[Machine]) -> None:
         self.seconds: list[float] = []
         self._counts: list[tuple[float, int]] = []
-        self._cards = [control_client.cards(machine.place / "run")[0] for machine in machines]
+        self._mounts = [mount_record.records(machine.place / "run")[0] for machine in machines]
         self._running = True
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
@@ -588,9 +592,10 @@ class _Asking:
     def _ask(self) -> None:
         while self._running:
             sent = 0
-            for card in self._cards:
+            for mount in self._mounts:
                 begin = time.monotonic()
-                sent += control_client.call(card, "status", patience=60)["store"]["requests"]
+                status = control_client.ask(mount, StatusRequest(), MountStatus, patience=60)
+                sent += status.store.requests
                 self.seconds.append(time.monotonic() - begin)
             self._counts.append((time.monotonic(), sent))
             time.sleep(0.5)
@@ -643,7 +648,7 @@ def main(arguments: list[str]) -> int:
         kind, directory, log, tag = arguments[1:]
         PROGRAMS[kind](Program(Path(directory), Path(log), tag))
         return 0
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--deadline", type=float, default=10)
     parser.add_argument("--mounts", type=int, default=3)

@@ -37,8 +37,10 @@ import httpx
 import trio
 
 from benchmarks.workloads import side_by_side
-from megafs.stores.s3.credentials import Credentials, Fixed
+from megafs.stores.s3.credentials import Fixed
 from megafs.stores.s3.driver import S3Store
+from megafs.stores.s3.options import S3Settings
+from megafs.stores.s3.sigv4 import Credentials
 from tests.fakes.authority import authority
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,8 +147,8 @@ class Ours(Client):
     def bring(self, size: int, count: int, at_once: int) -> None:
         async def main() -> None:
             store = S3Store(
-                "bucket", endpoint=self.url, ca=self.pem,
-                credentials=Fixed(Credentials("access", "secret")),
+                "bucket", "", Fixed(Credentials("access", "secret")),
+                S3Settings(endpoint=self.url, ca=self.pem),
             )  # fmt: skip
 
             async def some(n: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from megafs.stores.s3.credentials import Fixed
 from megafs.stores.s3.driver import S3Store
+from megafs.stores.s3.options import S3Settings
 from megafs.stores.s3.sigv4 import Credentials
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import Proxy, proxying
@@ -30,16 +31,17 @@ async def proxy(ceph: Ceph) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def connect(ceph: Ceph) -> AsyncIterator[Callable[..., S3Store]]:
-    """connect(bucket, prefix="", **options of S3Store): a store on Ceph, closed after the test."""
+    """connect(bucket, prefix="", credentials=, connections=, fields of S3Settings): an S3Store.
+
+    On Ceph, and closed after the test.
+    """
     opened: list[S3Store] = []
 
     def make(bucket: str, prefix: str = "", **options: Any) -> S3Store:
-        settings = {
-            "credentials": Fixed(Credentials(ceph.access, ceph.secret)),
-            "endpoint": ceph.endpoint,
-            "region": ceph.region,
-        }
-        opened.append(S3Store(bucket, prefix, **(settings | options)))
+        credentials = options.pop("credentials", Fixed(Credentials(ceph.access, ceph.secret)))
+        connections = options.pop("connections", 16)
+        settings = S3Settings(**({"endpoint": ceph.endpoint, "region": ceph.region} | options))
+        opened.append(S3Store(bucket, prefix, credentials, settings, connections=connections))
         return opened[-1]
 
     yield make

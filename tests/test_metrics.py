@@ -7,7 +7,7 @@ import pytest
 from megafs.metrics import Registry
 
 
-def test_the_text_is_prometheus():
+def test_the_text_is_prometheus() -> None:
     registry = Registry()
     registry.counter("megafs_requests", "Requests sent.", op="get").add(3)
     registry.counter("megafs_requests", "Requests sent.", op="put").add()
@@ -28,21 +28,21 @@ def test_the_text_is_prometheus():
     )
 
 
-def test_a_series_is_the_same_each_time_it_is_asked_for():
+def test_a_series_is_the_same_each_time_it_is_asked_for() -> None:
     registry = Registry()
 
     assert registry.counter("a", "A.", op="x") is registry.counter("a", "A.", op="x")
     assert registry.counter("a", "A.", op="x") is not registry.counter("a", "A.", op="y")
 
 
-def test_registries_share_nothing():
+def test_registries_share_nothing() -> None:
     one, two = Registry(), Registry()
     one.counter("a", "A.").add()
 
     assert two.counter("a", "A.").value == 0
 
 
-def test_a_gauge_can_be_read_where_the_number_is():
+def test_a_gauge_can_be_read_where_the_number_is() -> None:
     registry = Registry()
     numbers = [1]
     registry.gauge("length", "Length.", source=lambda: len(numbers))
@@ -51,7 +51,7 @@ def test_a_gauge_can_be_read_where_the_number_is():
     assert registry.values() == {"length": 2}
 
 
-def test_label_values_are_escaped():
+def test_label_values_are_escaped() -> None:
     registry = Registry()
     registry.counter("a", "Line\nbreak.", where='C:\\"x"\n').add()
 
@@ -59,7 +59,7 @@ def test_label_values_are_escaped():
     assert registry.text().splitlines()[2] == 'a_total{where="C:\\\\\\"x\\"\\n"} 1'
 
 
-def test_a_name_is_of_one_kind():
+def test_a_name_is_of_one_kind() -> None:
     registry = Registry()
     registry.counter("a", "A.")
 
@@ -69,5 +69,5 @@ def test_a_name_is_of_one_kind():
         registry.counter("not a name", "A.")
 
 
-def test_an_empty_registry_has_no_text():
+def test_an_empty_registry_has_no_text() -> None:
     assert Registry().text() == ""

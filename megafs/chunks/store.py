@@ -13,18 +13,21 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import trio
 
 from megafs.chunks import codec as chunk_format
-from megafs.chunks.stage import Stage
+from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Fault, Missing, Unavailable
+from megafs.stores.abilities import LineAdvice, NoLineAdvice, NoRangeCache, RangeCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import URGENT, background, current_level
-from megafs.tree.tree import Extent, Pack, Tree
+from megafs.tree.schema import PackRow
+from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +70,39 @@ class _Loading:
         self.error: Fault | None = None
 
 
+class StagedChunks(Protocol):
+    """The packs that lie on this machine until the store has them (chunks/stage.py)."""
+
+    def has(self, number: int) -> bool:
+        """Whether that pack lies here."""
+
+    def read(self, extent: Extent) -> bytes | None:
+        """The sealed chunk, if its pack lies here."""
+
+    def read_part(self, number: int, offset: int, length: int) -> bytes | None:
+        """Sealed bytes of a pack, if it lies here."""
+
+
 class ChunkStore:
     """Reads chunks of packs.
 
     limit: bytes of opened chunks that are kept.
+    earlier_pack: finds a pack that the present tree does not know, but a snapshot may.
     """
 
     def __init__(
-        self, store: ObjectStore, stage: Stage, tree: Tree, keyring: Keyring, limit: int
+        self,
+        store: ObjectStore,
+        stage: StagedChunks,
+        tree: Tree,
+        keyring: Keyring,
+        limit: int,
+        *,
+        earlier_pack: Callable[[int], PackRow | None] = lambda number: None,
     ) -> None:
         self._store = store
+        self._cache = RangeCache.of(store) or NoRangeCache()
+        self._line = LineAdvice.of(store) or NoLineAdvice()
         self._stage = stage
         self._tree = tree
         self._keyring = keyring
@@ -85,7 +111,7 @@ class ChunkStore:
         self._size = 0
         self._loading: dict[Key, _Loading] = {}
         self._late: dict[Key, tuple[float, Unavailable]] = {}
-        self._keys: OrderedDict[int, tuple[Pack, bytes]] = OrderedDict()
+        self._keys: OrderedDict[int, tuple[PackRow, bytes]] = OrderedDict()
         # Chunks whose bytes were those that the tree says (`digest`) when they were read here.
         self._whole: dict[Key, None] = {}
         self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
@@ -94,8 +120,7 @@ class ChunkStore:
         self.misses = 0
         #: How often a reader came for what somebody else was fetching.
         self.awaited = 0
-        #: Asked for packs that the present tree does not know: the past may (fs/snapshot_view.py).
-        self.elsewhere: Callable[[int], Pack | None] | None = None
+        self._earlier_pack = earlier_pack
 
     def remember(self, extent: Extent, data: Data) -> None:
         """Keep an opened chunk that somebody just wrote."""
@@ -107,13 +132,13 @@ class ChunkStore:
 
     @property
     def worth(self) -> int:
-        """Bytes that cost about as much as the round trip: see `ObjectStore.worth`."""
-        return self._store.worth()
+        """Bytes that cost about as much as the round trip: see `LineAdvice.latency_bytes`."""
+        return self._line.latency_bytes()
 
     @property
     def at_once(self) -> int:
         """How many large reads at once the store has use for; 0 while that is not known."""
-        return self._store.downloads()
+        return self._line.useful_downloads()
 
     async def read(self, extents: Iterable[Extent], along: Sequence[Extent] = ()) -> list[Data]:
         """The whole chunk of each extent (its `data` for an inline one), in order.
@@ -179,11 +204,11 @@ class ChunkStore:
             self._openers.popitem(last=False)
         return opener
 
-    def _peek(self, pack: Pack, offset: int, length: int) -> bytes | None:
+    def _peek(self, pack: PackRow, offset: int, length: int) -> bytes | None:
         staged = self._stage.read_part(pack.pack, offset, length)
         if staged is not None:
             return staged
-        return self._store.peek(chunk_format.pack_name(pack.name), offset, length)
+        return self._cache.peek(chunk_format.pack_name(pack.name), offset, length)
 
     def _at_hand(self, extent: Extent) -> Data | None:
         if extent.pack == 0:
@@ -287,10 +312,10 @@ class ChunkStore:
             pack, _ = self._pack(extent.pack)
         except Corrupt:
             return False  # whoever fetches it says what is wrong
-        return self._store.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
+        return self._cache.cached(chunk_format.pack_name(pack.name), extent.offset, extent.sealed)
 
     async def _fetch_all(self, mine: dict[Key, Extent], piece: int) -> None:
-        groups = _grouped(list(mine.values()), piece)
+        groups = ranges.runs(ranges.in_pack_order(mine.values()), gap=_GAP, longest=piece)
         try:
             if len(groups) == 1:
                 await self._fetch(groups[0])
@@ -345,8 +370,7 @@ class ChunkStore:
                 # A pack file that a power cut or a backup left short: the store may have it whole.
                 log.warning("staged bytes are not whole, asking the store: %s", exc)
         name = chunk_format.pack_name(pack.name)
-        start = group[0].offset
-        length = max(e.offset + e.sealed for e in group) - start
+        start, length = ranges.span(group)
         for attempt in (1, 2):
             body = memoryview(await self._store.get(name, start, length))
             parts = [body[e.offset - start : e.offset - start + e.sealed] for e in group]
@@ -355,14 +379,14 @@ class ChunkStore:
             except Corrupt as exc:
                 bad = exc
             # The disk cache may have gone bad: drop what it holds and ask the store itself.
-            await self._store.forget(name)
+            await self._cache.forget(name)
             if attempt == 2:
                 log.error("%s", bad)
                 raise bad
         raise AssertionError("unreachable")
 
     async def _open(
-        self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
+        self, pack: PackRow, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
         size = sum(extent.sealed for extent in group)
         # A lone reader waits for this and nobody for the loop: the hop would only come on top.
@@ -379,7 +403,7 @@ class ChunkStore:
         return opened
 
     def _open_now(
-        self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
+        self, pack: PackRow, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
         opened: list[Data] = []
         for extent, part in zip(group, sealed, strict=True):
@@ -396,13 +420,13 @@ class ChunkStore:
             )
         return opened
 
-    def _pack(self, number: int) -> tuple[Pack, bytes]:
+    def _pack(self, number: int) -> tuple[PackRow, bytes]:
         known = self._keys.get(number)
         if known is None:
             try:
                 pack = self._tree.pack(number)
             except Corrupt:
-                found = self.elsewhere(number) if self.elsewhere is not None else None
+                found = self._earlier_pack(number)
                 if found is None:
                     raise
                 pack = found
@@ -448,21 +472,3 @@ class ChunkStore:
     def size(self) -> int:
         """Bytes of opened chunks in memory."""
         return self._size
-
-
-def _grouped(extents: list[Extent], most: int) -> list[list[Extent]]:
-    """Extents, each chunk once, in runs of at most *most* bytes that one ranged get can bring."""
-    unique = {(e.pack, e.offset): e for e in extents}
-    groups: list[list[Extent]] = []
-    for extent in sorted(unique.values(), key=lambda e: (e.pack, e.offset)):
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and last[-1].pack == extent.pack
-            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
-            and extent.offset + extent.sealed - last[0].offset <= most
-        ):
-            last.append(extent)
-        else:
-            groups.append([extent])
-    return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,29 +76,16 @@ def command(
 
     import trio
 
-    from megafs.stores.stack import open_store
+    from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import Formatted, format_volume
 
     settings = read.settings
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
 
-    async def make() -> Formatted:
-        store = open_store(url, settings.store_options, patience=settings.deadline)
-        try:
-            return await format_volume(
-                store,
-                credential,
-                parameters,
-                profile=profile,
-                label=label,
-                say=lambda text: None if as_json else output.note(text),
-            )
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-                await store.aclose()
-
-    made = trio.run(make)
-    if as_json:
+    def show(made: Formatted) -> None:
+        if not as_json:
+            _show(url, made, no_recovery_key)
+            return
         output.show_json(
             {
                 "volume": made.fsid.hex(),
@@ -108,8 +96,26 @@ def command(
                 "parameters": _shown(made.parameters),
             }
         )
-        return
-    _show(url, made, no_recovery_key)
+
+    async def make() -> None:
+        store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
+        try:
+            await format_volume(
+                store,
+                credential,
+                parameters,
+                profile=profile,
+                label=label,
+                say=lambda text: None if as_json else output.note(text),
+                on_new_keys=show,
+            )
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await store.aclose()
+
+    trio.run(make)
+    if not as_json:
+        output.show(f"Use it with:  megafs mount {url} MOUNTPOINT")
 
 
 def _parameters(
@@ -165,4 +171,4 @@ def _show(url: str, made: Any, no_recovery_key: bool) -> None:
             "\ndown with the volume's id and keep it away from this machine:\n"
             f"\n    {made.recovery_key}\n    volume {made.fsid.hex()}\n"
         )
-    output.show(f"Use it with:  megafs mount {url} MOUNTPOINT")
+    sys.stdout.flush()

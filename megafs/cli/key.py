@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -201,10 +202,10 @@ def recover(
         # From now on the new slot is to be tried first here.
         opened_by = changed.slot_id or unlocked.slot_id
         changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=opened_by))
+        _tell(changed, as_json)
         await _remember(places, seen, changed)
-        return changed
 
-    _tell(_with_store(url, read, work), as_json)
+    _with_store(url, read, work)
 
 
 @command.command(name="recovery-key")
@@ -245,8 +246,6 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
     asked = bool(fresh or given.get("new_passphrase_file") or given.get("new_key_file"))
     read, new = _split(url, given)
     if not yes:
-        import sys
-
         if as_json or not sys.stdin.isatty():
             raise BadUsage("this drops the key slots of others and stops running mounts: say --yes")
         click.confirm(
@@ -258,10 +257,16 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
 
     async def work(store: Any) -> Any:
         return await rotating.rotate(
-            store, url, credential, read.settings, new if asked else None, profile=_profile(kdf)
+            store,
+            url,
+            credential,
+            read.settings,
+            new if asked else None,
+            profile=_profile(kdf),
+            on_new_keys=lambda changed: _tell(changed, as_json),
         )
 
-    _tell(_with_store(url, read, work), as_json)
+    _with_store(url, read, work)
 
 
 @command.command(name="reencrypt")
@@ -316,10 +321,12 @@ def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], 
 def _with_store(url: str, read: MountOptions, work: Callable[[Any], Awaitable[T]]) -> T:
     import trio
 
-    from megafs.stores.stack import open_store
+    from megafs.stores.stack import Traffic, open_store
 
     async def run() -> T:
-        store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
+        store = open_store(
+            url, read.settings.store_options, Traffic(patience=read.settings.deadline)
+        )
         try:
             return await work(store)
         finally:
@@ -343,10 +350,10 @@ def _change(
     async def work(store: Any) -> Any:
         unlocked, places, seen, _ = await unlock(store, url, credential, read.settings)
         changed = await change(store, unlocked)
+        _tell(changed, as_json)
         await _remember(places, seen, changed)
-        return changed
 
-    _tell(_with_store(url, read, work), as_json)
+    _with_store(url, read, work)
 
 
 async def _remember(places: Any, seen: Any, changed: Any) -> None:
@@ -362,6 +369,7 @@ async def _remember(places: Any, seen: Any, changed: Any) -> None:
 
 
 def _tell(changed: Any, as_json: bool) -> None:
+    """Print what was changed, with the new recovery key: at once, for nothing else has it."""
     slot = changed.slot_id.hex() if changed.slot_id else None
     if as_json:
         output.show_json(
@@ -377,3 +385,4 @@ def _tell(changed: Any, as_json: bool) -> None:
     output.show(changed.text)
     if changed.recovery:
         output.show(f"\nRecovery key, shown this once:\n\n    {changed.recovery}\n")
+    sys.stdout.flush()

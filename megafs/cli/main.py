@@ -126,6 +126,7 @@ def run(args: list[str]) -> int:
     """Run the command with *args* and return its exit code."""
     debug = "--debug" in args or bool(os.environ.get("MEGAFS_DEBUG"))
     as_json = "--json" in args
+    output.document_is_out = False
     try:
         code = cli.main(args=args, prog_name="megafs", standalone_mode=False)
         sys.stdout.flush()
@@ -154,7 +155,7 @@ def tell(exc: BaseException, *, as_json: bool, debug: bool) -> int:
     text = str(cause) if ours else f"{type(cause).__name__}: {cause}"
     if debug:
         traceback.print_exception(exc)
-    if as_json:
+    if as_json and not output.document_is_out:
         output.show_json({"error": {"text": text, "exit_code": code, "kind": type(cause).__name__}})
         return code
     output.note(text)

@@ -21,6 +21,10 @@ LINE_EVERY = 5.0
 
 PREFIX = "megafs: "
 
+#: Whether stdout has its document already: an error after it goes to stderr.  A new recovery key is
+#: printed before what can still fail.
+document_is_out = False
+
 
 def note(text: str) -> None:
     """Tell the user something on stderr."""
@@ -41,6 +45,8 @@ def show(text: str) -> None:
 
 def show_json(value: Any) -> None:
     """Print the one document of --json."""
+    global document_is_out
+    document_is_out = True
     sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
     sys.stdout.flush()
 

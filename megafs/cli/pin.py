@@ -8,6 +8,7 @@ import click
 
 from megafs.cli import arguments, output, run_job, target
 from megafs.errors import BadUsage
+from megafs.stores.drivers import is_url
 
 
 @click.command(name="pin", short_help="Keep a subtree readable without the store.")
@@ -48,6 +49,6 @@ def unpin(path: str, as_json: bool, **given: Any) -> int:
 
 
 def _mounted(path: str) -> target.Inside:
-    if "://" in path:
+    if is_url(path):
         raise BadUsage("pins belong to a mount: give a path inside one")
     return target.of(path, None)

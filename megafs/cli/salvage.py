@@ -45,7 +45,7 @@ def command(
 
     from megafs.cli.passphrase import credential
     from megafs.jobs.salvage import salvage
-    from megafs.stores.stack import open_store
+    from megafs.stores.stack import Traffic, open_store
 
     if (to is None) == (mountpoint is None):
         raise BadUsage("give either --to DIRECTORY, to export, or --mount DIRECTORY, to look")
@@ -61,7 +61,9 @@ def command(
     target = to.absolute()
 
     async def work(step: run_job.Step) -> dict[str, Any]:
-        store = open_store(url, read.settings.store_options, patience=read.settings.deadline)
+        store = open_store(
+            url, read.settings.store_options, Traffic(patience=read.settings.deadline)
+        )
         try:
             return await salvage(store, url, opened_by, read.settings, target, at=at, progress=step)
         finally:

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from megafs.errors import BadUsage
 from megafs.mount import mountpoint
+from megafs.stores.drivers import is_url
 
 _PAST = "/.megafs/snapshots/"
 
@@ -27,7 +28,7 @@ class Inside(Struct, frozen=True):
         """Another path that the user gave, inside the same volume."""
         if to is None:
             return None
-        if "://" in self.where:
+        if is_url(self.where):
             return to if to.startswith("/") else f"/{to}"
         there = of(to, None)
         if there.where != self.where:
@@ -36,7 +37,7 @@ class Inside(Struct, frozen=True):
 
     def outside(self, path: str) -> str:
         """A path inside the volume as the user would write it."""
-        if "://" in self.where:
+        if is_url(self.where):
             return path
         return os.path.join(self.where, path.lstrip("/")) if path != "/" else self.where
 
@@ -46,7 +47,7 @@ def of(where: str, path: str | None) -> Inside:
 
     moment: what a path below .megafs/snapshots names, "monday" in .megafs/snapshots/monday/f.
     """
-    if "://" in where:
+    if is_url(where):
         inner = "/" + (path or "").strip("/")
         return Inside(where, inner)
     if path is not None:

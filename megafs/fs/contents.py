@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 import trio
 
 from megafs import clock
-from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
 from megafs.errors import Fault, Refused
-from megafs.journal.replica import Replica
+from megafs.fs.ports import Replica, Stage
 from megafs.tree.inode import Inode
 from megafs.tree.ops import Contents as ContentsOperation
 from megafs.tree.tree import Extent, Tree

@@ -31,6 +31,7 @@ from megafs.errors import Corrupt, Missing, Refused, TooNew
 from megafs.jobs import registry
 from megafs.jobs.registry import Args, Progress, Result
 from megafs.journal import checkpoint, commit
+from megafs.stores.abilities import uncached
 from megafs.stores.base import list_all
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
@@ -553,7 +554,7 @@ async def _pack_problems(volume: Volume, progress: Progress) -> list[Problem]:
     finally:
         reader.close()  # not held open during a long listing: the replica's log would only grow
     sizes: dict[str, int] = {}
-    async for page in list_all(registry.uncached(volume.store), "packs/"):
+    async for page in list_all(uncached(volume.store), "packs/"):
         for entry in page.entries:
             if entry.name in needed:
                 sizes[entry.name] = entry.size
@@ -614,7 +615,7 @@ async def _checkpoint_problems(
     volume: Volume, progress: Progress, notes: list[str]
 ) -> list[Problem]:
     """Manifests that do not open, and parts that are not there."""
-    store = registry.uncached(volume.store)
+    store = uncached(volume.store)
     found: list[Problem] = []
     sizes: dict[str, int] = {}
     async for page in list_all(store, "checkpoints/"):
@@ -655,7 +656,7 @@ async def _checkpoint_problems(
 
 async def _journal_problems(volume: Volume, progress: Progress, notes: list[str]) -> list[Problem]:
     """The commits since the newest checkpoint, each of which must follow the one before."""
-    store = registry.uncached(volume.store)
+    store = uncached(volume.store)
     last = volume.replica.sequence
     manifest = None
     try:

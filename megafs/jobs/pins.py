@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 import logging
 import stat
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import apsw
 import trio
 
+from megafs.chunks import ranges
 from megafs.chunks.codec import pack_name
+from megafs.chunks.ranges import SealedRange
 from megafs.concurrency import offload
 from megafs.errors import BadUsage, Fault, Refused, StoreError
 from megafs.jobs.registry import Args, Progress, Result
+from megafs.stores.abilities import DiskCache
 from megafs.stores.limit import background
 from megafs.tree.tree import Extent
 from megafs.volume.open import Volume
@@ -53,23 +55,22 @@ def _remember(volume: Volume, inos: list[int]) -> None:
     write_durably(volume.replica.directory / "pins", json.dumps(sorted(set(inos))).encode())
 
 
-def _cache(volume: Volume) -> Any:
-    if not hasattr(volume.store, "cached"):
+def _cache(volume: Volume) -> DiskCache:
+    if volume.cache is None:
         raise BadUsage("this mount has no disk cache, so nothing can be kept in it")
-    return volume.store
+    return volume.cache
 
 
-def _chunks(reader: apsw.Connection, ino: int) -> list[tuple[int, int, int]]:
-    """(pack, offset, sealed size) of every chunk below *ino*, in that order."""
-    rows: list[Any] = reader.execute(_BELOW, (ino,)).fetchall()
-    return rows
+def _chunks(reader: apsw.Connection, ino: int) -> list[SealedRange]:
+    """Every chunk below *ino*, in the order of packs."""
+    return [SealedRange(*row) for row in reader.execute(_BELOW, (ino,))]
 
 
-async def _wanted(volume: Volume, inos: list[int]) -> list[tuple[int, int, int]]:
+async def _wanted(volume: Volume, inos: list[int]) -> list[SealedRange]:
     """Every chunk of these subtrees, looked up beside the event loop."""
     volume.replica.seal()
     reader = volume.replica.reader()
-    found: set[tuple[int, int, int]] = set()
+    found: set[SealedRange] = set()
     try:
         for ino in inos:
             found.update(await offload(_chunks, reader, ino, kind="disk"))
@@ -78,28 +79,7 @@ async def _wanted(volume: Volume, inos: list[int]) -> list[tuple[int, int, int]]
     return sorted(found)
 
 
-def _ranges(chunks: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
-    """(pack, start, length): neighbours together."""
-    run: tuple[int, int, int] | None = None
-    for pack, offset, sealed in chunks:
-        if (
-            run is not None
-            and run[0] == pack
-            and offset - (run[1] + run[2]) <= _GAP
-            and offset + sealed - run[1] <= _RANGE
-        ):
-            run = (pack, run[1], offset + sealed - run[1])
-            continue
-        if run is not None:
-            yield run
-        run = (pack, offset, sealed)
-    if run is not None:
-        yield run
-
-
-async def _fetch(
-    volume: Volume, chunks: list[tuple[int, int, int]], progress: Progress
-) -> tuple[int, int]:
+async def _fetch(volume: Volume, chunks: list[SealedRange], progress: Progress) -> tuple[int, int]:
     """Bring chunks into the cache; return (bytes there, bytes that could not be had)."""
     cache = _cache(volume)
     tree = volume.replica.tree
@@ -108,11 +88,13 @@ async def _fetch(
         extent = Extent(0, 0, pack, offset, sealed, 0, 0, None, None)
         name = pack_name(tree.pack(pack).name)
         if volume.stage.read(extent) is None and not cache.cached(name, offset, sealed):
-            missing.append((pack, offset, sealed))
+            missing.append(SealedRange(pack, offset, sealed))
     total = sum(sealed for _, _, sealed in chunks)
     absent = sum(sealed for _, _, sealed in missing)
-    ranges = list(_ranges(missing))
-    asked = sum(length for _, _, length in ranges)
+    wanted = [
+        (run[0].pack, *ranges.span(run)) for run in ranges.runs(missing, gap=_GAP, longest=_RANGE)
+    ]
+    asked = sum(length for _, _, length in wanted)
     done = failed = 0
     send, receive = trio.open_memory_channel[tuple[int, int, int]](0)
 
@@ -134,10 +116,10 @@ async def _fetch(
                 for _ in range(4):
                     nursery.start_soon(worker, receive.clone())
             async with send:
-                for item in ranges:
+                for item in wanted:
                     await send.send(item)
                     # The writer of the cache takes only so much at a time.
-                    await cache.settle()
+                    await cache.written()
     return total - min(absent, failed), failed
 
 
@@ -215,7 +197,7 @@ def _ino(volume: Volume, args: Args) -> int:
 
 async def keep(volume: Volume) -> None:
     """Keep what is pinned in the cache as it changes, for ever."""
-    if not hasattr(volume.store, "cached"):
+    if volume.cache is None:
         return
     seen = -1
     while True:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from megafs.errors import BadUsage, Corrupt
-from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Priority, at_priority, background
 from megafs.tree.ops import Operation
 from megafs.volume.open import Volume
@@ -74,12 +73,6 @@ async def run(volume: Volume, name: str, args: Args, progress: Progress) -> Resu
         raise BadUsage(f"there is no job {name!r}; there are {', '.join(sorted(JOBS))}")
     with background():
         return await JOBS[name](volume, args, progress)
-
-
-def uncached(store: ObjectStore) -> ObjectStore:
-    """*store* without its disk cache: what the store itself holds."""
-    beneath = getattr(store, "beneath", None)
-    return beneath if isinstance(beneath, ObjectStore) else store
 
 
 def check_writable(volume: Volume, what: str) -> None:

@@ -39,10 +39,13 @@ async def rotate(
     new: Callable[[], Credential] | None = None,
     *,
     profile: str = "default",
+    on_new_keys: Callable[[Changed], None] = lambda changed: None,
 ) -> Changed:
     """Rotate the master key of the volume in *store*, which must not be mounted here.
 
     new: asks for what is to open the volume from now on, once the old credential was right.
+    on_new_keys: called as soon as the new key header is in the store and the old one gone, before
+        anything else that can fail: the recovery key exists nowhere else and is to be shown now.
     Raises Busy if this machine has the volume open.
     """
     unlocked, places, seen, _ = await unlock(store, url, credential, settings)
@@ -52,6 +55,7 @@ async def rotate(
         if after.recovery is not None:
             after = Credential(passphrase=after.passphrase, keyfile=after.keyfile)
         changed = await header_store.rotate(store, unlocked, after, profile=profile)
+        on_new_keys(changed)
         if seen is not None:
             newer = head.Seen(
                 seen.fsid,

@@ -30,6 +30,7 @@ import trio
 from msgspec import Struct, field
 
 from megafs.chunks import codec as chunk_format
+from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.crypto.volume_keys import Keyring, digest
@@ -514,7 +515,7 @@ class _Export:
             os.ftruncate(fd, inode.size)
             extents = self._tree.all_extents(inode.ino)
             self._check_sum(path, inode, extents)
-            for group in _grouped(extents):
+            for group in ranges.runs(extents, gap=_GAP, longest=_RANGE):
                 for extent, data in await self._read(path, group):
                     part = memoryview(data)[extent.skip : extent.skip + extent.length]
                     await offload(_write, fd, part, extent.start, kind="disk")
@@ -550,8 +551,7 @@ class _Export:
             for extent in group:
                 self._lost(path, extent, exc)
             return []
-        start = group[0].offset
-        length = max(extent.offset + extent.sealed for extent in group) - start
+        start, length = ranges.span(group)
         name = chunk_format.pack_name(pack.name)
         try:
             body = memoryview(await self._store.get(name, start, length))
@@ -631,23 +631,6 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _grouped(extents: list[Extent]) -> list[list[Extent]]:
-    """Extents of one file in runs that one get brings; in order of their place in the file."""
-    groups: list[list[Extent]] = []
-    for extent in extents:
-        last = groups[-1] if groups else None
-        if last is not None and last[-1].pack == extent.pack:
-            if extent.pack == 0:
-                last.append(extent)
-                continue
-            gap = extent.offset - (last[-1].offset + last[-1].sealed)
-            if 0 <= gap <= _GAP and extent.offset + extent.sealed - last[0].offset <= _RANGE:
-                last.append(extent)
-                continue
-        groups.append([extent])
-    return groups
 
 
 def _show(name: bytes) -> str:

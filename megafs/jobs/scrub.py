@@ -25,16 +25,18 @@ from msgspec.structs import asdict
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
+from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, MegafsError, Missing, StoreError, TooNew
-from megafs.jobs import registry
 from megafs.jobs.registry import Args, Progress, Result
 from megafs.journal import checkpoint, commit
 from megafs.journal.checkpoint import Manifest
+from megafs.stores.abilities import uncached
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.limit import BACKGROUND, Pace, Priority
-from megafs.tree.tree import Extent, Pack
+from megafs.tree.schema import PackRow
+from megafs.tree.tree import Extent
 from megafs.volume import header as headers
 from megafs.volume import header_store
 from megafs.volume.open import Volume
@@ -125,7 +127,7 @@ class _Scrub:
         progress: Progress,
     ) -> None:
         self._volume = volume
-        self._store: ObjectStore = registry.uncached(volume.store)
+        self._store: ObjectStore = uncached(volume.store)
         self._state = state
         self._path = path
         self._pace = Pace(float(rate) if rate else None)
@@ -194,7 +196,7 @@ class _Scrub:
             for extent in self._chunks_of(number):
                 self._state.bad.append((number, extent.offset, str(exc)))
             return
-        for group in _grouped(self._chunks_of(number)):
+        for group in ranges.runs(self._chunks_of(number), gap=_GAP, longest=_RANGE):
             await self._group(pack, group)
 
     def _chunks_of(self, number: int) -> list[Extent]:
@@ -208,12 +210,11 @@ class _Scrub:
             )
         ]
 
-    async def _group(self, pack: Pack, group: list[Extent]) -> None:
+    async def _group(self, pack: PackRow, group: list[Extent]) -> None:
         name = chunk_format.pack_name(pack.name)
         if pack.pack in self._volume.stage.blocked:
             return  # not in the store yet
-        start = group[0].offset
-        length = max(extent.offset + extent.sealed for extent in group) - start
+        start, length = ranges.span(group)
         try:
             body = await self._get(name, start, length)
         except Missing as exc:
@@ -361,7 +362,7 @@ class _Scrub:
 
 
 def _verify(
-    keyring: Keyring, pack: Pack, group: list[Extent], start: int, body: bytes
+    keyring: Keyring, pack: PackRow, group: list[Extent], start: int, body: bytes
 ) -> list[tuple[int, str]]:
     """The chunks of *group* that are not whole: (offset, why)."""
     key = keyring.pack_key(pack.name, pack.epoch)
@@ -379,19 +380,3 @@ def _verify(
         except Corrupt as exc:
             bad.append((extent.offset, str(exc)))
     return bad
-
-
-def _grouped(extents: list[Extent]) -> list[list[Extent]]:
-    """Chunks of one pack in runs that one get brings."""
-    groups: list[list[Extent]] = []
-    for extent in extents:
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and extent.offset - (last[-1].offset + last[-1].sealed) <= _GAP
-            and extent.offset + extent.sealed - last[0].offset <= _RANGE
-        ):
-            last.append(extent)
-        else:
-            groups.append([extent])
-    return groups

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from itertools import islice
 from typing import Any, Final
 
@@ -28,9 +29,9 @@ import trio
 from msgspec import Struct
 
 from megafs import clock, compression
-from megafs.concurrency import offload
+from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable, leaf
+from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable
 from megafs.journal.checkpoint_parts import Key, Part
 from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.replica import Replica
@@ -190,12 +191,13 @@ async def load(
     jobs = [(table, entry) for table in REPLICATED for entry in manifest.tables.get(table.name, ())]
     total = len(jobs)
     done = 0
-    async for table, rows in _fetched(store, replica.keyring, jobs):
-        marks = ",".join("?" * len(table.columns))
-        replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
-        done += 1
-        if progress is not None:
-            progress(done, total)
+    async with aclosing(_fetched(store, replica.keyring, jobs)) as fetched:
+        async for table, rows in fetched:
+            marks = ",".join("?" * len(table.columns))
+            replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
+            done += 1
+            if progress is not None:
+                progress(done, total)
     tables = {
         name: [Part(tuple(p.low), p.object, p.digest, p.size, p.rows) for p in parts]
         for name, parts in manifest.tables.items()
@@ -206,7 +208,7 @@ async def load(
 
 async def _fetched(
     store: ObjectStore, keyring: Keyring, jobs: list[tuple[Any, PartEntry]]
-) -> AsyncIterator[tuple[Any, list[list[Any]]]]:
+) -> AsyncGenerator[tuple[Any, list[list[Any]]], None]:
     """Fetch parts, a group at a time, and give them in order, so that inserts append."""
     for group in _groups(jobs):
         rows: list[list[list[Any]]] = [[] for _ in group]
@@ -214,15 +216,9 @@ async def _fetched(
         async def fetch(number: int, entry: PartEntry, into: list[list[list[Any]]]) -> None:
             into[number] = await read_part(store, keyring, entry)
 
-        try:
-            async with trio.open_nursery() as nursery:
-                for number, (_, entry) in enumerate(group):
-                    nursery.start_soon(fetch, number, entry, rows)
-        except BaseExceptionGroup as several:
-            cause = leaf(several)
-            if isinstance(cause, Fault):
-                raise cause from several
-            raise
+        async with one_error_nursery() as nursery:
+            for number, (_, entry) in enumerate(group):
+                nursery.start_soon(fetch, number, entry, rows)
         for (table, _), got in zip(group, rows, strict=True):
             yield table, got
 
@@ -345,19 +341,14 @@ class Checkpointer:
             finally:
                 room.release_on_behalf_of(holder)
 
-        try:
-            async with trio.open_nursery() as nursery:
-                for table in REPLICATED:
-                    for low, high in plan.runs[table.name]:
-                        async for begin, rows in _run(reader, table, low, high):
+        async with one_error_nursery() as nursery:
+            for table in REPLICATED:
+                for low, high in plan.runs[table.name]:
+                    async with aclosing(_run(reader, table, low, high)) as parts_of_run:
+                        async for begin, rows in parts_of_run:
                             holder = object()
                             await room.acquire_on_behalf_of(holder)
                             nursery.start_soon(put, table.name, begin, rows, holder)
-        except BaseExceptionGroup as several:
-            cause = leaf(several)
-            if isinstance(cause, Fault | OSError):
-                raise cause from several
-            raise
         for parts in result.values():
             parts.sort(key=lambda part: part.low)
             if parts:
@@ -389,7 +380,7 @@ def _seal_part(keyring: Keyring, part_id: bytes, rows: list[tuple[Any, ...]]) ->
 
 async def _run(
     reader: apsw.Connection, table: Any, low: Key, high: Key | None
-) -> AsyncIterator[tuple[Key, list[tuple[Any, ...]]]]:
+) -> AsyncGenerator[tuple[Key, list[tuple[Any, ...]]], None]:
     """The rows with low <= key < high, in parts: (where it begins, its rows)."""
     after: Key | None = None
     while True:

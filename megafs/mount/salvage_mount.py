@@ -12,7 +12,7 @@ from megafs.jobs.salvage import Report
 from megafs.jobs.salvage_view import rescued
 from megafs.mount import mountpoint
 from megafs.mount.fuse import KernelMount, View
-from megafs.stores.stack import open_store
+from megafs.stores.stack import Traffic, open_store
 from megafs.volume.header import Credential
 
 
@@ -42,7 +42,7 @@ async def _main(
     commit: int | None,
     say: Callable[[str], None],
 ) -> None:
-    store = open_store(url, settings.store_options, patience=settings.deadline)
+    store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
     report = Report()
     try:
         async with rescued(store, url, credential, settings, report, at=commit) as fs:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
@@ -109,51 +108,29 @@ class ObjectStore(ABC):
     async def aclose(self) -> None:  # noqa: B027
         """Give back connections, files and threads; the store is not usable afterwards."""
 
-    async def remember(  # noqa: B027
-        self, name: str, start: int, data: Buffer | Path | str
-    ) -> None:
-        """Cache what was just stored: bytes from *start* on, or the file that holds them.
-
-        The file must not change any more, and stay where it is until this returns.  Does nothing
-        without a cache; never asks the store, never fails.
-        """
-
-    def peek(self, name: str, start: int, length: int) -> bytes | None:
-        """As `get`, if that needs neither the store nor any waiting; None if it does.
-
-        None as well where the range is not wholly there.
-        """
-        return None
-
-    def cached(self, name: str, start: int, length: int) -> bool:
-        """Whether a get of this range would be answered without the store."""
-        return False
-
-    async def forget(self, name: str) -> None:  # noqa: B027
-        """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""
-
-    def worth(self) -> int:
-        """How many bytes take as long to come as the asking for them; 0 while that is not known."""
-        return 0
-
-    def uploads(self) -> int:
-        """How many packs at once it has use for at present; 0 while that is not known."""
-        return 0
-
-    def downloads(self) -> int:
-        """How many large reads ahead at once it has use for; 0 while that is not known."""
-        return 0
-
     def health(self) -> Health:
         """What is known of the store from recent requests; never asks it."""
         return Health()
 
 
-async def list_all(store: ObjectStore, prefix: str, after: str = "") -> AsyncIterator[Page]:
-    """Yield every page of a listing.  Iterate it with ``async for`` to its end, or break."""
-    while True:
-        page = await store.list(prefix, after)
-        yield page
-        if not page.more or not page.entries:
-            return
-        after = page.entries[-1].name
+def list_all(store: ObjectStore, prefix: str, after: str = "") -> AsyncIterator[Page]:
+    """Every page of a listing.  Iterate it with ``async for`` to its end, or leave it."""
+    return _Pages(store, prefix, after)
+
+
+class _Pages(AsyncIterator[Page]):
+    """Not an async generator: one that is left by break, return or cancellation stays suspended
+    until the garbage collector finds it, and trio has to close it then."""
+
+    def __init__(self, store: ObjectStore, prefix: str, after: str) -> None:
+        self._store, self._prefix, self._after = store, prefix, after
+        self._more = True
+
+    async def __anext__(self) -> Page:
+        if not self._more:
+            raise StopAsyncIteration
+        page = await self._store.list(self._prefix, self._after)
+        self._more = page.more and bool(page.entries)
+        if self._more:
+            self._after = page.entries[-1].name
+        return page

@@ -18,7 +18,8 @@ from typing import Any, Generic, TypeVar
 import trio
 
 from megafs.errors import Unavailable
-from megafs.stores.base import Buffer, Health, ObjectStore, Page
+from megafs.stores.base import ObjectStore, Page
+from megafs.stores.wrapper import Wrapper
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +56,26 @@ class Answer(Generic[T]):
         return self._value  # type: ignore[return-value]
 
 
-class EarlyRequests(ObjectStore):
+class EarlyRequests(Wrapper):
     """*store*, some of whose answers are under way before they are asked for.
 
     What is asked runs in system tasks of trio; `drop` ends them, and must be called.
     """
 
     def __init__(self, store: ObjectStore) -> None:
-        self.url = store.url
-        self._store = store
+        super().__init__(store)
         self._answers: dict[tuple[Any, ...], Answer[Any]] = {}
         self._scopes: set[trio.CancelScope] = set()
         self._dropped = False
 
     def ask(self, name: str, length: int) -> None:
         """Begin ``get(name, 0, length)``."""
-        self._begin(("get", name, 0, length), lambda: self._store.get(name, 0, length))
+        self._begin(("get", name, 0, length), lambda: self.beneath.get(name, 0, length))
 
     def ask_list(self, prefix: str, after: str = "", limit: int = 1000) -> Answer[Page]:
         """Begin ``list(prefix, after, limit)``; the answer may be looked at here, too."""
         return self._begin(
-            ("list", prefix, after, limit), lambda: self._store.list(prefix, after, limit)
+            ("list", prefix, after, limit), lambda: self.beneath.list(prefix, after, limit)
         )
 
     def spawn(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -129,26 +129,11 @@ class EarlyRequests(ObjectStore):
         if answer is not None:
             data: bytes = await answer.get()
             return data
-        return await self._store.get(name, start, length)
+        return await self.beneath.get(name, start, length)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         answer = self._take("list", prefix, after, limit)
         if answer is not None:
             page: Page = await answer.get()
             return page
-        return await self._store.list(prefix, after, limit)
-
-    async def put_new(self, name: str, data: Buffer) -> None:
-        await self._store.put_new(name, data)
-
-    async def put(self, name: str, data: Buffer) -> None:
-        await self._store.put(name, data)
-
-    async def delete(self, name: str) -> None:
-        await self._store.delete(name)
-
-    async def forget(self, name: str) -> None:
-        await self._store.forget(name)
-
-    def health(self) -> Health:
-        return self._store.health()
+        return await self.beneath.list(prefix, after, limit)

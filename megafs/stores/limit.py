@@ -25,8 +25,10 @@ from contextvars import ContextVar
 import trio
 
 from megafs.errors import Unavailable
+from megafs.stores.abilities import LineAdvice
 from megafs.stores.base import Buffer, Health, ObjectStore, Page
 from megafs.stores.parallelism import START_DOWN, START_UP, Parallelism
+from megafs.stores.wrapper import Wrapper
 
 URGENT, NORMAL, BACKGROUND = 0, 1, 2
 
@@ -307,7 +309,7 @@ class Line:
         return int(min(latency / slope, 1 << 30)) if slope > 0 else 1 << 30
 
 
-class Limited(ObjectStore):
+class Limited(Wrapper, LineAdvice):
     """*store* with as many requests at once as it and the line have use for.
 
     uploads, downloads: the most that carry objects up, and the most of all others; their sum must
@@ -324,8 +326,7 @@ class Limited(ObjectStore):
         up_rate: float | None = None,
         down_rate: float | None = None,
     ) -> None:
-        self.url = store.url
-        self._store = store
+        super().__init__(store)
         self._up = Gate(Parallelism(uploads, START_UP))
         self._down = Gate(Parallelism(downloads, START_DOWN))
         self._up_pace = Pace(up_rate)
@@ -334,7 +335,7 @@ class Limited(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         async with self._turn(self._down, self._down_pace, length) as trip:
-            data = await self._store.get(name, start, length)
+            data = await self.beneath.get(name, start, length)
             trip.moved = len(data)
             self._line.note(len(data), trio.current_time() - trip.begun)
         self._down_pace.refund(length - len(data))
@@ -342,43 +343,37 @@ class Limited(ObjectStore):
 
     async def put_new(self, name: str, data: Buffer) -> None:
         async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)) as trip:
-            await self._store.put_new(name, data)
+            await self.beneath.put_new(name, data)
             trip.moved = len(data)
 
     async def put(self, name: str, data: Buffer) -> None:
         async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)) as trip:
-            await self._store.put(name, data)
+            await self.beneath.put(name, data)
             trip.moved = len(data)
 
     async def delete(self, name: str) -> None:
         async with self._turn(self._down):
-            await self._store.delete(name)
+            await self.beneath.delete(name)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         async with self._turn(self._down):
-            return await self._store.list(prefix, after, limit)
+            return await self.beneath.list(prefix, after, limit)
 
     async def create(self) -> None:
         async with self._turn(self._down):
-            await self._store.create()
+            await self.beneath.create()
 
-    async def aclose(self) -> None:
-        await self._store.aclose()
-
-    async def forget(self, name: str) -> None:
-        await self._store.forget(name)
-
-    def worth(self) -> int:
+    def latency_bytes(self) -> int:
         return self._line.worth()
 
-    def uploads(self) -> int:
+    def useful_uploads(self) -> int:
         return self._up.width.bulk
 
-    def downloads(self) -> int:
+    def useful_downloads(self) -> int:
         return self._down.width.bulk
 
     def health(self) -> Health:
-        below = self._store.health()
+        below = self.beneath.health()
         details = {
             **below.details,
             "uploading": self._up.active,

@@ -8,12 +8,14 @@ Many mounts may share one `MemoryStore`, as they would share a bucket.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Mapping
 
 import trio
 
 from megafs import clock
 from megafs.errors import Exists, Full, Missing
 from megafs.stores.base import Buffer, Entry, Health, ObjectStore, Page, check_name
+from megafs.stores.urls import Location
 
 
 class MemoryStore(ObjectStore):
@@ -89,6 +91,11 @@ class MemoryStore(ObjectStore):
 
 
 _named: dict[str, MemoryStore] = {}
+
+
+def open_driver(location: Location, options: Mapping[str, str], connections: int) -> MemoryStore:
+    """Open memory://name: see stores/drivers.py."""
+    return named(location.name)
 
 
 def named(name: str) -> MemoryStore:

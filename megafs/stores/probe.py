@@ -11,7 +11,8 @@ from __future__ import annotations
 import trio
 
 from megafs.clock import random_bytes
-from megafs.errors import Exists, StoreError, leaf
+from megafs.concurrency import one_error_nursery
+from megafs.errors import Exists, StoreError
 from megafs.stores.base import ObjectStore
 
 #: Racers for one name, and names raced for.
@@ -61,16 +62,10 @@ async def _race(store: ObjectStore, name: str, racers: int) -> bool:
             return
         won.append(i)
 
-    try:
-        async with trio.open_nursery() as nursery:
-            for i in range(racers):
-                nursery.start_soon(racer, i)
-            start.set()
-    except BaseExceptionGroup as group:
-        cause = leaf(group)
-        if isinstance(cause, StoreError):
-            raise cause from group
-        raise
+    async with one_error_nursery() as nursery:
+        for i in range(racers):
+            nursery.start_soon(racer, i)
+        start.set()
     if len(won) != 1 or await store.get(name, 0, _SIZE + 1) != bodies[won[0]]:
         return False
     # One more, after the race: is the name refused, and the object left as it is?

@@ -35,6 +35,7 @@ from megafs.errors import Exists, Missing, StoreError, Unavailable
 from megafs.metrics import Counter, Registry
 from megafs.stores import limit
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
+from megafs.stores.wrapper import Wrapper
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Budget:
             self._filling_since = now
 
 
-class Retrying(ObjectStore):
+class Retrying(Wrapper):
     """*store*, asked again when it may help.
 
     patience: seconds an operation may take in all (more for large bodies, see above).
@@ -131,8 +132,7 @@ class Retrying(ObjectStore):
         budget: float = Budget.CAPACITY,
         metrics: Registry | None = None,
     ) -> None:
-        self.url = store.url
-        self._store = store
+        super().__init__(store)
         self._patience = patience
         self._attempt_seconds = attempt
         self._min_speed = min_speed
@@ -156,7 +156,7 @@ class Retrying(ObjectStore):
         check_name(name)
 
         async def once(again: bool) -> bytes:
-            return await self._store.get(name, start, length)
+            return await self.beneath.get(name, start, length)
 
         data = await self._run("get", name, once, length)
         self._numbers.received.add(len(data))
@@ -167,7 +167,7 @@ class Retrying(ObjectStore):
 
         async def once(again: bool) -> None:
             try:
-                await self._store.put_new(name, data)
+                await self.beneath.put_new(name, data)
                 return
             except Exists as exc:
                 taken = exc
@@ -183,7 +183,7 @@ class Retrying(ObjectStore):
         check_name(name)
 
         async def once(again: bool) -> None:
-            await self._store.put(name, data)
+            await self.beneath.put(name, data)
 
         await self._run("put", name, once, len(data))
         self._numbers.sent.add(len(data))
@@ -192,28 +192,22 @@ class Retrying(ObjectStore):
         check_name(name)
 
         async def once(again: bool) -> None:
-            await self._store.delete(name)
+            await self.beneath.delete(name)
 
         await self._run("delete", name, once)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         async def once(again: bool) -> Page:
-            return await self._store.list(prefix, after, limit)
+            return await self.beneath.list(prefix, after, limit)
 
         # About what an entry takes in S3's XML.
         return await self._run("list", prefix, once, limit * 300)
 
     async def create(self) -> None:
         async def once(again: bool) -> None:
-            await self._store.create()
+            await self.beneath.create()
 
         await self._run("create", "", once)
-
-    async def aclose(self) -> None:
-        await self._store.aclose()
-
-    async def forget(self, name: str) -> None:
-        await self._store.forget(name)
 
     @property
     def state(self) -> str:
@@ -229,17 +223,8 @@ class Retrying(ObjectStore):
             return "down"
         return "degraded" if now - self._last_failure < DEGRADED_FOR else "ok"
 
-    def worth(self) -> int:
-        return self._store.worth()
-
-    def uploads(self) -> int:
-        return self._store.uploads()
-
-    def downloads(self) -> int:
-        return self._store.downloads()
-
     def health(self) -> Health:
-        below = self._store.health()
+        below = self.beneath.health()
         numbers = self._numbers
         details = {
             **below.details,
@@ -359,7 +344,7 @@ class Retrying(ObjectStore):
         """Whether the store's object *name* is exactly *data*."""
         try:
             # One byte more tells a longer object.
-            found = await self._store.get(name, 0, len(data) + 1)
+            found = await self.beneath.get(name, 0, len(data) + 1)
         except Missing:
             # There a moment ago: a listing or cache that lags, or somebody deleted it.  Ask again.
             raise Unavailable(f"{self.url}: {name} exists and is missing") from None

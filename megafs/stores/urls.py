@@ -1,78 +1,79 @@
-"""The URLs of stores and the names of their options, known without importing a driver.
+"""How the URLs of stores are read: one function for each form there is.
 
-The command line is read with these: a driver's HTTP stack takes a quarter of a second to import,
-and while a passphrase's key is derived there is time for that.
+    file:///srv/volume          a directory         `directory`
+    s3://bucket/prefix          a name and a path   `named("bucket")`
+    dropbox:/path, mega:        a path or nothing   `path_only`
+
+A driver names its form in its row of stores/drivers.py.  Everything here is text: nothing is asked
+of a store, and no driver is imported.
 """
 
 from __future__ import annotations
 
-from urllib.parse import unquote, urlsplit
+from collections.abc import Callable
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from msgspec import Struct
 
 from megafs.errors import BadStore
 
-SCHEMES = ("file", "s3", "memory")
 
-# Options that only one driver has, so that a misplaced one can be named.
-_EXAMPLES = {
-    "file": "file:///srv/volume",
-    "s3": "s3://bucket/prefix",
-}
+class Location(Struct, frozen=True):
+    """What a URL says besides its scheme.
 
-#: What `s3.open_s3()` understands.
-S3_OPTIONS = frozenset(
-    {
-        "endpoint",
-        "region",
-        "path_style",
-        "profile",
-        "ca",
-        "sign_payload",
-        "conditional_put",
-        "connect_timeout",
-        "read_timeout",
-    }
-)
+    name: the bucket or the like, "" in forms that have none.
+    path: what follows, without percent-encoding; "" or beginning with "/" where `name` is given.
+    """
+
+    name: str
+    path: str
 
 
-def known_options(url: str) -> set[str]:
-    """Return the names of the options that the driver of *url* understands."""
-    scheme, _, _ = split_url(url)
-    return _options_of(scheme)
+#: Reads a URL of its form; gets the driver's example for its error texts.  Raises BadStore.
+Form = Callable[[str, str], Location]
 
 
-def _options_of(scheme: str) -> set[str]:
-    if scheme == "s3":
-        return set(S3_OPTIONS)
-    return set()
+def directory(url: str, example: str) -> Location:
+    """SCHEME:///absolute/path; the path is returned without needless slashes."""
+    parts = _split(url)
+    if parts.netloc not in ("", "localhost"):
+        raise BadStore(
+            f"{url!r} names a host; for a directory write three slashes:"
+            f" {parts.scheme}:///{parts.netloc}{parts.path} (absolute paths only)"
+        )
+    path = _path(url, parts)
+    if path.strip("/") == "":
+        raise BadStore(f"{url!r} names no directory; write for example {example}")
+    return Location("", "/" + "/".join(part for part in path.split("/") if part))
 
 
-def misplaced(name: str, scheme: str, known: set[str]) -> str:
-    """What to say of an option that the driver of *scheme* does not have."""
-    owners = [other for other in SCHEMES if other != scheme and name in _options_of(other)]
-    if owners:
-        return f"{name}= is an option of {owners[0]}:// stores, not of {scheme}://"
-    if known:
-        return f"{scheme}:// stores have no option {name}=; they have {', '.join(sorted(known))}"
-    return f"{scheme}:// stores have no options, so none named {name}="
+def named(what: str) -> Form:
+    """SCHEME://NAME/path.  what: what the name is of, for error texts."""
+
+    def read(url: str, example: str) -> Location:
+        parts = _split(url)
+        if not parts.netloc:
+            raise BadStore(f"{url!r} names no {what}; write {parts.scheme}://{what.upper()}")
+        return Location(parts.netloc, _path(url, parts))
+
+    return read
 
 
-def split_url(url: str) -> tuple[str, str, str]:
-    """Split *url* into scheme, host (or bucket) and path, or say what is wrong with it."""
-    scheme, separator, _ = url.partition("://")
-    if not separator:
-        if url.startswith("/"):
-            raise BadStore(f"{url!r} is not a URL; for a directory write file://{url}")
-        if url.startswith(("file:", "s3:")):
-            raise BadStore(f"{url!r} needs two slashes after the colon: {_examples()}")
-        raise BadStore(f"{url!r} is not the URL of a store; write {_examples()}")
-    scheme = scheme.lower()
-    if scheme not in SCHEMES:
-        if scheme in ("http", "https"):
-            raise BadStore(
-                f"{scheme}:// is not a kind of store; for an S3 service write"
-                f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST"
-            )
-        raise BadStore(f"no driver for {scheme}://; write {_examples()}")
+def path_only(url: str, example: str) -> Location:
+    """SCHEME:path, where the path may be empty: an account has one root."""
+    parts = _split(url)
+    if parts.netloc:
+        raise BadStore(f"{url!r} has two slashes too many after the colon; write {example}")
+    return Location("", _path(url, parts))
+
+
+def has_slashes(form: Form) -> bool:
+    """Whether URLs of this form have two slashes after the colon."""
+    return form is not path_only
+
+
+def _split(url: str) -> SplitResult:
+    scheme = url.partition(":")[0].lower()
     try:
         parts = urlsplit(url)
     except ValueError as exc:
@@ -84,23 +85,11 @@ def split_url(url: str) -> tuple[str, str, str]:
         )
     if parts.query or parts.fragment:
         raise BadStore(f"{url!r}: write options with -o NAME=VALUE, and ? and # as %3F and %23")
+    return parts
+
+
+def _path(url: str, parts: SplitResult) -> str:
     path = unquote(parts.path)
     if "\0" in path:
         raise BadStore(f"{url!r} holds a zero byte")
-    if scheme == "file":
-        if parts.netloc not in ("", "localhost"):
-            raise BadStore(
-                f"{url!r} names a host; for a directory write three slashes:"
-                f" file:///{parts.netloc}{parts.path} (absolute paths only)"
-            )
-        if path.strip("/") == "":
-            raise BadStore(f"{url!r} names no directory; write for example {_EXAMPLES['file']}")
-        return scheme, "", "/" + "/".join(part for part in path.split("/") if part)
-    if not parts.netloc:
-        wanted = {"s3": "bucket", "memory": "name"}[scheme]
-        raise BadStore(f"{url!r} names no {wanted}; write {scheme}://{wanted.upper()}")
-    return scheme, parts.netloc, path
-
-
-def _examples() -> str:
-    return " or ".join(_EXAMPLES.values())
+    return path

@@ -43,10 +43,13 @@ async def format_volume(
     profile: str = "default",
     label: str = "",
     say: Callable[[str], None] = lambda text: None,
+    on_new_keys: Callable[[Formatted], None] = lambda made: None,
 ) -> Formatted:
     """Make a volume in *store*, which is created if it may be.
 
-    profile: what the passphrase costs to try (crypto/kdf.py).  say: told what happens, for people.
+    profile: what the passphrase costs to try (crypto/kdf.py).  say: called with each step, for
+    people.  on_new_keys: called as soon as the keys are in the store, before anything else that can
+    fail: the recovery key exists nowhere else and is to be shown now.
     Raises AlreadyThere if there is one, or anything else, in the store.
     """
     say("making the store, if it is not there")
@@ -74,9 +77,11 @@ async def format_volume(
         label=label,
     )
     header, keyring = made.unlocked.header, made.unlocked.keyring
-    await write_first_commit(store, keyring, header.generation)
     assert made.recovery is not None
-    return Formatted(header.fsid, header.generation, primitive, header.parameters, made.recovery)
+    volume = Formatted(header.fsid, header.generation, primitive, header.parameters, made.recovery)
+    on_new_keys(volume)
+    await write_first_commit(store, keyring, header.generation)
+    return volume
 
 
 async def write_first_commit(store: ObjectStore, keyring: Keyring, generation: int) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import random
 import resource
 import socket
 import stat
+import tempfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -25,7 +29,7 @@ from hypothesis import strategies as st
 from megafs import beneath
 from megafs.errors import BadStore, Exists, Missing, NoStore, StoreError, Unavailable
 from megafs.stores.base import list_all
-from megafs.stores.local import driver, listing
+from megafs.stores.local import listing
 from megafs.stores.local.driver import LocalStore
 
 #: Such a name as the driver gives to its temporary files.
@@ -33,29 +37,29 @@ OURS = "0123456789abcdef" * 2
 
 
 @pytest.fixture(params=["openat2", "parts"])
-def walk(request, monkeypatch):
+def walk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to open what lies beneath: in one call, and where the kernel has not got that."""
     if request.param == "parts":
         monkeypatch.setattr(beneath, "_HAS_OPENAT2", False)
     else:
         assert beneath._HAS_OPENAT2
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
-async def store(tmp_path, walk):
+async def store(tmp_path: Path, walk: str) -> LocalStore:
     store = LocalStore(tmp_path / "store")
     await store.create()
     return store
 
 
 @pytest.fixture
-def root(tmp_path, store):
+def root(tmp_path: Path, store: LocalStore) -> Path:
     return tmp_path / "store"
 
 
 @pytest.fixture
-def victim(tmp_path):
+def victim(tmp_path: Path) -> Path:
     """Somebody's directory outside the store."""
     place = tmp_path / "victim"
     (place / "ab").mkdir(parents=True)
@@ -97,7 +101,9 @@ def one_line(raised: pytest.ExceptionInfo[StoreError], *words: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["put", "put_new"])
-async def test_a_link_in_place_of_the_temporary_directory(store, root, victim, call):
+async def test_a_link_in_place_of_the_temporary_directory(
+    store: LocalStore, root: Path, victim: Path, call: str
+) -> None:
     (root / ".tmp").symlink_to(victim)
     before = contents(victim)
 
@@ -109,7 +115,9 @@ async def test_a_link_in_place_of_the_temporary_directory(store, root, victim, c
     assert not (root / "mounts/1").exists()
 
 
-async def test_a_link_in_place_of_a_directory_of_objects(store, root, victim):
+async def test_a_link_in_place_of_a_directory_of_objects(
+    store: LocalStore, root: Path, victim: Path
+) -> None:
     (root / "packs").symlink_to(victim)
     (root / "mounts").symlink_to(victim)
     before = contents(victim)
@@ -136,7 +144,7 @@ async def test_a_link_in_place_of_a_directory_of_objects(store, root, victim):
     assert contents(root / ".tmp") == {}
 
 
-async def test_a_link_further_below(store, root, victim):
+async def test_a_link_further_below(store: LocalStore, root: Path, victim: Path) -> None:
     await store.put_new("packs/cd/one", b"x")
     (root / "packs/ab").symlink_to(victim / "ab")
     before = contents(victim)
@@ -152,7 +160,7 @@ async def test_a_link_further_below(store, root, victim):
     assert contents(victim) == before
 
 
-async def test_a_link_in_place_of_an_object(store, root, victim):
+async def test_a_link_in_place_of_an_object(store: LocalStore, root: Path, victim: Path) -> None:
     await store.put_new("commits/1", b"x")
     for name in ("2", "3", "4"):
         (root / "commits" / name).symlink_to(victim / "notes.txt")
@@ -176,7 +184,7 @@ async def test_a_link_in_place_of_an_object(store, root, victim):
     assert contents(victim) == before
 
 
-async def test_a_link_to_itself_among_the_keys(store, root):
+async def test_a_link_to_itself_among_the_keys(store: LocalStore, root: Path) -> None:
     await store.put_new("keys/00000001", b"x")
     (root / "keys/loop").symlink_to(".")
     (root / "keys/00000002").symlink_to("00000002")
@@ -190,7 +198,9 @@ async def test_a_link_to_itself_among_the_keys(store, root):
         await store.get("keys/loop/loop/00000001", 0, 1)
 
 
-async def test_a_new_store_is_not_made_around_links(tmp_path, walk, victim):
+async def test_a_new_store_is_not_made_around_links(
+    tmp_path: Path, walk: str, victim: Path
+) -> None:
     for name in (".tmp", "packs"):
         place = tmp_path / f"new{name}"
         place.mkdir()
@@ -204,7 +214,7 @@ async def test_a_new_store_is_not_made_around_links(tmp_path, walk, victim):
     await LocalStore(place).create()
 
 
-async def test_the_root_may_be_a_link_and_is_resolved_once(tmp_path, walk):
+async def test_the_root_may_be_a_link_and_is_resolved_once(tmp_path: Path, walk: str) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     link = tmp_path / "link"
@@ -221,7 +231,7 @@ async def test_the_root_may_be_a_link_and_is_resolved_once(tmp_path, walk):
     assert (tmp_path / "one/keys/2").read_bytes() == b"x"
 
 
-async def test_a_root_that_becomes_a_link(tmp_path, walk, victim):
+async def test_a_root_that_becomes_a_link(tmp_path: Path, walk: str, victim: Path) -> None:
     store = LocalStore(tmp_path / "a/store")
     await store.create()
     await store.put_new("mounts/1", b"x")
@@ -244,7 +254,7 @@ async def test_a_root_that_becomes_a_link(tmp_path, walk, victim):
     assert await store.get("mounts/1", 0, 1) == b"x"
 
 
-async def test_a_root_that_leads_to_itself(tmp_path, walk):
+async def test_a_root_that_leads_to_itself(tmp_path: Path, walk: str) -> None:
     (tmp_path / "loop").symlink_to("loop")
     for path in ("loop", "loop/store"):
         store = LocalStore(tmp_path / path)
@@ -257,7 +267,9 @@ async def test_a_root_that_leads_to_itself(tmp_path, walk):
 
 
 @pytest.mark.parametrize("swapped", ["packs/ab", "packs", ".tmp", "packs/ab/one"])
-async def test_a_link_that_comes_and_goes_between_two_calls(store, root, victim, swapped):
+async def test_a_link_that_comes_and_goes_between_two_calls(
+    store: LocalStore, root: Path, victim: Path, swapped: str
+) -> None:
     """Every name is swapped with a link to somebody's directory as fast as it goes."""
     await store.put_new("packs/ab/one", b"x")
     before = contents(victim)
@@ -280,7 +292,7 @@ async def test_a_link_that_comes_and_goes_between_two_calls(store, root, victim,
     thread = threading.Thread(target=swap)
     thread.start()
     rng = random.Random(1)
-    outcomes = set()
+    outcomes: set[str] = set()
     try:
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
@@ -303,7 +315,7 @@ async def test_a_link_that_comes_and_goes_between_two_calls(store, root, victim,
                 outcomes.add("done")
             except StoreError as exc:
                 assert "\n" not in str(exc)
-                outcomes.add("symbolic link" if "symbolic link" in str(exc) else type(exc))
+                outcomes.add("symbolic link" if "symbolic link" in str(exc) else type(exc).__name__)
     finally:
         done.set()
         thread.join()
@@ -328,7 +340,9 @@ def make(path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "socket"])
-async def test_what_holds_no_bytes_is_named_and_not_waited_for(store, root, kind):
+async def test_what_holds_no_bytes_is_named_and_not_waited_for(
+    store: LocalStore, root: Path, kind: str
+) -> None:
     await store.put_new("commits/1", b"x")
     make(root / "commits/2", kind)
 
@@ -347,7 +361,9 @@ async def test_what_holds_no_bytes_is_named_and_not_waited_for(store, root, kind
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device", "socket"])
-async def test_what_holds_no_bytes_in_place_of_a_directory(store, root, kind):
+async def test_what_holds_no_bytes_in_place_of_a_directory(
+    store: LocalStore, root: Path, kind: str
+) -> None:
     make(root / "packs", kind)
     make(root / ".tmp", kind)
 
@@ -365,7 +381,7 @@ async def test_what_holds_no_bytes_in_place_of_a_directory(store, root, kind):
         one_line(raised, "packs/ab/one", "not a directory")
 
 
-async def test_directories_in_place_of_objects(store, root):
+async def test_directories_in_place_of_objects(store: LocalStore, root: Path) -> None:
     for name in ("keys/00000001", "commits/1", "mounts/1", ".tmp"):
         (root / name).mkdir(parents=True)
     (root / ".tmp" / OURS).mkdir()
@@ -382,7 +398,7 @@ async def test_directories_in_place_of_objects(store, root):
     assert (root / "mounts/1").is_dir()
 
 
-async def test_hard_links_to_somebodys_files(store, root, victim):
+async def test_hard_links_to_somebodys_files(store: LocalStore, root: Path, victim: Path) -> None:
     (root / "mounts").mkdir()
     (root / ".tmp").mkdir()
     for name in ("mounts/1", "mounts/2", f".tmp/{OURS}"):
@@ -400,7 +416,7 @@ async def test_hard_links_to_somebodys_files(store, root, victim):
     assert contents(root / ".tmp") == {}
 
 
-async def test_a_file_larger_than_memory(store, root):
+async def test_a_file_larger_than_memory(store: LocalStore, root: Path) -> None:
     await store.put_new("packs/ab/one", b"x")
     size = 1 << 43  # a sparse file of 8 TiB
     os.truncate(root / "packs/ab/one", size)
@@ -421,7 +437,7 @@ async def test_a_file_larger_than_memory(store, root):
     one_line(raised, "packs/ab/one", "memory")
 
 
-async def test_times_that_are_no_dates(store, root):
+async def test_times_that_are_no_dates(store: LocalStore, root: Path) -> None:
     await store.put_new("packs/ab/one", b"x")
     for when in (-(1 << 40), 1 << 33, 1 << 50):
         with contextlib.suppress(OSError):
@@ -430,7 +446,7 @@ async def test_times_that_are_no_dates(store, root):
         assert isinstance(entry.modified, float)
 
 
-async def test_names_that_are_no_objects(store, root):
+async def test_names_that_are_no_objects(store: LocalStore, root: Path) -> None:
     await store.put_new("commits/1", b"x")
     odd = (b"\xff\xfe", b"a\nb", b"\x1b[2J", b"caf\xc3\xa9", b"x" * 255, b"-.-", b" ", b"..x")
     for place in (root, root / "commits", root / ".tmp"):
@@ -446,7 +462,9 @@ async def test_names_that_are_no_objects(store, root):
     assert contents(root / ".tmp") == kept
 
 
-async def test_in_the_temporary_directory_only_our_files_are_removed(store, root, victim):
+async def test_in_the_temporary_directory_only_our_files_are_removed(
+    store: LocalStore, root: Path, victim: Path
+) -> None:
     place = root / ".tmp"
     (place / ("d" * 32)).mkdir(parents=True)
     (place / ("d" * 32) / OURS).write_bytes(b"below")
@@ -496,7 +514,7 @@ def unnest(place: Path) -> None:
             aside.rename(path)
 
 
-async def test_directories_without_end(store, root):
+async def test_directories_without_end(store: LocalStore, root: Path) -> None:
     await store.put_new("commits/1", b"x")
     for place in (root, root / "commits"):
         nest(place, 1600)
@@ -511,7 +529,7 @@ async def test_directories_without_end(store, root):
             unnest(place)
 
 
-async def test_as_deep_as_a_name_can_be(store):
+async def test_as_deep_as_a_name_can_be(store: LocalStore) -> None:
     name = "a/" * 99 + "bc"
     assert len(name) == 200
     await store.put_new(name, b"x")
@@ -521,7 +539,9 @@ async def test_as_deep_as_a_name_can_be(store):
     assert await store.get(name, 0, 1) == b"x"
 
 
-async def test_more_files_than_a_volume_has(store, root, monkeypatch):
+async def test_more_files_than_a_volume_has(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listing, "LOOKED", 300)
     for i in range(150):
         await store.put_new(f"commits/{i:04}", b"x")
@@ -541,18 +561,23 @@ async def test_more_files_than_a_volume_has(store, root, monkeypatch):
         await store.list("packs/")
 
 
-async def test_a_listing_holds_few_names(store, root, monkeypatch):
+async def test_a_listing_holds_few_names(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listing, "BATCH", 8)
     wanted = sorted(f"commits/{i}" for i in range(100))
     for name in wanted:
         await store.put_new(name, b"x")
     for i in range(40):  # emptied directories, which give no names
         (root / f"commits/3{i:02}x").mkdir()
-    looked_up = []
-    stat = os.stat
-    monkeypatch.setattr(
-        listing.os, "stat", lambda path, **more: looked_up.append(path) or stat(path, **more)
-    )
+    looked_up: list[str] = []
+    real = os.stat
+
+    def noted(path: str, **more: Any) -> os.stat_result:
+        looked_up.append(path)
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "stat", noted)
 
     assert await names(store, "commits/") == wanted
     looked_up.clear()
@@ -574,10 +599,10 @@ NAMES = st.lists(PARTS, min_size=1, max_size=4).map("/".join)
     limit=st.integers(1, 6),
     batch=st.integers(1, 5),
 )
-def test_any_listing_is_what_it_should_be(made, empty, prefix, after, limit, batch):
+def test_any_listing_is_what_it_should_be(
+    made: set[str], empty: set[str], prefix: str, after: str, limit: int, batch: int
+) -> None:
     """However few names it holds, a page is the next ones in order."""
-    import tempfile
-
     with tempfile.TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
         patch.setattr(listing, "BATCH", batch)
         objects = set()
@@ -598,10 +623,10 @@ def test_any_listing_is_what_it_should_be(made, empty, prefix, after, limit, bat
         assert page.more == (len(wanted) > limit)
 
 
-async def test_a_listing_of_very_many_names_takes_little_memory(store, root):
+async def test_a_listing_of_very_many_names_takes_little_memory(
+    store: LocalStore, root: Path
+) -> None:
     """What is held of 60,000 is no more than of 8,000, and a tenth of all their names."""
-    import tracemalloc
-
     place = root / "commits"
     place.mkdir()
     fd = os.open(place, os.O_RDONLY)
@@ -635,10 +660,12 @@ async def test_a_listing_of_very_many_names_takes_little_memory(store, root):
         OSError(errno.EBADF, os.strerror(errno.EBADF)),
     ],
 )
-async def test_what_leaves_the_driver_is_a_store_error(store, root, monkeypatch, odd):
+async def test_what_leaves_the_driver_is_a_store_error(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch, odd: Exception
+) -> None:
     await store.put_new("commits/1", b"x")
 
-    def fail(*args, **kwargs):
+    def fail(*args: object, **kwargs: object) -> NoReturn:
         raise odd
 
     for broken, call in (
@@ -650,7 +677,7 @@ async def test_what_leaves_the_driver_is_a_store_error(store, root, monkeypatch,
         ("scandir", store.create),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(driver.os, broken, fail)
+            patch.setattr(os, broken, fail)
             with pytest.raises(StoreError) as raised:
                 await call()
         one_line(raised, store.url)
@@ -659,7 +686,7 @@ async def test_what_leaves_the_driver_is_a_store_error(store, root, monkeypatch,
     assert await store.get("commits/1", 0, 1) == b"x"
 
 
-async def test_no_descriptor_is_left(store, root, victim):
+async def test_no_descriptor_is_left(store: LocalStore, root: Path, victim: Path) -> None:
     await store.put_new("commits/1", b"x")
     (root / "packs").symlink_to(victim)
     (root / "commits/2").symlink_to(victim)
@@ -680,20 +707,27 @@ async def test_no_descriptor_is_left(store, root, victim):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_kernel_that_says_no_to_the_one_call(store, root, victim, monkeypatch):
+async def test_a_kernel_that_says_no_to_the_one_call(
+    store: LocalStore, root: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """seccomp filters answer EPERM, old kernels ENOSYS: each part is opened by itself."""
     monkeypatch.setattr(beneath, "_SYS_OPENAT2", ctypes.c_long(9999))
     assert not beneath._has_openat2()
 
 
-async def test_somebody_who_takes_every_temporary_file_away(store, root, monkeypatch):
-    monkeypatch.setattr(driver.fcntl, "flock", lambda *args: (_ for _ in ()).throw(BlockingIOError))
+async def test_somebody_who_takes_every_temporary_file_away(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*args: object) -> NoReturn:
+        raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK))
+
+    monkeypatch.setattr(fcntl, "flock", taken)
     with trio.fail_after(10), pytest.raises(Unavailable) as raised:
         await store.put_new("commits/1", b"x")
     one_line(raised, ".tmp")
 
 
-async def test_listing_all_reaches_every_object(store):
+async def test_listing_all_reaches_every_object(store: LocalStore) -> None:
     for i in range(5):
         await store.put_new(f"commits/{i}", b"x")
     found = [e.name async for page in list_all(store, "commits/") for e in page.entries]

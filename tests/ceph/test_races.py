@@ -75,6 +75,10 @@ class Crowd:
                 time.sleep(0.02)
         return time.monotonic() - began
 
+    def kill(self) -> None:
+        for machine in self.machines:
+            machine.kill()
+
     def race(self, script: str, patience: float = 60.0) -> list[Any]:
         """Run *script* on every mount at the same moment; return what each printed as JSON.
 
@@ -99,7 +103,7 @@ class Crowd:
             for n, mnt in enumerate(self.mounts)
         ]
         # A mount that hangs would hang its racer, and so this test: killing the mount frees both.
-        guard = threading.Timer(patience, lambda: [m.kill() for m in self.machines])
+        guard = threading.Timer(patience, self.kill)
         guard.start()
         try:
             results = [(process, *process.communicate()) for process in running]

@@ -119,7 +119,7 @@ async def read_through(line: SharedLine, store: Limited, size: int) -> None:
 
     async with trio.open_nursery() as nursery:
         for position in range(0, size, MIB):
-            hints = store.downloads(), store.worth()
+            hints = store.useful_downloads(), store.latency_bytes()
             wanted = plan.after(position, MIB, size, *hints)
             if wanted is not None:
                 piece = min(4 * MIB, plan.piece(*hints))

@@ -20,11 +20,14 @@ from trio.testing import MockClock
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
+from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import in_place
 from megafs.crypto.volume_keys import FSID_SIZE, Keyring
 from megafs.errors import Corrupt, Full, Missing, Unavailable
+from megafs.stores.abilities import LineAdvice
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.memory import MemoryStore
+from megafs.stores.wrapper import Wrapper
 from megafs.tree.schema import INDEXES, REPLICATED
 from megafs.tree.tree import Extent, Tree
 from tests.fakes.faulty import Faulty, before, hang, slow
@@ -33,13 +36,30 @@ KEYRING = Keyring(bytes(FSID_SIZE), {1: bytes(32)}, 1)
 CHUNK = 16384
 
 
+class Advised(Wrapper, LineAdvice):
+    """*store*, which has use for as many transfers at once as the test says."""
+
+    uploads = downloads = 0
+
+    def latency_bytes(self) -> int:
+        return 0
+
+    def useful_uploads(self) -> int:
+        return self.uploads
+
+    def useful_downloads(self) -> int:
+        return self.downloads
+
+
 @dataclass
 class Parts:
     memory: MemoryStore
     faulty: Faulty
+    advice: Advised
     stage: Stage
     chunks: ChunkStore
     tree: Tree
+    unlogged: UnloggedChunks
 
     @property
     def packs(self) -> list[str]:
@@ -64,7 +84,8 @@ async def parts(
 ) -> AsyncIterator[Parts]:
     memory = MemoryStore()
     faulty = Faulty(memory)
-    below = DiskCached(faulty, place / "cache", size_limit=1 << 24, min_free=0) if cache else faulty
+    advice = Advised(faulty)
+    below = DiskCached(advice, place / "cache", size_limit=1 << 24, min_free=0) if cache else advice
     db = apsw.Connection(":memory:")
     for table in REPLICATED:
         db.execute(table.sql)
@@ -80,18 +101,20 @@ async def parts(
         "uploads": 2,
         "compress": True,
     }
+    unlogged = UnloggedChunks()
     stage = Stage(
         place / "packs",
         below,
         KEYRING,
         number=lambda: next(numbers),
         announce=tree.add_pack,
+        unlogged=unlogged,
         **(chosen | settings),
     )
     chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stage.run)
-        yield Parts(memory, faulty, stage, chunks, tree)
+        yield Parts(memory, faulty, advice, stage, chunks, tree, unlogged)
         nursery.cancel_scope.cancel()
     stage.close()
     if cache:
@@ -273,7 +296,7 @@ async def test_bytes_that_went_bad_in_the_cache_are_fetched_again(
             await p.chunks.read([extents[1]])
         # What is in the cache now is bad; what the store has is good again.
         await cache.get(name, 0, len(good))
-        await cache.settle()
+        await cache.written()
         p.memory.objects[name] = good
         assert await read(p, extents) == data
 
@@ -463,26 +486,26 @@ async def test_a_small_chunk_goes_into_the_log_and_its_pack_is_not_synced(
         assert p.stage.unsynced  # the name of its file
         p.stage.sync()
         assert not p.stage.unsynced
-        sealed = [p.stage.take_unlogged(extent) for extent in extents]
+        sealed = [p.unlogged.take(extent) for extent in extents]
         assert sealed == [p.stage.read(extent) for extent in extents]
-        assert [p.stage.take_unlogged(extent) for extent in extents] == [None, None]
+        assert [p.unlogged.take(extent) for extent in extents] == [None, None]
         assert synced == []
 
 
 async def test_chunks_that_nobody_logs_are_synced_when_they_become_many(tmp_path: Path) -> None:
     async with parts(tmp_path) as p:
-        first = (await p.stage.put(pieces(1, 60_000)))[0]
+        first = (await p.stage.put(list(pieces(1, 60_000))))[0]
         p.stage.sync()
         for _ in range(80):
-            (last,) = await p.stage.put(pieces(1, 60_000))
+            (last,) = await p.stage.put(list(pieces(1, 60_000)))
         assert p.stage.unsynced
-        assert p.stage.take_unlogged(first) is None
-        assert p.stage.take_unlogged(last) is not None
+        assert p.unlogged.take(first) is None
+        assert p.unlogged.take(last) is not None
 
 
 async def test_chunks_from_the_log_are_put_back(tmp_path: Path) -> None:
     async with parts(tmp_path) as p:
-        extents = await p.stage.put(pieces(3, 3000))
+        extents = await p.stage.put(list(pieces(3, 3000)))
         chunks = [(extent.offset, p.stage.read(extent)) for extent in extents]
     (file,) = (tmp_path / "packs").iterdir()
     whole = file.read_bytes()
@@ -510,7 +533,7 @@ async def test_a_pack_stays_until_the_cache_has_taken_it_over(
         await taken.wait()
 
     async with parts(tmp_path, adopt=adopt) as p:
-        await p.stage.put(pieces(1))
+        await p.stage.put(list(pieces(1)))
         p.stage.cut()
         while p.stage.blocked:
             await p.stage.wait_change()
@@ -537,7 +560,7 @@ async def test_an_uploaded_pack_is_linked_into_the_cache(tmp_path: Path) -> None
             await cache.remember(name, 0, path)
 
         p.stage._adopt = adopt
-        await p.stage.put(pieces(3))
+        await p.stage.put(list(pieces(3)))
         (file,) = (tmp_path / "packs").iterdir()
         inode = file.stat().st_ino
         p.stage.cut()
@@ -554,7 +577,7 @@ async def test_an_uploaded_pack_is_linked_into_the_cache(tmp_path: Path) -> None
 async def cached_and_closed(p: Parts, extents: list[Extent]) -> None:
     """Have the chunks verified and in the disk cache, and none of them open."""
     await p.chunks.read(extents)
-    await p.chunks._store.settle()  # type: ignore[attr-defined]
+    await p.chunks._store.written()  # type: ignore[attr-defined]
     for extent in extents:  # opens the files
         await p.chunks._store.get(chunk_format.pack_name(p.tree.pack(extent.pack).name), 0, 10)
     p.chunks.clear()
@@ -629,15 +652,14 @@ async def test_no_more_packs_lie_in_memory_than_the_store_has_use_for(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     """One more than it takes at once, so that the next is at hand; the others stay on the disk."""
-    useful = [2]
     with in_place():
         async with parts(tmp_path, uploads=8) as p:
-            p.faulty.uploads = lambda: useful[0]  # type: ignore[method-assign]
+            p.advice.uploads = 2
             p.faulty.script = [slow(1)] * 30
             for piece in pieces(30):
                 await p.stage.put([piece])
                 p.stage.cut()
-            for useful[0], under_way in ((2, 3), (5, 6), (20, 8), (0, 8), (1, 2)):
+            for p.advice.uploads, under_way in ((2, 3), (5, 6), (20, 8), (0, 8), (1, 2)):
                 await trio.sleep(1)
                 assert p.stage.uploading == under_way
 
@@ -660,7 +682,7 @@ async def test_as_many_read_aheads_as_the_store_has_use_for(
             extents = await p.put(pieces(40))
             for useful, together in ((0, 8), (4, 8), (20, 20)):
                 p.chunks.clear()
-                p.faulty.downloads = lambda useful=useful: useful  # type: ignore[method-assign]
+                p.advice.downloads = useful
                 p.faulty.script = [slow(1)] * 40
                 before = p.gets()
                 with trio.move_on_after(0.5):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megafs.cli import passphrase
-from megafs.errors import BadUsage
+from megafs.cli import main, passphrase
+from megafs.errors import BadUsage, Unavailable
 from megafs.mount.options import Secrets
 from tests.mount.machine import PASSPHRASE, Machine, at_terminal, is_mounted
 
@@ -98,6 +98,52 @@ def test_recover(machine: Machine) -> None:
     again = json.loads(machine.run("key", "recovery-key", machine.url, "--json").stdout)
     assert again["recovery_key"] != made["recovery_key"]
     machine.run("key", "recover", machine.url, *args, code=12)
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+@pytest.mark.parametrize("command", ["format", "recovery-key", "rotate"])
+def test_a_new_recovery_key_is_printed_though_the_next_step_fails(
+    machine: Machine,
+    command: str,
+    as_json: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first commit fails, or the note of the new header on this machine."""
+    for name, value in machine.environ.items():
+        monkeypatch.setenv(name, value)
+    machine.run("format", machine.url if command != "format" else machine.url + "-other")
+    if command != "format":
+        machine.run("fsck", machine.url)  # so that this machine knows the volume
+
+    async def fail(*args: object, **more: object) -> None:
+        raise Unavailable("the store went away")
+
+    def fail_at_once(*args: object, **more: object) -> None:
+        raise Unavailable("the store went away")
+
+    args = {
+        "format": ["format", machine.url],
+        "recovery-key": ["key", "recovery-key", machine.url],
+        "rotate": ["key", "rotate", machine.url, "--yes"],
+    }[command]
+    monkeypatch.setattr("megafs.volume.create.write_first_commit", fail)
+    monkeypatch.setattr("megafs.journal.head.write", fail_at_once)
+    code = main.run([*args, "--json"] if as_json else args)
+
+    assert code == Unavailable.exit_code
+    said = capsys.readouterr()
+    assert "megafs: the store went away" in said.err
+    if as_json:
+        key = json.loads(said.out)["recovery_key"]
+    else:
+        (key,) = re.findall(r"(?:\w{4}-){13}\w{4}", said.out)
+    recovery, new = secret(machine, "recovery", key), secret(machine, "new", "afterwards")
+    machine.run(
+        "key", "recover", machine.url, "--recovery-key-file", recovery,
+        "--new-passphrase-file", new,
+    )  # fmt: skip
+    assert opens(machine, "afterwards")
 
 
 def test_key_file(machine: Machine) -> None:

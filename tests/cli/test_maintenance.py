@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,31 @@ def test_a_rescue_mount_shows_what_is_left_and_changes_nothing(
     assert not is_mounted(fresh.mnt)
     assert before == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     fresh.run("salvage", volume.url, code=2)
+
+
+def test_a_rescue_mount_answers_small_reads_all_over_a_large_file(
+    volume: Machine, processes: Processes
+) -> None:
+    """What is read has left the small memory cache by the time it is read again."""
+    data = random.Random(9).randbytes(20 << 20)
+    volume.mount()
+    (volume.mnt / "large").write_bytes(data)
+    volume.umount()
+    fresh = Machine(volume.place.parent, "fresh", volume.url)
+    rescue = processes.start(
+        *fresh.command("salvage", volume.url, "--mount", fresh.mnt, "-o", "memory_cache=1M"),
+        env=fresh.environ,
+    )
+    eventually(lambda: is_mounted(fresh.mnt), within=30)
+    chance = random.Random(10)
+    fd = os.open(fresh.mnt / "large", os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        for _ in range(300):
+            offset = chance.randrange(len(data))
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(fd, 4096, offset) == data[offset : offset + 4096]
+    finally:
+        os.close(fd)
+    rescue.send_signal(signal.SIGINT)
+    assert rescue.wait(30) == 0

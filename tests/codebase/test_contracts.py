@@ -30,7 +30,7 @@ def copy(tmp_path: Path) -> Path:
 
 def verdicts(copy: Path) -> tuple[dict[str, str], str]:
     """({contract: "KEPT" or "BROKEN"}, all that lint-imports said) of the copy."""
-    command = [LINT_IMPORTS, "--no-cache", "--no-logo"]
+    command = [str(LINT_IMPORTS), "--no-cache", "--no-logo"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     found = dict(re.findall(r"^(.+) (KEPT|BROKEN)$", done.stdout, re.MULTILINE))
     assert found, done.stdout + done.stderr

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -70,6 +71,9 @@ class Life:
         return [(n, self.copies[n]) for n in sorted(chosen)]
 
 
+Sync = Callable[[Any], None]
+
+
 class Disk:
     """Remembers what of a state directory was synced, by what was asked of the kernel."""
 
@@ -80,12 +84,12 @@ class Disk:
         self.named: set[str] = set()
 
     def __enter__(self) -> None:
-        os.fsync, os.fdatasync = (self._noting(sync) for sync in self._real)
+        os.fsync, os.fdatasync = (self._noting(sync) for sync in self._real)  # type: ignore[assignment]
 
     def __exit__(self, *_: object) -> None:
         os.fsync, os.fdatasync = self._real
 
-    def _noting(self, sync: Callable[[int], None]) -> Callable[[int], None]:
+    def _noting(self, sync: Sync) -> Sync:
         def noting(fd: int) -> None:
             sync(fd)
             path = Path(os.readlink(f"/proc/self/fd/{fd}"))
@@ -327,12 +331,12 @@ async def test_a_process_killed_inside_a_batch_of_several_closes(
             tree = await snapshot(volume.fs)
             copies.append((machine.copy(tmp_path / f"copy{n}"), dict(store.objects), tree))
     for n, (copy, objects, tree) in enumerate(copies):
-        store = store_of(objects)
-        async with copy.open(store) as volume:
+        crashed = store_of(objects)
+        async with copy.open(crashed) as volume:
             assert await snapshot(volume.fs) == tree
             with trio.fail_after(100):
                 await volume.drain()
-        async with Machine(tmp_path / f"{n}x").open(store) as volume:
+        async with Machine(tmp_path / f"{n}x").open(crashed) as volume:
             assert await snapshot(volume.fs) == tree
 
 
@@ -488,3 +492,5 @@ async def test_fsync_with_nothing_new_after_a_rebuild_returns(
         with trio.fail_after(5):
             await volume.fs.fsync(fh, False)
         await volume.fs.release(fh)
+        assert volume.replica.pending == {}
+        assert await read_file(volume.fs, "x") == b"1"

@@ -16,7 +16,13 @@ def authority(directory: Path) -> Path:
     directory.mkdir()
     now = datetime.now(UTC)
 
-    def certificate(name, key, issuer, signer, extensions):  # type: ignore[no-untyped-def]
+    def certificate(
+        name: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        issuer: x509.Name,
+        signer: ec.EllipticCurvePrivateKey,
+        extension: x509.ExtensionType,
+    ) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
             .subject_name(name)
@@ -26,18 +32,16 @@ def authority(directory: Path) -> Path:
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
         )
-        for extension in extensions:
-            builder = builder.add_extension(extension, critical=False)
-        return builder.sign(signer, hashes.SHA256())
+        return builder.add_extension(extension, critical=False).sign(signer, hashes.SHA256())
 
     def named(name: str) -> x509.Name:
         return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
 
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = named(f"CA {directory.name}")
-    ca = certificate(ca_name, ca_key, ca_name, ca_key, [x509.BasicConstraints(True, 0)])
+    ca = certificate(ca_name, ca_key, ca_name, ca_key, x509.BasicConstraints(True, 0))
     address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
-    leaf = certificate(named("server"), key, ca_name, ca_key, [address])
+    leaf = certificate(named("server"), key, ca_name, ca_key, address)
     pem = serialization.Encoding.PEM
     (directory / "ca.pem").write_bytes(ca.public_bytes(pem))
     (directory / "server.pem").write_bytes(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import trio
 
 from megafs.stores.base import Buffer, ObjectStore, Page
+from megafs.stores.wrapper import Wrapper
 
 
-class Distant(ObjectStore):
+class Distant(Wrapper):
     """*store*, a second away.  asked: (operation, name or prefix) of every request."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self.store = store
-        self.url = store.url
+        super().__init__(store)
         self.asked: list[tuple[str, str]] = []
         self.answered = 0
 
@@ -23,20 +23,20 @@ class Distant(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         await self._travel("get", name)
-        return await self.store.get(name, start, length)
+        return await self.beneath.get(name, start, length)
 
     async def put_new(self, name: str, data: Buffer) -> None:
         await self._travel("put_new", name)
-        await self.store.put_new(name, data)
+        await self.beneath.put_new(name, data)
 
     async def put(self, name: str, data: Buffer) -> None:
         await self._travel("put", name)
-        await self.store.put(name, data)
+        await self.beneath.put(name, data)
 
     async def delete(self, name: str) -> None:
         await self._travel("delete", name)
-        await self.store.delete(name)
+        await self.beneath.delete(name)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         await self._travel("list", prefix)
-        return await self.store.list(prefix, after, limit)
+        return await self.beneath.list(prefix, after, limit)

@@ -21,7 +21,8 @@ from typing import TypeVar
 import trio
 
 from megafs.errors import Denied, Full, Unavailable
-from megafs.stores.base import Buffer, Entry, Health, ObjectStore, Page
+from megafs.stores.base import Buffer, Entry, ObjectStore, Page
+from megafs.stores.wrapper import Wrapper
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def hang() -> Fault:
     return Fault("hang")
 
 
-class Faulty(ObjectStore):
+class Faulty(Wrapper):
     """*store*, with faults.
 
     script: the fates of the first calls, None for no fault.
@@ -71,8 +72,7 @@ class Faulty(ObjectStore):
         only: Iterable[str] | None = None,
         stale: int = 3,
     ) -> None:
-        self.url = store.url
-        self.store = store
+        super().__init__(store)
         self.script = list(script)
         self.rates = dict(rates or {})
         self.only = None if only is None else set(only)
@@ -87,39 +87,30 @@ class Faulty(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         fault = self._fate("get", name)
-        data = await self._with(fault, lambda: self.store.get(name, start, length))
+        data = await self._with(fault, lambda: self.beneath.get(name, start, length))
         return data if fault is None else await self._spoil(fault.kind, data, name, start, length)
 
     async def put_new(self, name: str, data: Buffer) -> None:
-        await self._with(self._fate("put_new", name), lambda: self.store.put_new(name, data))
+        await self._with(self._fate("put_new", name), lambda: self.beneath.put_new(name, data))
         self._remember(name)
 
     async def put(self, name: str, data: Buffer) -> None:
-        await self._with(self._fate("put", name), lambda: self.store.put(name, data))
+        await self._with(self._fate("put", name), lambda: self.beneath.put(name, data))
         self._remember(name)
 
     async def delete(self, name: str) -> None:
-        await self._with(self._fate("delete", name), lambda: self.store.delete(name))
+        await self._with(self._fate("delete", name), lambda: self.beneath.delete(name))
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         fault = self._fate("list", prefix)
-        page = await self._with(fault, lambda: self.store.list(prefix, after, limit))
+        page = await self._with(fault, lambda: self.beneath.list(prefix, after, limit))
         if fault is not None and fault.kind == "stale":
             entries: list[Entry] = [e for e in page.entries if e.name not in self._recent]
             return Page(entries, page.more)
         return page
 
     async def create(self) -> None:
-        await self._with(self._fate("create", ""), self.store.create)
-
-    async def aclose(self) -> None:
-        await self.store.aclose()
-
-    async def forget(self, name: str) -> None:
-        await self.store.forget(name)
-
-    def health(self) -> Health:
-        return self.store.health()
+        await self._with(self._fate("create", ""), self.beneath.create)
 
     def count(self, op: str) -> int:
         """How often *op* was called."""
@@ -185,10 +176,10 @@ class Faulty(ObjectStore):
             case "extend":
                 return (data + bytes(10))[:length]
             case "swap":
-                page = await self.store.list(name.rpartition("/")[0])
+                page = await self.beneath.list(name.rpartition("/")[0])
                 others = [e.name for e in page.entries if e.name != name]
                 if others:
-                    return await self.store.get(self._random.choice(others), start, length)
+                    return await self.beneath.get(self._random.choice(others), start, length)
         return data
 
     def _remember(self, name: str) -> None:

@@ -248,7 +248,7 @@ class Proxy:
 
     # Passing on
 
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(self, task_status: trio.TaskStatus[list[trio.SocketListener]]) -> None:
         listeners = await trio.open_tcp_listeners(self._port, host="127.0.0.1")
         self._port = listeners[0].socket.getsockname()[1]
         try:

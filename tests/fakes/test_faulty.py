@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import pytest
 import trio
+from trio.testing import MockClock
 
-from megafs.errors import Denied, Full, Missing, Unavailable
+from megafs.errors import Denied, Full, Missing, StoreError, Unavailable
 from megafs.stores.memory import MemoryStore
 from tests.fakes.faulty import Fault, Faulty, before, hang, lost_reply, slow
 
 
-async def test_a_script_is_followed(autojump_clock):
-    store = Faulty(MemoryStore(), [before(9), lost_reply(), slow(3), hang()])
+async def test_a_script_is_followed(autojump_clock: MockClock) -> None:
+    memory = MemoryStore()
+    store = Faulty(memory, [before(9), lost_reply(), slow(3), hang()])
 
     with pytest.raises(Unavailable) as raised:
         await store.put_new("a", b"x")
     assert raised.value.retry_after == 9
-    assert store.store.objects == {}
+    assert memory.objects == {}
     with pytest.raises(Unavailable) as raised:
         await store.put_new("a", b"x")
     assert raised.value.maybe_done
-    assert store.store.objects == {"a": b"x"}
+    assert memory.objects == {"a": b"x"}
     assert await store.get("a", 0, 9) == b"x"
     assert trio.current_time() == 3
     with trio.move_on_after(1000) as scope:
@@ -29,21 +31,22 @@ async def test_a_script_is_followed(autojump_clock):
     assert await store.get("a", 0, 9) == b"x"
 
 
-async def test_a_late_one_was_done(autojump_clock):
-    store = Faulty(MemoryStore(), [Fault("late")])
+async def test_a_late_one_was_done(autojump_clock: MockClock) -> None:
+    memory = MemoryStore()
+    store = Faulty(memory, [Fault("late")])
     with trio.move_on_after(1000):
         await store.put_new("a", b"x")
 
-    assert store.store.objects == {"a": b"x"}
+    assert memory.objects == {"a": b"x"}
 
 
 @pytest.mark.parametrize(("kind", "error"), [("denied", Denied), ("full", Full)])
-async def test_refusals(kind, error):
+async def test_refusals(kind: str, error: type[StoreError]) -> None:
     with pytest.raises(error):
         await Faulty(MemoryStore(), [Fault(kind)]).put_new("a", b"x")
 
 
-async def test_a_partition_lasts_until_it_ends():
+async def test_a_partition_lasts_until_it_ends() -> None:
     store = Faulty(MemoryStore())
     await store.put_new("a", b"x")
     store.partitioned = True
@@ -56,11 +59,12 @@ async def test_a_partition_lasts_until_it_ends():
 
 
 @pytest.mark.parametrize("kind", ["flip", "truncate", "zero", "extend", "swap"])
-async def test_bytes_can_be_spoilt(kind):
-    store = Faulty(MemoryStore(), seed=1, rates={kind: 1})
+async def test_bytes_can_be_spoilt(kind: str) -> None:
+    memory = MemoryStore()
+    store = Faulty(memory, seed=1, rates={kind: 1})
     for name in ("packs/a", "packs/b"):
         await store.put_new(name, name.encode() * 10)
-    good = store.store.objects["packs/a"]
+    good = memory.objects["packs/a"]
 
     data = await store.get("packs/a", 0, 1000)
 
@@ -76,10 +80,10 @@ async def test_bytes_can_be_spoilt(kind):
             assert data == good + bytes(10)
             assert await store.get("packs/a", 0, 5) == good[:5]  # never more than asked for
         case "swap":
-            assert data == store.store.objects["packs/b"]
+            assert data == memory.objects["packs/b"]
 
 
-async def test_a_stale_listing_lacks_what_was_put_last():
+async def test_a_stale_listing_lacks_what_was_put_last() -> None:
     store = Faulty(MemoryStore(), rates={"stale": 1}, only=["list"])
     for i in range(5):
         await store.put_new(f"commits/{i}", b"x")
@@ -89,7 +93,7 @@ async def test_a_stale_listing_lacks_what_was_put_last():
     assert [entry.name for entry in page.entries] == ["commits/0", "commits/1"]
 
 
-async def test_a_fault_may_be_for_one_operation_only():
+async def test_a_fault_may_be_for_one_operation_only() -> None:
     store = Faulty(MemoryStore(), [Fault("before", op="get")])
     await store.put_new("a", b"x")
     with pytest.raises(Unavailable):
@@ -98,7 +102,7 @@ async def test_a_fault_may_be_for_one_operation_only():
         await store.get("b", 0, 1)
 
 
-async def test_the_same_seed_is_the_same_schedule(autojump_clock):
+async def test_the_same_seed_is_the_same_schedule(autojump_clock: MockClock) -> None:
     async def run(seed: int) -> list[str]:
         store = Faulty(MemoryStore(), seed=seed, rates={"before": 0.3, "after": 0.2, "slow": 0.2})
         for i in range(100):

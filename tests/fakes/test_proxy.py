@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ class _Echo(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def running():
+def running() -> Iterator[ThreadedProxy]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -47,12 +48,12 @@ def put(proxy: ThreadedProxy, body: bytes) -> tuple[int, bytes]:
         connection.close()
 
 
-def test_what_is_not_broken_passes_unchanged(running):
+def test_what_is_not_broken_passes_unchanged(running: ThreadedProxy) -> None:
     body = bytes(range(256)) * 1000
     assert put(running, body) == (200, body)
 
 
-def test_faults_come_in_their_order_and_then_no_more(running):
+def test_faults_come_in_their_order_and_then_no_more(running: ThreadedProxy) -> None:
     running.tell(Proxy.next, slow_down(3), Reset(), Answer(200, body=b"other"), method="PUT")
     assert put(running, b"1")[0] == 503
     with pytest.raises(ConnectionError):
@@ -61,7 +62,7 @@ def test_faults_come_in_their_order_and_then_no_more(running):
     assert put(running, b"4") == (200, b"4")
 
 
-def test_a_server_that_is_down_comes_back_on_the_same_port(running):
+def test_a_server_that_is_down_comes_back_on_the_same_port(running: ThreadedProxy) -> None:
     running.tell(Proxy.refuse)
     with pytest.raises(ConnectionRefusedError):
         put(running, b"1")
@@ -69,7 +70,7 @@ def test_a_server_that_is_down_comes_back_on_the_same_port(running):
     assert put(running, b"2") == (200, b"2")
 
 
-def test_the_same_seed_is_the_same_weather(running):
+def test_the_same_seed_is_the_same_weather(running: ThreadedProxy) -> None:
     def outcomes(seed: int) -> list[int]:
         running.tell(Proxy.weather, seed, [(0.3, slow_down()), (0.3, Delay(0.001))])
         return [put(running, b"x")[0] for _ in range(30)]

@@ -28,11 +28,12 @@ def acls(draw: st.DrawFn) -> list[Entry]:
     """Any valid ACL, in the kernel's order."""
     users = sorted(draw(st.sets(st.integers(1, 5), max_size=3)))
     groups = sorted(draw(st.sets(st.integers(1, 5), max_size=3)))
+    masked: bool = bool(users or groups) or draw(st.booleans())
     entries = [Entry(USER_OBJ, draw(permissions), UNDEFINED)]
     entries += [Entry(USER, draw(permissions), user) for user in users]
     entries += [Entry(GROUP_OBJ, draw(permissions), UNDEFINED)]
     entries += [Entry(GROUP, draw(permissions), group) for group in groups]
-    if users or groups or draw(st.booleans()):
+    if masked:
         entries.append(Entry(MASK, draw(permissions), UNDEFINED))
     return [*entries, Entry(OTHER, draw(permissions), UNDEFINED)]
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.tree.invariants import check, rows
 async def two(place: Path) -> AsyncIterator[tuple[Volume, Volume]]:
     """Two machines that look at the journal only when told to; afterwards both agree."""
     store = await new_store_here()
-    quiet = {"sync_interval": 3600.0}
+    quiet: dict[str, Any] = {"sync_interval": 3600.0}
     async with (
         opened(place / "one", store, host="one", **quiet) as one,
         opened(place / "two", store, host="two", **quiet) as other,
@@ -56,7 +57,7 @@ async def test_what_others_wrote_is_read_through_a_handle_opened_before(tmp_path
         ino = await put_file(one.fs, 1, b"f", b"old" * CHUNK)
         await share(one, other)
         told: list[Invalidation] = []
-        other.fs.on_invalidate = told.extend
+        other.fs.attach_kernel(told.extend)
         other.fs.remember(ino)
         handle, _ = await other.fs.open(ino, os.O_RDONLY, ROOT)
         assert bytes(await other.fs.read(handle, 0, 3)) == b"old"

@@ -25,7 +25,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         machine.format()
         store = base / "store"
         machine.mount("-o", "sync_interval=100ms")
-        packs = {}
+        packs: dict[str, str] = {}
         for name in FILES:
             with (machine.mnt / name).open("wb") as file:
                 file.write(rng_bytes(name))

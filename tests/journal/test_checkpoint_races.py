@@ -11,7 +11,8 @@ import trio
 from megafs.errors import Unavailable
 from megafs.journal import checkpoint
 from megafs.stores.base import Buffer
-from tests.fakes.machine import Machine, MemoryStore, make_volume, snapshot, write_file
+from megafs.stores.memory import MemoryStore
+from tests.fakes.machine import Machine, make_volume, snapshot, write_file
 from tests.tree.invariants import check
 
 

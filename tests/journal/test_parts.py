@@ -23,7 +23,8 @@ def made(lows: list[Any], generation: int) -> list[Part]:
 
 
 def stored(db: apsw.Connection) -> list[tuple[Any, str, int]]:
-    rows = db.execute("SELECT low, object, dirty FROM parts WHERE tbl=0").fetchall()
+    rows: list[tuple[bytes, str, int]]
+    rows = db.execute("SELECT low, object, dirty FROM parts WHERE tbl=0").fetchall()  # type: ignore[assignment]
     return sorted((tuple(msgspec.msgpack.decode(low)), name, dirty) for low, name, dirty in rows)
 
 

@@ -11,11 +11,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from megafs.crypto.volume_keys import digest
 from megafs.errors import Corrupt, Unavailable
+from megafs.fs.filesystem import Invalidation
 from megafs.journal import commit as commit_format
 from megafs.journal import head
-from megafs.journal import writer as writer_module
-from megafs.journal.commit import object_name, open_commit
+from megafs.journal.commit import VerifiedCommit, object_name, open_commit
 from megafs.stores.memory import MemoryStore
 from megafs.volume.open import Volume
 from tests.fakes.faulty import Fault, Faulty
@@ -41,11 +42,11 @@ def machine(base: Path, name: str) -> Machine:
 def journal(volume: Volume, store: MemoryStore) -> list[commit_format.Commit]:
     """Every commit in the store, with the chain checked from its beginning."""
     prev = commit_format.genesis(volume.fsid)
-    found = []
+    found: list[commit_format.Commit] = []
     while (data := store.objects.get(object_name(len(found) + 1))) is not None:
         commit = open_commit(volume.keyring, len(found) + 1, data)
         assert commit.prev == prev
-        prev = commit_format.digest(data)
+        prev = digest(data)
         found.append(commit)
     assert len([n for n in store.objects if n.startswith("commits/")]) == len(found)
     return found
@@ -141,13 +142,13 @@ async def test_followers_apply_in_order_and_hear_what_changed(
         seen: list[int] = []
         follow = b.replica.follow
 
-        def noted(commits: list[tuple[int, bytes, commit_format.Commit]]) -> object:
-            seen.extend(sequence for sequence, _, _ in commits)
+        def noted(commits: list[VerifiedCommit]) -> object:
+            seen.extend(verified.sequence for verified in commits)
             return follow(commits)
 
         b.replica.follow = noted  # type: ignore[assignment, method-assign]
-        told = []
-        b.fs.on_invalidate = told.extend
+        told: list[Invalidation] = []
+        b.fs.attach_kernel(told.extend)
         b.fs.remember(1)
         first = a.replica.sequence + 1
         for n in range(40):
@@ -233,7 +234,7 @@ async def test_a_commit_nobody_could_read_is_never_written(
     store = Recording()
     await make_volume(store)
     async with machine(tmp_path, "a").open(store, deadline=5.0) as volume:
-        monkeypatch.setattr(writer_module.commit_format, "MAX_OBJECT", 2000)
+        monkeypatch.setattr(commit_format, "MAX_OBJECT", 2000)
         before = len(store.objects)
         fs = volume.fs
         await write_file(fs, "x", b"")

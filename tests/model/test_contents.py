@@ -81,7 +81,7 @@ class OneFile(RuleBasedStateMachine):
     def attach(self) -> None:
         fs = self.machine.volume.fs
         self.stage = FullStage(self.machine.volume.stage)
-        fs._stage = self.stage  # type: ignore[assignment]
+        fs._stage = self.stage
         self.handle, _ = self.machine.call(fs.open, self.ino, os.O_RDWR, ROOT)
 
     def teardown(self) -> None:
@@ -192,7 +192,7 @@ async def one_file(place: Path) -> AsyncIterator[tuple[Any, FullStage, int, int]
     """(filesystem, its stage, inode, handle) of a file in a new volume."""
     async with opened(place) as volume:
         stage = FullStage(volume.stage)
-        volume.fs._stage = stage  # type: ignore[assignment]
+        volume.fs._stage = stage
         handle, inode = await volume.fs.create(1, b"f", 0o644, os.O_RDWR, ROOT)
         yield volume.fs, stage, inode.ino, handle
         check(volume.replica.tree)
@@ -242,7 +242,7 @@ async def test_a_full_disk_under_parallel_sealing_is_one_error(tmp_path: Path) -
         def full(*args: Any) -> Extent:
             raise Full("the disk is full, for a test")
 
-        volume.stage._seal = full  # type: ignore[method-assign]
+        volume.stage._seal = full  # type: ignore[method-assign, assignment]
         handle, _ = await volume.fs.create(1, b"f", 0o644, os.O_RDWR, ROOT)
         data = os.urandom(20 * CHUNK)
         await volume.fs.write(handle, 0, data)
@@ -440,7 +440,7 @@ async def test_pages_of_a_file_in_the_cache_are_what_was_written_last(
                         await fs.flush(handle)
                 case 1:
                     await volume.drain()
-                    await store.settle()
+                    await store.written()
                 case 2:
                     cut = chance.randrange(size)
                     await fs.setattr(ino, SetAttr(size=cut), ROOT)

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,14 +49,14 @@ class Processes:
 
     def start(self, *args: str | Path, **options: object) -> subprocess.Popen[str]:
         """Start a program; text pipes for what it prints unless told otherwise."""
-        given: dict[str, object] = {
+        given: dict[str, Any] = {
             "stdin": subprocess.DEVNULL,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
             "text": True,
             **options,
         }
-        process = subprocess.Popen([str(arg) for arg in args], **given)  # type: ignore[call-overload]
+        process: subprocess.Popen[str] = subprocess.Popen([str(arg) for arg in args], **given)
         self._pids.add(process.pid)
         return process
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount.processes import wait_for_end
 from tests.engines.ceph import Ceph
 from tests.mount.conftest import Processes, mounts_below
 from tests.mount.machine import Machine
@@ -42,8 +42,8 @@ def run(*command: str | Path, cwd: Path | None = None, code: int = 0, **more: An
         check=False,
         **more,
     )
-    said = done.stdout.decode(errors="surrogateescape")
-    wrong = done.stderr.decode(errors="surrogateescape")
+    said: str = done.stdout.decode(errors="surrogateescape")
+    wrong: str = done.stderr.decode(errors="surrogateescape")
     assert done.returncode == code, f"{command}: {done.returncode}\n{said[-3000:]}{wrong[-3000:]}"
     return said
 
@@ -68,7 +68,8 @@ def _why(differ: str, left: Path, right: Path) -> str:
         if at is None:
             return f"{name}: equal when read again"
         return (
-            f"{name}: {len(one)} and {len(two)} bytes, from {at}: {one[at:][:40]} {two[at:][:40]}"
+            f"{name}: {len(one)} and {len(two)} bytes, "
+            f"from {at}: {one[at : at + 40]!r} {two[at : at + 40]!r}"
         )
     return ""
 
@@ -140,7 +141,7 @@ class Disk:
         """kill -9 of the mount's process; the dead mountpoint stays."""
         pid = self.machine.pid
         os.kill(pid, signal.SIGKILL)
-        assert control_client.wait_for_end(pid, 20)
+        assert wait_for_end(pid, 20)
 
     def end(self) -> None:
         self.machine.kill()

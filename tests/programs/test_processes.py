@@ -144,7 +144,7 @@ def test_readers_on_a_machine_that_has_nothing_yet(own_disk: Disk) -> None:
         (own_disk.mnt / name).write_bytes(content)
     own_disk.move()
     path = own_disk.mnt / "f"
-    wrong = []
+    wrong: list[tuple[int | str, int]] = []
 
     def read(step: int, start: int) -> None:
         fd = os.open(path, os.O_RDONLY)

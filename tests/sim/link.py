@@ -20,8 +20,9 @@ import trio
 
 from megafs import clock
 from megafs.errors import Exists, Unavailable
-from megafs.stores.base import Buffer, ObjectStore, Page
+from megafs.stores.base import Buffer, Page
 from megafs.stores.memory import MemoryStore
+from megafs.stores.wrapper import Wrapper
 
 T = TypeVar("T")
 #: A stale listing lacks the objects of so many last seconds.
@@ -40,12 +41,11 @@ STORM = {
 }
 
 
-class Link(ObjectStore):
+class Link(Wrapper):
     """See above.  later: starts a task that outlives this machine."""
 
     def __init__(self, store: MemoryStore, rng: random.Random, later: Callable[..., None]) -> None:
-        self.url = store.url
-        self.store = store
+        super().__init__(store)
         self.rates = CALM
         self.cut = False
         self.ended = False
@@ -59,22 +59,24 @@ class Link(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         return await self._with(
-            ("slow", "hang", "before", "short"), self.store.get, name, start, length
+            ("slow", "hang", "before", "short"), self.beneath.get, name, start, length
         )
 
     async def put_new(self, name: str, data: Buffer) -> None:
         await self._with(
-            ("before", "after", "late", "slow", "hang"), self.store.put_new, name, bytes(data)
+            ("before", "after", "late", "slow", "hang"), self.beneath.put_new, name, bytes(data)
         )
 
     async def put(self, name: str, data: Buffer) -> None:
-        await self._with(("before", "after", "slow", "hang"), self.store.put, name, bytes(data))
+        await self._with(("before", "after", "slow", "hang"), self.beneath.put, name, bytes(data))
 
     async def delete(self, name: str) -> None:
-        await self._with(("before", "after", "slow"), self.store.delete, name)
+        await self._with(("before", "after", "slow"), self.beneath.delete, name)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
-        page = await self._with(("before", "slow", "short"), self.store.list, prefix, after, limit)
+        page = await self._with(
+            ("before", "slow", "short"), self.beneath.list, prefix, after, limit
+        )
         if self._rng.random() < self.rates.get("stale", 0.0):
             since = clock.now() - _STALE
             return Page([entry for entry in page.entries if entry.modified < since], page.more)

@@ -39,9 +39,9 @@ from trio.testing import MockClock
 import megafs.volume.open as volume_open
 from megafs import clock
 from megafs.concurrency import in_place
-from megafs.config import KIB, Parameters, Settings
+from megafs.config import KIB, Atime, Fsync, Parameters, Settings
 from megafs.errors import Corrupt, Fault, Refused, Unavailable, leaf
-from megafs.fs.contents import Contents
+from megafs.fs.contents import Contents, DirtyBlock
 from megafs.fs.filesystem import Caller, FileSystem, Invalidation
 from megafs.journal.replica import Ticket
 from megafs.stores.memory import MemoryStore
@@ -131,8 +131,8 @@ class Plan:
     operations: int
     programs: int
     strict: tuple[bool, ...]
-    fsync: tuple[str, ...]
-    atime: str
+    fsync: tuple[Fsync, ...]
+    atime: Atime
     retrying: bool
     weather: str
     checkpoint_every: int
@@ -327,7 +327,7 @@ class Machine:
                 self.world.tell(f"{self.host}:     {_brief(op)}")
 
         volume.replica.record = record  # type: ignore[method-assign]
-        volume.fs.on_invalidate = self._invalidate
+        volume.fs.attach_kernel(self._invalidate)
 
     def _went_down(self) -> None:
         if self.volume is not None:
@@ -800,9 +800,9 @@ def _instrumented(world: World) -> Iterator[None]:
         world.before_write(self, offset, len(data))
         return write(self, offset, data)
 
-    def watched_drop(self: Contents, size: int) -> None:
+    def watched_drop(self: Contents, size: int) -> dict[int, DirtyBlock]:
         world.before_cut(self, size)
-        drop(self, size)
+        return drop(self, size)
 
     Contents.write = watched_write  # type: ignore[method-assign]
     Contents._drop_beyond = watched_drop  # type: ignore[method-assign]
@@ -828,8 +828,9 @@ def _deterministic(seed: int) -> Iterator[None]:
             seconds = 0.0
         return START_NS + int(seconds * 1e9) + next(ticks) * 1000 + _skew.get()
 
+    # Final for type checkers, and there to be set: trio has no public face for it.
     allowed = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(seed)
     try:
         with (
@@ -838,7 +839,7 @@ def _deterministic(seed: int) -> Iterator[None]:
         ):
             yield
     finally:
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = allowed
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = allowed  # type: ignore[misc]
 
 
 def memory(otherwise: Path) -> Path:
@@ -961,8 +962,8 @@ async def _event(world: World, when: float, kind: str, machine: Machine, seconds
         await trio.sleep(seconds)
         machine.weather(cut=False)
     elif kind == "checkpoint":
-        if machine.volume is not None and machine.volume.fs.spawner.start is not None:
-            machine.volume.fs.spawner.start(write_checkpoint, machine.volume)
+        if machine.volume is not None:
+            machine.volume.background.start(write_checkpoint, machine.volume)
     elif machine.scope is not None and machine.volume is not None:
         machine.go_down(kind, max(seconds, 0.01))
 

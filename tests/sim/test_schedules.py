@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from megafs.tree import ops
 from tests.sim import schedule
 
 #: Schedules of every run of the tests: MEGAFS_SCHEDULES changes how many.
@@ -36,7 +37,8 @@ def test_nothing_is_lost_and_everyone_agrees(first: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("seed", [1, 7, 23, 772])
 def test_one_seed_is_one_schedule(seed: int, tmp_path: Path) -> None:
     """Also in another process, where strings have other hashes."""
-    first, again = [], []
+    first: list[str] = []
+    again: list[str] = []
     one = schedule.run(seed, base=schedule.memory(tmp_path), log=first)
     two = schedule.run(seed, base=schedule.memory(tmp_path), log=again)
     assert one.digest == two.digest
@@ -57,7 +59,7 @@ def test_the_witness_notices_lost_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     """A merge that drops what we wrote to a file that others changed is found out."""
     from megafs.tree.merge import Merge
 
-    def careless(self: Merge, op: schedule.ops.Contents) -> None:
+    def careless(self: Merge, op: ops.Contents) -> None:
         inode = self.tree.find(op.ino)
         if inode is not None and inode.version == op.base:
             self._do(op)

@@ -14,7 +14,7 @@ from tests.fakes.distant import Distant
 
 async def test_what_is_asked_ahead_takes_one_round_trip(autojump_clock: MockClock) -> None:
     beneath = Distant(MemoryStore())
-    await beneath.store.put_new("keys/1", b"one")
+    await beneath.beneath.put_new("keys/1", b"one")
     ahead = EarlyRequests(beneath)
 
     ahead.ask("keys/1", 10)
@@ -42,7 +42,7 @@ async def test_what_is_asked_again_is_read_again(autojump_clock: MockClock) -> N
 
 async def test_another_question_is_not_answered_by_it(autojump_clock: MockClock) -> None:
     beneath = Distant(MemoryStore())
-    await beneath.store.put_new("a", b"abc")
+    await beneath.beneath.put_new("a", b"abc")
     ahead = EarlyRequests(beneath)
     ahead.ask("a", 3)
     assert await ahead.get("a", 0, 2) == b"ab"

@@ -70,12 +70,12 @@ async def again(store: DiskCached, **options) -> DiskCached:
     """Close *store* and open another on the same directory."""
     await store.aclose()
     options = {"size_limit": store._limit, **options}
-    return DiskCached(store._store, store._directory, **options)
+    return DiskCached(store.beneath, store._directory, **options)
 
 
 async def test_a_range_is_fetched_once(cached, below):
     data = await cached.get(ONE, 1000, 5000)
-    await cached.settle()
+    await cached.written()
 
     assert await cached.get(ONE, 1000, 5000) == data
     assert await cached.get(ONE, 1500, 100) == data[500:600]
@@ -94,7 +94,7 @@ async def test_a_reader_need_not_wait_for_the_cache_to_be_written(cached, below)
 
 async def test_the_end_of_an_object_is_remembered(cached, below):
     await cached.get(ONE, 200 << 10, MIB)
-    await cached.settle()
+    await cached.written()
     reads = below.count("get")
 
     assert len(await cached.get(ONE, 250 << 10, MIB)) == 6 << 10
@@ -129,12 +129,12 @@ async def test_what_was_used_last_is_evicted_last_even_after_a_restart(below, tm
     store = DiskCached(below, tmp_path / "cache", limit)
     for i in range(4):
         await store.get(f"packs/ab/{i}", 0, 256 << 10)
-        await store.settle()
+        await store.written()
     await store.get("packs/ab/0", 0, 10)
     store = await again(store)
     for i in range(4, 8):
         await store.get(f"packs/ab/{i}", 0, 256 << 10)
-        await store.settle()
+        await store.written()
         if not store.cached("packs/ab/1", 0, 10):
             break
 
@@ -250,7 +250,7 @@ async def test_a_reader_raises_the_readahead_it_waits_for(autojump_clock, tmp_pa
 
 async def test_what_did_not_verify_is_fetched_anew(cached, below):
     good = await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
     path = Path(cached._directory) / file_name(f"{ONE}:0:5000")
     path.write_bytes(bytes(5000))
     assert await cached.get(ONE, 0, 5000) == bytes(5000)  # nothing here can tell
@@ -258,7 +258,7 @@ async def test_what_did_not_verify_is_fetched_anew(cached, below):
     await cached.forget(ONE)
 
     assert await cached.get(ONE, 0, 5000) == good
-    await cached.settle()
+    await cached.written()
     assert await cached.get(ONE, 0, 5000) == good
     assert below.count("get") == 2
 
@@ -280,7 +280,7 @@ async def test_a_fetch_that_began_before_forget_is_not_cached(autojump_clock, tm
 
 async def test_a_deleted_pack_is_dropped(cached):
     await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
     await cached.delete(ONE)
 
     with pytest.raises(Missing):
@@ -303,7 +303,7 @@ def spoil(cached: DiskCached, damage: str) -> None:
 @pytest.mark.parametrize("damage", ["shorter", "gone", "unreadable", "a directory"])
 async def test_a_damaged_file_is_read_from_the_store(cached, below, damage):
     good = await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
     spoil(cached, damage)
 
     assert await cached.get(ONE, 0, 5000) == good
@@ -324,7 +324,7 @@ async def test_read_ahead_waits_for_the_disk_so_that_all_of_it_is_kept(
     async with trio.open_nursery() as nursery:
         for i in range(8):
             nursery.start_soon(read_ahead, store, i)
-    await store.settle()
+    await store.written()
 
     assert store.stats()["not_kept"] == 0
     assert all(store.cached(f"packs/ab/{i}", 0, 256 << 10) for i in range(8))
@@ -337,7 +337,7 @@ async def test_read_ahead_does_not_wait_for_a_disk_that_hangs(
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=600 << 10)
         await store.get(ONE, 0, 10)
-        await store.settle()
+        await store.written()
 
         async def hang(*_, **__):
             await trio.sleep_forever()
@@ -356,7 +356,7 @@ async def test_who_waits_for_a_read_waits_for_no_disk(below, tmp_path, monkeypat
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=100 << 10)
         await store.get(ONE, 0, 10)
-        await store.settle()
+        await store.written()
         begin = trio.current_time()
         for i in range(8):
             await store.get(f"packs/ab/{i}", 0, 256 << 10)
@@ -367,7 +367,7 @@ async def test_who_waits_for_a_read_waits_for_no_disk(below, tmp_path, monkeypat
 async def test_what_was_just_written_is_read_at_once(cached, below):
     data = await cached.get(ONE, 0, 200_000)
     assert cached.peek(ONE, 5, 100) == data[5:105]  # still in memory
-    await cached.settle()
+    await cached.written()
     assert cached.stats()["open_files"] == 0
     assert cached.peek(ONE, 5, 100) == data[5:105]  # from its file, which it opens itself
     assert cached.stats()["open_files"] == 1
@@ -376,7 +376,7 @@ async def test_what_was_just_written_is_read_at_once(cached, below):
 @pytest.mark.parametrize("damage", ["gone", "unreadable", "shorter"])
 async def test_what_is_not_as_it_should_be_is_not_read_at_once(cached, damage):
     await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
     spoil(cached, damage)
 
     assert cached.peek(ONE, 200, 100) is None
@@ -386,7 +386,7 @@ async def test_a_range_that_several_gets_brought_together_is_there(cached, below
     data = await cached.get(ONE, 0, 100_000)
     data += await cached.get(ONE, 100_000, 1000)
     data += (await cached.get(ONE, 90_000, 100_000))[11_000:]
-    await cached.settle()
+    await cached.written()
 
     assert await cached.get(ONE, 50_000, 120_000) == data[50_000:170_000]
     assert cached.cached(ONE, 0, 190_000)
@@ -408,7 +408,7 @@ async def test_an_uploaded_pack_can_be_remembered(cached, below, tmp_path):
     staged.unlink()
 
     assert await cached.get("packs/cd/file", 1000, 10) == data[1000:1010]
-    await cached.settle()
+    await cached.written()
     assert await cached.get("packs/cd/bytes", 5, 200_000) == data[5:200_005]
     assert await cached.get("packs/cd/file", 0, 300_000) == data
     store = await again(cached)
@@ -420,9 +420,9 @@ async def test_an_uploaded_pack_can_be_remembered(cached, below, tmp_path):
 async def test_remembering_replaces_the_ranges_within(cached):
     await cached.get(ONE, 1000, 100)
     await cached.get(ONE, 5000, 100)
-    await cached.settle()
+    await cached.written()
     await cached.remember(ONE, 0, bytes(256 << 10))
-    await cached.settle()
+    await cached.written()
 
     assert cached.stats()["entries"] == 1
     files = list(Path(cached._directory).glob("?/*"))
@@ -441,14 +441,14 @@ async def test_pinned_objects_stay(below, tmp_path):
     for _ in range(2):
         for i in range(8):
             await store.get(f"packs/ab/{i}", 0, 256 << 10)
-            await store.settle()
+            await store.written()
 
     assert store.cached("packs/ab/0", 0, 256 << 10)
     assert store.stats()["evicted"] > 0
     store.unpin(["packs/ab/0"])
     for i in range(1, 8):
         await store.get(f"packs/ab/{i}", 0, 256 << 10)
-        await store.settle()
+        await store.written()
     assert not store.cached("packs/ab/0", 0, 256 << 10)
     await store.aclose()
 
@@ -500,11 +500,11 @@ def test_ranges_are_those_of_the_store_and_the_limit_holds(steps, limit):
             else:
                 store = await again(store)
             if what != "get" or length % 2:
-                await store.settle()
+                await store.written()
                 assert du(directory) <= limit
                 assert store.stats()["queued_bytes"] == 0
                 assert store._used == sum(s.cost for s in store._segments.oldest())
-        await store.settle()
+        await store.written()
         await store.aclose()
         assert du(directory) <= limit
 
@@ -517,9 +517,9 @@ async def test_a_small_limit_holds_with_many_small_ranges(below, tmp_path):
     for i in range(600):
         await store.get(f"packs/ab/{i % 8}", i * 400, 300)
         if i % 50 == 0:
-            await store.settle()
+            await store.written()
             assert du(tmp_path / "cache") <= 2 * MIB
-    await store.settle()
+    await store.written()
     assert du(tmp_path / "cache") <= 2 * MIB
     assert store.stats()["entries"] > 100
     await store.aclose()
@@ -530,7 +530,7 @@ async def test_a_cache_made_smaller_shrinks(cached, tmp_path):
         await cached.get(f"packs/ab/{i}", 0, 256 << 10)
     store = await again(cached, size_limit=MIB)
     await store.get(ONE, 0, 10)
-    await store.settle()
+    await store.written()
 
     assert du(tmp_path / "cache") <= MIB
     await store.aclose()
@@ -552,7 +552,7 @@ async def test_free_space_is_left_to_others(autojump_clock, below, tmp_path, mon
         store = DiskCached(below, directory, 4 * MIB, min_free=MIB)
         for i in range(8):
             await store.get(f"packs/ab/{i}", 0, 256 << 10)
-            await store.settle()
+            await store.written()
         assert 4 * MIB - du(directory) >= MIB
         before = store.stats()["entries"]
         assert before > 2
@@ -565,13 +565,13 @@ async def test_free_space_is_left_to_others(autojump_clock, below, tmp_path, mon
         await trio.sleep(61)
         assert store.stats()["entries"] == 0
         await store.get(ONE, 0, 100)
-        await store.settle()
+        await store.written()
         assert store.stats()["entries"] == 0
         assert "1 MiB are for others" in store.stats()["trouble"]
 
         others = 0
         await store.get(ONE, 0, 100)
-        await store.settle()
+        await store.written()
         assert store.stats()["entries"] == 1
         assert store.stats()["trouble"] == ""
         await store.aclose()
@@ -580,11 +580,11 @@ async def test_free_space_is_left_to_others(autojump_clock, below, tmp_path, mon
 async def test_what_cannot_be_written_as_fast_as_it_is_read_is_not_cached(below, tmp_path):
     store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=300 << 10)
     await store.get(ONE, 0, 1)
-    await store.settle()
+    await store.written()
     for i in range(8):
         await store.get(f"packs/ab/{i}", 0, 256 << 10)
         assert store.stats()["queued_bytes"] <= 300 << 10
-    await store.settle()
+    await store.written()
 
     assert store.stats()["not_kept"] > 0
     assert store.stats()["entries"] + store.stats()["not_kept"] == 9
@@ -596,7 +596,7 @@ async def test_open_files_are_few(below, tmp_path):
     for _ in range(2):
         for i in range(8):
             await store.get(f"packs/ab/{i}", 0, 1000)
-        await store.settle()
+        await store.written()
     files = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
              if os.path.lexists(f"/proc/self/fd/{fd}")]  # fmt: skip
 
@@ -608,7 +608,7 @@ async def test_open_files_are_few(below, tmp_path):
 
 async def test_a_hit_makes_no_call_of_diskcache(cached, monkeypatch):
     await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
 
     def refuse(*args, **kwargs):
         raise AssertionError("diskcache was called")
@@ -650,7 +650,7 @@ async def test_a_planted_pickle_is_not_opened(cached, below, tmp_path, what):
 
     store = DiskCached(below, directory, 64 * MIB)
     assert await store.get(ONE, 0, 5000) == good
-    await store.settle()
+    await store.written()
     assert await store.get(ONE, 0, 5000) == good
     await store.aclose()
 
@@ -737,7 +737,7 @@ async def test_a_damaged_table_is_begun_anew(cached, below, tmp_path, damage):
 
     store = DiskCached(below, tmp_path / "cache", 64 * MIB)
     assert await store.get(ONE, 0, 5000) == good
-    await store.settle()
+    await store.written()
     assert store.stats()["state"] == "ok"
     assert store.cached(ONE, 0, 5000)
     assert len(list((tmp_path / "cache").glob("?/*"))) == store.stats()["entries"]
@@ -764,7 +764,7 @@ async def test_a_full_disk_at_the_start_is_not_damage(cached, below, tmp_path, m
 
     assert wiped == []
     store = DiskCached(below, tmp_path / "cache", 64 * MIB)
-    await store.settle()
+    await store.written()
     assert store.cached(ONE, 0, 5000)
     await store.aclose()
 
@@ -794,7 +794,7 @@ trio.run(main)
             await trio.sleep(0.05 * i)
             process.kill()
     store = DiskCached(MemoryStore(), tmp_path / "cache", 1 << 22)
-    await store.settle()
+    await store.written()
 
     assert store.stats()["state"] == "ok"
     assert store.stats()["entries"] > 0
@@ -807,7 +807,7 @@ trio.run(main)
 
 async def test_the_directory_is_ours_alone(cached, tmp_path):
     await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
 
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
@@ -850,10 +850,10 @@ async def test_a_sick_disk_costs_speed_and_one_line(
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
         await store.get(ONE, 0, 1)
-        await store.settle()
+        await store.written()
         monkeypatch.setattr(CacheDirectory, "apply", Sick.apply)
         monkeypatch.setattr(CacheDirectory, "error", error, raising=False)
-        good = below.store.objects[ONE]
+        good = below.beneath.objects[ONE]
         for i in range(20):
             assert await store.get(ONE, i, 1000) == good[i : i + 1000]
             await trio.sleep(1)
@@ -864,7 +864,7 @@ async def test_a_sick_disk_costs_speed_and_one_line(
         monkeypatch.undo()  # the disk is well again
         await trio.sleep(200)
         await store.get(ONE, 0, 1000)
-        await store.settle()
+        await store.written()
         assert store.stats()["state"] == "ok"
         assert store.cached(ONE, 0, 1000)
         await store.aclose()
@@ -877,7 +877,7 @@ async def test_a_full_disk_stops_writing_and_not_reading(
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
         await store.get(ONE, 0, 1000)
-        await store.settle()
+        await store.written()
         write = os.write
 
         def full(fd, data):
@@ -889,7 +889,7 @@ async def test_a_full_disk_stops_writing_and_not_reading(
         monkeypatch.setattr(shelf_module.os, "write", full)
         for i in range(1, 8):
             await store.get(f"packs/ab/{i}", 0, 1000)
-            await store.settle()
+            await store.written()
         assert store.cached(ONE, 0, 1000)
         assert not store.cached("packs/ab/1", 0, 1000)
         assert len(list((tmp_path / "cache").glob("?/*"))) == 1  # no half files
@@ -899,7 +899,7 @@ async def test_a_full_disk_stops_writing_and_not_reading(
         monkeypatch.undo()
         await trio.sleep(61)
         await store.get("packs/ab/1", 0, 1000)
-        await store.settle()
+        await store.written()
         assert store.cached("packs/ab/1", 0, 1000)
         assert store.stats()["trouble"] == ""
         await store.aclose()
@@ -907,7 +907,7 @@ async def test_a_full_disk_stops_writing_and_not_reading(
 
 async def test_a_directory_that_vanishes_is_made_again(cached, below, tmp_path):
     good = await cached.get(ONE, 0, 5000)
-    await cached.settle()
+    await cached.written()
     subprocess.run(["rm", "-rf", tmp_path / "cache"], check=True)
 
     assert await cached.get(ONE, 0, 5000) == good
@@ -917,7 +917,7 @@ async def test_a_directory_that_vanishes_is_made_again(cached, below, tmp_path):
         while not list((tmp_path / "cache").glob("?/*")):
             await cached.get("packs/ab/7", 0, 1000)
             await trio.sleep(0.2)
-    await cached.settle()
+    await cached.written()
     assert cached.stats()["state"] == "ok"
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
@@ -927,7 +927,7 @@ async def test_a_hung_disk_costs_a_few_seconds_and_no_error(below, tmp_path, mon
     monkeypatch.setattr("megafs.stores.disk_cache.cached_store._IN_PLACE", 0)
     store = DiskCached(below, tmp_path / "cache", 64 * MIB)
     good = await store.get(ONE, 0, 5000)
-    await store.settle()
+    await store.written()
     release = __import__("threading").Event()
     monkeypatch.setattr(Open, "read", lambda self, offset, size: release.wait(20) and b"")
 
@@ -995,7 +995,7 @@ async def test_readers_who_come_and_go_over_a_bad_line_get_the_right_bytes(
             for _ in range(10):
                 nursery.start_soon(reader)
         assert store._flights == {}
-        await store.settle()
+        await store.written()
         assert store.stats()["queued_bytes"] == 0
         assert du(tmp_path / "cache") <= 900_000
         await store.aclose()

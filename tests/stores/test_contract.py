@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megafs.metrics import Registry
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.limit import Limited
@@ -11,7 +12,7 @@ from megafs.stores.local import placing
 from megafs.stores.local.driver import LocalStore
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
-from megafs.stores.stack import open_store
+from megafs.stores.stack import cached, open_store
 from tests.fakes.faulty import Faulty
 from tests.stores.contract import StoreContract
 
@@ -104,7 +105,9 @@ class TestCachedOnNothing(StoreContract):
 class TestFullStack(StoreContract):
     @pytest.fixture
     async def store(self, tmp_path):
-        store = open_store(f"file://{tmp_path}/store", cache_dir=tmp_path / "cache")
+        store = cached(
+            open_store(f"file://{tmp_path}/store"), tmp_path / "cache", 1 << 30, 0, Registry()
+        )
         await store.create()
         yield store
         await store.aclose()

@@ -142,8 +142,8 @@ async def test_refused_credentials_are_looked_for_again_but_not_all_the_time(
 def test_keys_in_the_environment_need_no_botocore(home: Path) -> None:
     """It takes 0.15 s and 25 MiB to import."""
     code = (
-        "import sys, trio\nfrom megafs.stores.s3.driver import open_s3\n"
-        "trio.run(open_s3('bucket', '', {})._credentials.current)\n"
+        "import sys, trio\nfrom megafs.stores.stack import open_driver\n"
+        "trio.run(open_driver('s3://bucket')._credentials.current)\n"
         "print([m for m in sys.modules if m.partition('.')[0] == 'botocore'])"
     )
     environment = {"AWS_ACCESS_KEY_ID": "A", "AWS_SECRET_ACCESS_KEY": "S"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from megafs.errors import BadStore, Missing
+from megafs.metrics import Registry
 from megafs.stores.disk_cache.cached_store import DiskCached
+from megafs.stores.drivers import known_options
 from megafs.stores.local.driver import LocalStore
 from megafs.stores.retry import Retrying
 from megafs.stores.s3.driver import S3Store
-from megafs.stores.stack import known_options, open_driver, open_store
+from megafs.stores.stack import cached, open_driver, open_store
 
 
 async def test_a_directory(tmp_path):
@@ -37,16 +39,17 @@ async def test_memory_is_shared_by_name():
 
 async def test_the_stack(tmp_path):
     plain = open_store(f"file://{tmp_path}/store")
-    cached = open_store(f"file://{tmp_path}/store", cache_dir=tmp_path / "cache")
+    store = cached(plain, tmp_path / "cache", 1 << 30, 0, Registry())
 
     assert isinstance(plain, Retrying)
-    assert isinstance(cached, DiskCached)
-    assert set(cached.health().details) >= {"cache", "requests", "queued"}
-    await cached.aclose()
+    assert isinstance(store, DiskCached)
+    assert set(store.health().details) >= {"cache", "requests", "queued"}
+    await store.aclose()
 
 
 def test_opening_asks_nothing_of_the_store(tmp_path):
-    open_store(f"file://{tmp_path}/nothing", cache_dir=tmp_path / "cache")
+    store = open_store(f"file://{tmp_path}/nothing")
+    cached(store, tmp_path / "cache", 1 << 30, 0, Registry())
 
     assert list(tmp_path.iterdir()) == []
 
@@ -91,6 +94,8 @@ def test_an_option_of_another_driver_is_named(tmp_path):
 def test_an_unknown_option_is_told_what_there_is():
     with pytest.raises(BadStore, match=r"no option colour=; they have .*endpoint"):
         open_store("s3://bucket", {"colour": "blue"})
+    with pytest.raises(BadStore, match="no option secret_key="):
+        open_store("s3://bucket", {"secret_key": "x"})
     with pytest.raises(BadStore, match="no options"):
         open_store("file:///x", {"colour": "blue"})
 

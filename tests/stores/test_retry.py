@@ -432,9 +432,9 @@ class TestRetryingOverABadLine(StoreContract):
         return Retrying(faulty, budget=1e9)
 
     async def test_health_never_asks_the_store(self, store):
-        calls = len(store._store.calls)
+        calls = len(store.beneath.calls)
         store.health()
-        assert len(store._store.calls) == calls
+        assert len(store.beneath.calls) == calls
 
     # A put that is retried after a lost reply finds its own object: it cannot then tell an
     # earlier, equal one of its own from it.

@@ -11,11 +11,16 @@ import trio
 
 from megafs.errors import BadStore, Denied, Exists, Missing, NoStore
 from megafs.stores.s3.credentials import Fixed
-from megafs.stores.s3.driver import S3Store, open_s3
+from megafs.stores.s3.driver import S3Store, open_driver
 from megafs.stores.s3.sigv4 import Credentials
+from megafs.stores.urls import Location
 from tests.engines.ceph import Ceph
 
 pytestmark = pytest.mark.ceph
+
+
+def open_s3(bucket: str, prefix: str, options: dict[str, str]) -> S3Store:
+    return open_driver(Location(bucket, f"/{prefix}"), options, 16)
 
 
 Connect = Callable[..., S3Store]

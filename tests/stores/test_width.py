@@ -118,8 +118,8 @@ async def test_uploads_have_a_number_of_their_own(autojump_clock):
         await trio.sleep(20)
         assert await rate(line, 20) > 0.8 * 80 * MB
         nursery.cancel_scope.cancel()
-    assert store.uploads() >= 16
-    assert store.downloads() == START_DOWN
+    assert store.useful_uploads() >= 16
+    assert store.useful_downloads() == START_DOWN
 
 
 async def test_a_narrow_line_is_not_crowded(autojump_clock):
@@ -154,7 +154,7 @@ async def test_where_more_at_once_only_get_in_each_others_way_there_are_few(auto
 
     async with reading(store):
         await trio.sleep(20)
-        assert store.downloads() <= 4
+        assert store.useful_downloads() <= 4
         reached = await rate(line, 10)
 
     assert reached > 0.9 * await best_constant(traits, 32)
@@ -222,11 +222,11 @@ async def test_a_line_that_becomes_another_is_noticed(autojump_clock):
 
     async with reading(store):
         await trio.sleep(20)
-        assert store.downloads() >= 16
+        assert store.useful_downloads() >= 16
 
         line.change(rtt=0.02, each=float("inf"), total=12.5 * MB)
         await trio.sleep(60)
-        assert store.downloads() <= 4
+        assert store.useful_downloads() <= 4
 
         line.change(**LONG)
         await trio.sleep(40)
@@ -253,7 +253,8 @@ async def test_never_more_than_the_setting_and_one_kept_for_urgent_ones(autojump
 
 async def test_an_attempt_without_an_answer_counts_as_overload(autojump_clock):
     line = SharedLine(rtt=1000.0, total=MB)
-    store = Retrying(Limited(line, 1, 32), 50, attempt=10)
+    limited = Limited(line, 1, 32)
+    store = Retrying(limited, 50, attempt=10)
 
     async with trio.open_nursery() as nursery:
 
@@ -263,7 +264,7 @@ async def test_an_attempt_without_an_answer_counts_as_overload(autojump_clock):
 
         for _ in range(8):
             nursery.start_soon(ask)
-    assert store.downloads() < START_DOWN
+    assert limited.useful_downloads() < START_DOWN
 
 
 async def test_who_loses_patience_with_a_read_says_nothing_of_the_store(autojump_clock):
@@ -273,7 +274,7 @@ async def test_who_loses_patience_with_a_read_says_nothing_of_the_store(autojump
     with trio.move_on_after(30):
         await store.get("packs/x", 0, 1000)
 
-    assert store.downloads() == START_DOWN
+    assert store.useful_downloads() == START_DOWN
 
 
 async def test_what_is_not_full_is_not_judged(autojump_clock):
@@ -285,7 +286,7 @@ async def test_what_is_not_full_is_not_judged(autojump_clock):
         with background():
             await store.get("packs/x", 0, OBJECT)
 
-    assert store.downloads() == START_DOWN
+    assert store.useful_downloads() == START_DOWN
 
 
 async def test_a_line_that_is_wider_now_is_noticed_though_nothing_became_faster(autojump_clock):
@@ -295,10 +296,10 @@ async def test_a_line_that_is_wider_now_is_noticed_though_nothing_became_faster(
 
     async with reading(store):
         await trio.sleep(60)
-        assert store.downloads() <= 9
+        assert store.useful_downloads() <= 9
         line.change(total=80 * MB)
         await trio.sleep(40)
-        assert store.downloads() >= 16
+        assert store.useful_downloads() >= 16
 
 
 async def test_readers_who_wait_do_not_stop_readahead_but_keep_a_slot_free(autojump_clock):

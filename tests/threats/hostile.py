@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -182,7 +183,7 @@ async def refused(
     objects: dict[str, bytes],
     error: type[Fault],
     match: str | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> Fault:
     """Opening must fail with *error*."""
     with pytest.raises(error, match=match) as failure:

@@ -11,7 +11,9 @@ import logging
 import os
 import random
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -325,11 +327,12 @@ async def test_row_02_a_bad_commit_freezes_a_mount_that_goes_on_reading(
         with pytest.raises(Refused) as no:
             await fs.write(fh, 0, b"more")
         assert no.value.errno == errno.EROFS
-        for attempt in (
+        attempts: tuple[Callable[[], Awaitable[None]], ...] = (
             lambda: mkdir(fs, "no"),
             lambda: unlink(fs, "a"),
             lambda: write_file(fs, "no", b""),
-        ):
+        )
+        for attempt in attempts:
             with pytest.raises(Refused) as no:
                 await attempt()
             assert no.value.errno == errno.EROFS
@@ -474,7 +477,7 @@ async def test_row_12_a_new_machine_cannot_notice_but_shows_the_head(
 async def test_row_12_an_expected_head_refuses_a_truncated_journal(
     autojump_clock: MockClock, site: Site, tmp_path: Path, left: str
 ) -> None:
-    expect = {"expect_head": f"{site.head}:{site.head_hash}"}
+    expect: dict[str, Any] = {"expect_head": f"{site.head}:{site.head_hash}"}
     async with Machine(tmp_path / "ok").open(store_of(site.objects), **expect):
         pass
     objects = {n: d for n, d in site.objects.items() if n != object_name(site.head)}

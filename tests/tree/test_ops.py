@@ -135,6 +135,7 @@ def made_of(tree: Tree, step: Any) -> ops.Operation | None:
         "SELECT 1 FROM dirents WHERE cookie=?", (step.cookie,)
     ):
         return None
+    assert isinstance(step, ops.Operation)
     return step
 
 

@@ -41,11 +41,13 @@ def lay(tree: Tree, *pieces: Extent) -> None:
 
 
 def marks(tree: Tree) -> dict[int, int]:
-    return dict(tree.db.execute("SELECT pack, since FROM garbage").fetchall())  # type: ignore[arg-type]
+    rows: list[tuple[int, int]]
+    rows = tree.db.execute("SELECT pack, since FROM garbage").fetchall()  # type: ignore[assignment]
+    return dict(rows)
 
 
 def packs(tree: Tree) -> set[int]:
-    return {row[0] for row in tree.db.execute("SELECT pack FROM packs")}  # type: ignore[misc]
+    return {row[0] for row in tree.db.execute("SELECT pack FROM packs")}
 
 
 def test_only_what_nothing_names_is_marked_and_the_first_mark_stands(tree: Tree) -> None:

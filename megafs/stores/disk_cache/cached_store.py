@@ -34,7 +34,8 @@ from megafs.buffers import aligned
 from megafs.concurrency import offload
 from megafs.errors import StoreError
 from megafs.metrics import Registry
-from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
+from megafs.stores.abilities import DiskCache
+from megafs.stores.base import Buffer, Health, ObjectStore, check_name
 from megafs.stores.disk_cache.cache_directory import (
     PREFIX,
     CacheDirectory,
@@ -89,7 +90,7 @@ class _Flight:
         self.stale = False  # forgotten meanwhile: not to be cached, nor waited for
 
 
-class DiskCached(ObjectStore):
+class DiskCached(DiskCache):
     """*store*, with ranges of its packs on the local disk.
 
     directory: for this cache alone; made when first used.
@@ -112,9 +113,7 @@ class DiskCached(ObjectStore):
         queue: int = QUEUE,
         handles: int = HANDLES,
     ) -> None:
-        self.url = store.url
-        self.beneath = store
-        self._store = store
+        super().__init__(store)
         self._directory = os.fspath(directory)
         self._limit = size_limit
         # What cache.db and the directories may grow by in a round: two pages for each row changed.
@@ -170,7 +169,7 @@ class DiskCached(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         if not name.startswith(PREFIX) or length <= 0:
-            return await self._store.get(name, start, length)
+            return await self.beneath.get(name, start, length)
         check_name(name)
         if not self._ready.is_set():
             await self._start()
@@ -248,7 +247,7 @@ class DiskCached(ObjectStore):
         self._coming += ahead
         try:
             with at_priority(flight.priority):
-                flight.data = await self._store.get(name, start, length)
+                flight.data = await self.beneath.get(name, start, length)
         except StoreError as exc:
             flight.error = exc
             raise
@@ -457,9 +456,9 @@ class DiskCached(ObjectStore):
             self._discard(segment)
         for name in tuple(self._flights):
             self._forget(name)
-        await self.settle()
+        await self.written()
 
-    async def settle(self) -> None:
+    async def written(self) -> None:
         """Wait until everything is written that waits to be."""
         if not self._ready.is_set():
             await self._start()
@@ -510,34 +509,16 @@ class DiskCached(ObjectStore):
 
     # The rest of the interface.
 
-    async def put_new(self, name: str, data: Buffer) -> None:
-        await self._store.put_new(name, data)
-
     async def put(self, name: str, data: Buffer) -> None:
-        await self._store.put(name, data)
+        await self.beneath.put(name, data)
         self._forget(name)
 
     async def delete(self, name: str) -> None:
         self._forget(name)
-        await self._store.delete(name)
-
-    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
-        return await self._store.list(prefix, after, limit)
-
-    async def create(self) -> None:
-        await self._store.create()
-
-    def worth(self) -> int:
-        return self._store.worth()
-
-    def uploads(self) -> int:
-        return self._store.uploads()
-
-    def downloads(self) -> int:
-        return self._store.downloads()
+        await self.beneath.delete(name)
 
     def health(self) -> Health:
-        below = self._store.health()
+        below = self.beneath.health()
         return Health(below.state, below.last_error, {**below.details, "cache": self.stats()})
 
     async def aclose(self) -> None:
@@ -555,7 +536,7 @@ class DiskCached(ObjectStore):
             with trio.CancelScope(shield=True):
                 if self._started:
                     await self._ended.wait()
-                await self._store.aclose()
+                await self.beneath.aclose()
 
     # The background task.
 

@@ -30,7 +30,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -52,6 +52,7 @@ from megafs.errors import (
 from megafs.stores.base import Buffer, ObjectStore, Page, check_name
 from megafs.stores.local import listing
 from megafs.stores.local.placing import NEW, WAYS, Placing, Way, lies_in, unlink
+from megafs.stores.urls import Location
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -74,6 +75,11 @@ _WAY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # Not "disk", the threads of cache and state: the directory may be on a server that hangs, and what
 # is cached must still be read.
 _THREADS = "net"
+
+
+def open_driver(location: Location, options: Mapping[str, str], connections: int) -> LocalStore:
+    """Open file:///path: see stores/drivers.py."""
+    return LocalStore(location.path)
 
 
 class LocalStore(ObjectStore):

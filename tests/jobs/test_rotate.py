@@ -13,17 +13,18 @@ from megafs import clock
 from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import BadPassphrase, Busy, Corrupt
+from megafs.errors import BadPassphrase, Busy, Corrupt, Unavailable
 from megafs.jobs import registry
 from megafs.jobs.rotate import rotate
 from megafs.journal import commit as commit_format
+from megafs.stores.base import Buffer
+from megafs.stores.memory import MemoryStore
 from megafs.volume import header_store
 from megafs.volume.header import Credential
 from tests.fakes.machine import (
     KEY,
     URL,
     Machine,
-    MemoryStore,
     make_volume,
     read_file,
     snapshot,
@@ -191,6 +192,49 @@ async def test_a_volume_that_is_open_here_is_not_rotated(
             await turn(store, machine)
     with in_place():
         assert (await header_store.unlock(store, KEY)).header.epoch == 0
+
+
+class GoesAway(MemoryStore):
+    """A store that takes a new key header and then nothing more, nor gives anything."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.away = False
+
+    async def get(self, name: str, start: int, length: int) -> bytes:
+        if self.away:
+            raise Unavailable("gone away")
+        return await super().get(name, start, length)
+
+    async def put_new(self, name: str, data: Buffer) -> None:
+        if self.away:
+            raise Unavailable("gone away")
+        await super().put_new(name, data)
+
+    async def delete(self, name: str) -> None:
+        await super().delete(name)
+        if name.startswith("keys/"):
+            self.away = True  # the old generation has just gone
+
+
+async def test_the_recovery_key_is_told_before_anything_else_can_fail(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    store = GoesAway("rotate")
+    await make_volume(store, chunk_size=16384, pack_size=65536)
+    told: list[header_store.Changed] = []
+    machine = Machine(tmp_path / "a")
+    settings = Settings(state_dir=machine.state, cache_dir=machine.base / "cache", stage_min_free=0)
+    with in_place(), pytest.raises(Unavailable):
+        await rotate(store, URL, KEY, settings, lambda: NEW, on_new_keys=told.append)
+    assert told[0].recovery
+    store.away = False
+    async with machine.open(store, credential=Credential(recovery=told[0].recovery)) as volume:
+        assert volume.keyring.epoch == 1
+        await write_file(volume.fs, "after", b"a")
+        await volume.flush()
+        last = store.objects[f"commits/{volume.replica.sequence:016d}"]
+        assert commit_format.epoch_of(last) == 1
 
 
 @pytest.fixture

@@ -20,11 +20,12 @@ from megafs import clock
 from megafs.concurrency import in_place
 from megafs.errors import Unavailable
 from megafs.jobs import registry
-from megafs.stores.base import Buffer, ObjectStore, Page
+from megafs.stores.base import Buffer, Page
+from megafs.stores.memory import MemoryStore
+from megafs.stores.wrapper import Wrapper
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
     Machine,
-    MemoryStore,
     make_volume,
     overwrite,
     read_file,
@@ -39,13 +40,12 @@ DAY = 86400.0
 SEEDS = int(os.environ.get("MEGAFS_GC_SEEDS", "3"))
 
 
-class Line(ObjectStore):
+class Line(Wrapper):
     """One machine's way to the store: slow, and sometimes cut."""
 
     def __init__(self, store: MemoryStore, rng: random.Random) -> None:
-        self.url = store.url
+        super().__init__(store)
         self.up = True
-        self._store = store
         self._rng = rng
 
     async def _pass(self) -> None:
@@ -55,23 +55,23 @@ class Line(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         await self._pass()
-        return await self._store.get(name, start, length)
+        return await self.beneath.get(name, start, length)
 
     async def put_new(self, name: str, data: Buffer) -> None:
         await self._pass()
-        await self._store.put_new(name, data)
+        await self.beneath.put_new(name, data)
 
     async def put(self, name: str, data: Buffer) -> None:
         await self._pass()
-        await self._store.put(name, data)
+        await self.beneath.put(name, data)
 
     async def delete(self, name: str) -> None:
         await self._pass()
-        await self._store.delete(name)
+        await self.beneath.delete(name)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         await self._pass()
-        return await self._store.list(prefix, after, limit)
+        return await self.beneath.list(prefix, after, limit)
 
 
 class Calendar:

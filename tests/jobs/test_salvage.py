@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from megafs.chunks.codec import pack_name
 from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
-from megafs.jobs.salvage import salvage
+from megafs.jobs.salvage import Report, salvage
+from megafs.jobs.salvage_view import rescued
+from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
 from megafs.volume.open import Volume
@@ -22,7 +25,6 @@ from tests.fakes.machine import (
     ROOT_USER,
     URL,
     Machine,
-    MemoryStore,
     make_volume,
     mkdir,
     resolve,
@@ -217,6 +219,30 @@ async def test_a_damaged_key_header_is_replaced_by_the_copy_kept_here(
 
     assert (tmp_path / "out/d/big").read_bytes() == BIG
     assert str(machine.volume_dir / "header") == result["header"]
+
+
+async def test_a_rescue_mount_answers_reads_of_parts_of_chunks(
+    store: MemoryStore, tmp_path: Path, autojump_clock: Any
+) -> None:
+    """Small reads of chunks that have left the memory cache open a part of the chunk."""
+    async with Machine(tmp_path / "a").open(store) as volume:
+        await filled(volume)
+    settings = Settings(
+        state_dir=tmp_path / "other", cache_dir=tmp_path / "cache", memory_cache=16384
+    )
+    report = Report()
+    with in_place():
+        async with rescued(store, URL, KEY, settings, report) as fs:
+            ino = resolve(fs, "d/big")
+            handle, _ = await fs.open(ino, os.O_RDONLY, ROOT_USER)
+            chance = random.Random(9)
+            for _ in range(300):
+                offset = chance.randrange(len(BIG))
+                assert bytes(await fs.read(handle, offset, 4096)) == BIG[offset : offset + 4096]
+            await fs.flush(handle)
+            await fs.fsync(handle, False)
+            await fs.release(handle)
+    assert report.problems == []
 
 
 async def test_a_wrong_key_and_a_full_directory_are_refused(

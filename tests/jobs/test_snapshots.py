@@ -13,8 +13,10 @@ from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage, Full, Missing, Refused
 from megafs.jobs import registry
 from megafs.jobs.snapshots import check_name
+from megafs.journal.replica import Ticket
 from megafs.stores.base import ObjectStore
 from megafs.tree.inode import SetAttr
+from megafs.tree.ops import Operation
 from megafs.volume.open import Volume
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 
@@ -241,7 +243,9 @@ async def test_what_cannot_be_restored_says_why(tmp_path: Path) -> None:
             with pytest.raises(error, match=text):
                 await job(volume, "restore", at=str(at), **args)
         await remove(volume, b"/d")
-        for (pack,) in volume.replica.tree.db.execute("SELECT pack FROM packs").fetchall():
+        packs: list[tuple[int]]
+        packs = volume.replica.tree.db.execute("SELECT pack FROM packs").fetchall()  # type: ignore[assignment]
+        for (pack,) in packs:
             volume.replica.tree.drop_pack(pack)  # as gc does after the retention
         with pytest.raises(Missing, match="removed from the store since"):
             await job(volume, "restore", path="/d", at=str(at))
@@ -265,12 +269,12 @@ async def test_a_restore_that_fails_leaves_nothing(tmp_path: Path) -> None:
         await remove(volume, b"/d")
         record, calls = volume.replica.record, 0
 
-        def failing(op: Any) -> None:
+        def failing(op: Operation, ticket: Ticket | None = None) -> None:
             nonlocal calls
             calls += 1
             if calls == 9:
                 raise Refused(5)
-            record(op)
+            record(op, ticket)
 
         volume.replica.record = failing  # type: ignore[method-assign]
         with pytest.raises(Refused):

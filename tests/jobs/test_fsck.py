@@ -9,6 +9,7 @@ import pytest
 
 from megafs.chunks.codec import pack_name
 from megafs.jobs import registry
+from megafs.stores.memory import MemoryStore as Store
 from megafs.tree.inode import ROOT
 from megafs.volume.open import Volume
 from tests.fakes.machine import (
@@ -22,7 +23,6 @@ from tests.fakes.machine import (
     unlink,
     write_file,
 )
-from tests.fakes.machine import MemoryStore as Store
 from tests.tree.invariants import check
 
 

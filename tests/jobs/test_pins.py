@@ -14,15 +14,16 @@ from megafs.errors import BadUsage, Unavailable
 from megafs.jobs import pins
 from megafs.stores.base import Buffer, ObjectStore, Page
 from megafs.stores.disk_cache.cached_store import DiskCached
+from megafs.stores.wrapper import Wrapper
 from megafs.volume.open import Volume
 from tests.fs.opened import ROOT, new_store_here, opened
 
 
-class Switchable(ObjectStore):
+class Switchable(Wrapper):
     """A store that can be taken away."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self._store = store
+        super().__init__(store)
         self.away = False
 
     def _check(self) -> None:
@@ -31,23 +32,23 @@ class Switchable(ObjectStore):
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         self._check()
-        return await self._store.get(name, start, length)
+        return await self.beneath.get(name, start, length)
 
     async def put_new(self, name: str, data: Buffer) -> None:
         self._check()
-        await self._store.put_new(name, data)
+        await self.beneath.put_new(name, data)
 
     async def put(self, name: str, data: Buffer) -> None:
         self._check()
-        await self._store.put(name, data)
+        await self.beneath.put(name, data)
 
     async def delete(self, name: str) -> None:
         self._check()
-        await self._store.delete(name)
+        await self.beneath.delete(name)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         self._check()
-        return await self._store.list(prefix, after, limit)
+        return await self.beneath.list(prefix, after, limit)
 
 
 async def _written(volume: Volume, path: str, data: bytes) -> None:
@@ -89,7 +90,7 @@ async def test_what_is_pinned_reads_without_the_store(tmp_path: Path) -> None:
     cached = DiskCached(switch, tmp_path / "cache", 64 * MIB)
     async with opened(tmp_path / "reader", cached) as volume:
         result = await pins.pin(volume, {"path": "/kept"}, _nothing)
-        await cached.settle()
+        await cached.written()
         assert result["missing_bytes"] == 0
         switch.away = True
         for path, data in contents.items():
@@ -111,7 +112,12 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
     switch = Switchable(store)
     cached = DiskCached(switch, tmp_path / "cache", 64 * MIB)
     new = os.urandom(50_000)
-    async with opened(tmp_path / "a", store) as other, opened(tmp_path / "b", cached) as volume:
+    async with (
+        opened(tmp_path / "a", store) as other,
+        opened(tmp_path / "b", cached) as volume,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(pins.keep, volume)  # as a mount does
         await _written(other, "/kept/first", b"x" * 5000)
         await other.drain()
         await volume.writer.catch_up()
@@ -122,7 +128,7 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
         with trio.fail_after(20):
             while True:
                 await trio.sleep(0.05)
-                await cached.settle()
+                await cached.written()
                 (row,) = (await pins.listing(volume, {}, _nothing))["pins"]
                 if row["bytes"] >= 50_000 and row["cached_bytes"] == row["bytes"]:
                     break
@@ -133,6 +139,7 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
         assert (await pins.listing(volume, {}, _nothing))["pins"] == []
         with pytest.raises(BadUsage):
             await pins.unpin(volume, {"path": "/kept"}, _nothing)
+        nursery.cancel_scope.cancel()
     await cached.aclose()
 
 

@@ -11,8 +11,9 @@ import trio
 
 from megafs.chunks.codec import pack_name
 from megafs.jobs import registry
+from megafs.stores.memory import MemoryStore
 from megafs.volume.open import Volume
-from tests.fakes.machine import Machine, MemoryStore, make_volume, mkdir, resolve, write_file
+from tests.fakes.machine import Machine, make_volume, mkdir, resolve, write_file
 
 
 def silent(_: dict[str, Any]) -> None:

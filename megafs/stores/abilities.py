@@ -1,0 +1,203 @@
+"""What some stores can do and others cannot.
+
+An ability is an abstract class.  A driver or wrapper that has it derives from it:
+
+    class DropboxStore(ObjectStore, Watch, SpaceLeft): ...
+
+and whoever can use it asks the class, in the one way there is:
+
+    watch = Watch.of(store)
+    if watch is not None:
+        await watch.wait_for_change(prefix)
+
+`of` looks at the store and then beneath its wrappers, so that limits, retries and the cache need
+not know every ability.  A driver's own ability is therefore neither limited nor retried: it raises
+what the driver raises (StoreError), and the caller tries again at its own pace.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+from megafs.stores.base import Buffer, ObjectStore
+from megafs.stores.wrapper import Wrapper
+
+
+class Ability:
+    """Something that not every store can do."""
+
+    @classmethod
+    def of(cls, store: ObjectStore) -> Self | None:
+        """Return the outermost of *store* and what it wraps that can do this; None if none can."""
+        while True:
+            if isinstance(store, cls):
+                return store
+            if not isinstance(store, Wrapper):
+                return None
+            store = store.beneath
+
+
+# ---- the disk cache ----------------------------------------------------------------------------
+
+
+class RangeCache(Ability, ABC):
+    """Keeps ranges of packs at hand.  What reading and writing chunks needs of the disk cache."""
+
+    @abstractmethod
+    def peek(self, name: str, start: int, length: int) -> bytes | None:
+        """As `get`, if that needs neither the store nor any waiting; None if it does.
+
+        None as well where the range is not wholly there.
+        """
+
+    @abstractmethod
+    def cached(self, name: str, start: int, length: int) -> bool:
+        """Whether a get of this range would be answered without the store."""
+
+    @abstractmethod
+    async def forget(self, name: str) -> None:
+        """Drop what is cached of an object, for its bytes did not verify.  Never asks the store."""
+
+    @abstractmethod
+    async def remember(self, name: str, start: int, data: Buffer | Path | str) -> None:
+        """Cache what was just stored: bytes from *start* on, or the file that holds them.
+
+        The file must not change any more, and stay where it is until this returns; then it has one
+        more name in the cache, or was copied, or is not cached.  Never asks the store, never fails.
+        """
+
+
+class NoRangeCache(RangeCache):
+    """Where there is no cache: nothing is at hand."""
+
+    def peek(self, name: str, start: int, length: int) -> bytes | None:
+        return None
+
+    def cached(self, name: str, start: int, length: int) -> bool:
+        return False
+
+    async def forget(self, name: str) -> None:
+        pass
+
+    async def remember(self, name: str, start: int, data: Buffer | Path | str) -> None:
+        pass
+
+
+class DiskCache(Wrapper, RangeCache):
+    """A wrapper that keeps ranges on the local disk: what a volume and its jobs use of it.
+
+    `beneath` is the store without the cache.  (The implementation is disk_cache/, which imports
+    diskcache and is loaded only when a cache is opened.)
+    """
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Start to fill the index from the disk, without waiting for it."""
+
+    @abstractmethod
+    def pin(self, names: Iterable[str]) -> None:
+        """Never evict ranges of these objects."""
+
+    @abstractmethod
+    def unpin(self, names: Iterable[str]) -> None:
+        """Evict ranges of these objects again when room is needed."""
+
+    @abstractmethod
+    async def clear(self) -> None:
+        """Throw out everything, pinned or not."""
+
+    @abstractmethod
+    async def written(self) -> None:
+        """Wait until everything is on the disk that waits to be written."""
+
+    @abstractmethod
+    def stats(self) -> dict[str, Any]:
+        """Numbers for `megafs status`; JSON-able."""
+
+
+def uncached(store: ObjectStore) -> ObjectStore:
+    """Return *store* without its disk cache: what the store itself holds."""
+    cache = DiskCache.of(store)
+    return store if cache is None else cache.beneath
+
+
+# ---- the way to the store ----------------------------------------------------------------------
+
+
+class LineAdvice(Ability, ABC):
+    """Knows the way to the store from recent requests.  Every answer is 0 while it is not known."""
+
+    @abstractmethod
+    def latency_bytes(self) -> int:
+        """How many bytes take as long to come as the asking for them."""
+
+    @abstractmethod
+    def useful_uploads(self) -> int:
+        """How many packs at once the store has use for at present."""
+
+    @abstractmethod
+    def useful_downloads(self) -> int:
+        """How many large reads ahead at once the store has use for."""
+
+
+class NoLineAdvice(LineAdvice):
+    """Where nobody measures: nothing is known."""
+
+    def latency_bytes(self) -> int:
+        return 0
+
+    def useful_uploads(self) -> int:
+        return 0
+
+    def useful_downloads(self) -> int:
+        return 0
+
+
+# ---- abilities of some drivers -----------------------------------------------------------------
+
+
+class Watch(Ability, ABC):
+    """The store can tell that something changed, sooner than asking every few seconds would."""
+
+    @abstractmethod
+    async def wait_for_change(self, prefix: str) -> None:
+        """Return when an object whose name begins with *prefix* may have been stored or removed.
+
+        Returning for nothing costs the caller one listing; not returning costs it only its next
+        look by the clock, which goes on beside this.  So it may miss changes, and need not say
+        which object it was.
+        """
+
+
+class SpaceLeft(Ability, ABC):
+    """The store knows how much more it takes."""
+
+    @abstractmethod
+    async def space_left(self) -> int | None:
+        """Return the bytes that can still be stored; None if there is no limit or none is told."""
+
+
+class PublicLink(Ability, ABC):
+    """The store can give out an object to people without an account."""
+
+    @abstractmethod
+    async def public_link(self, name: str) -> str:
+        """Return a URL from which anybody can get the object, until it is deleted.
+
+        Raises Missing if there is no such object, Denied if the account may not share.
+        """
+
+
+class Presign(Ability, ABC):
+    """The store's requests can be signed ahead, for somebody who has no credentials."""
+
+    @abstractmethod
+    async def presign_get(self, name: str, seconds: int) -> str:
+        """Return a URL that answers a GET of the object for so many seconds."""
+
+    @abstractmethod
+    async def presign_put(self, name: str, size: int, seconds: int) -> str:
+        """Return a URL that takes a PUT of *size* bytes as the object for so many seconds."""

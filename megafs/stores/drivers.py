@@ -1,0 +1,169 @@
+"""The table of drivers: a new kind of store is one module and one row here.
+
+A driver's module has a function
+
+    def open_driver(location: Location, options: Mapping[str, str], connections: int) -> ObjectStore
+
+that asks nothing of the store yet, and raises BadStore for what cannot be right.  It is imported
+only when a store of its scheme is opened: the HTTP stack takes a quarter of a second to load, and
+the command line is read with this table alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from megafs.errors import BadStore
+from megafs.lean import lean
+from megafs.stores.abilities import Ability
+from megafs.stores.base import ObjectStore
+from megafs.stores.urls import Form, Location, directory, has_slashes, named, path_only
+
+__all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only"]
+
+
+class Opener(Protocol):
+    """The function `open_driver` of a driver's module.
+
+    options: the driver's own, all of them known.  connections: requests at once that may come.
+    """
+
+    def __call__(
+        self, location: Location, options: Mapping[str, str], connections: int
+    ) -> ObjectStore: ...
+
+
+class Driver(Struct, frozen=True):
+    """One kind of store.
+
+    scheme: what its URLs begin with, before the colon.
+    module: imported when a store of the kind is opened; see above.
+    form: how its URLs are read (stores/urls.py).
+    example: a URL, for people.
+    options: the names of its own -o options.
+    abilities: what it can do beyond the interface of every store (stores/abilities.py).
+    for_tests: not told to people.
+    """
+
+    scheme: str
+    module: str
+    form: Form
+    example: str
+    options: frozenset[str] = frozenset()
+    abilities: tuple[type[Ability], ...] = ()
+    for_tests: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """What its URLs begin with: "s3://" or "dropbox:"."""
+        return f"{self.scheme}://" if has_slashes(self.form) else f"{self.scheme}:"
+
+    def load(self) -> Opener:
+        """Import the module."""
+        with lean():
+            opener: Opener = importlib.import_module(self.module).open_driver
+        return opener
+
+
+DRIVERS: dict[str, Driver] = {
+    driver.scheme: driver
+    for driver in (
+        Driver(
+            scheme="file",
+            module="megafs.stores.local.driver",
+            form=directory,
+            example="file:///srv/volume",
+        ),
+        Driver(
+            scheme="s3",
+            module="megafs.stores.s3.driver",
+            form=named("bucket"),
+            example="s3://bucket/prefix",
+            options=frozenset(
+                {
+                    "endpoint",
+                    "region",
+                    "path_style",
+                    "profile",
+                    "ca",
+                    "sign_payload",
+                    "conditional_put",
+                    "connect_timeout",
+                    "read_timeout",
+                }
+            ),
+        ),
+        Driver(
+            scheme="memory",
+            module="megafs.stores.memory",
+            form=named("name"),
+            example="memory://name",
+            for_tests=True,
+        ),
+    )
+}
+
+
+def is_url(text: str) -> bool:
+    """Whether *text* is meant as the URL of a store, right or wrong, rather than as a path."""
+    scheme, colon, _ = text.partition(":")
+    driver = DRIVERS.get(scheme.lower()) if colon else None
+    return "://" in text or (driver is not None and not has_slashes(driver.form))
+
+
+def driver_of(url: str) -> Driver:
+    """Return the driver that *url* names, or say what is wrong with it (BadStore)."""
+    scheme, colon, rest = url.partition(":")
+    scheme = scheme.lower()
+    driver = DRIVERS.get(scheme) if colon else None
+    if driver is not None:
+        if has_slashes(driver.form) and not rest.startswith("//"):
+            raise BadStore(f"{url!r} needs two slashes after the colon: {_examples()}")
+        return driver
+    if not rest.startswith("//"):
+        if url.startswith("/"):
+            raise BadStore(f"{url!r} is not a URL; for a directory write file://{url}")
+        raise BadStore(f"{url!r} is not the URL of a store; write {_examples()}")
+    if scheme in ("http", "https"):
+        raise BadStore(
+            f"{scheme}:// is not a kind of store; for an S3 service write"
+            f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST"
+        )
+    raise BadStore(f"no driver for {scheme}://; write {_examples()}")
+
+
+def location_of(url: str) -> Location:
+    """Return what *url* says besides its scheme, or say what is wrong with it (BadStore)."""
+    driver = driver_of(url)
+    return driver.form(url, driver.example)
+
+
+def known_options(url: str) -> frozenset[str]:
+    """Return the names of the options that the driver of *url* understands."""
+    location_of(url)  # a wrong URL is told before a wrong option
+    return driver_of(url).options
+
+
+def owner_of(option: str) -> Driver | None:
+    """Return a driver that has this option, or None."""
+    return next((driver for driver in DRIVERS.values() if option in driver.options), None)
+
+
+def check_options(driver: Driver, options: Mapping[str, str]) -> None:
+    """Raise BadStore if the driver does not know one of the options."""
+    for name in sorted(set(options) - driver.options):
+        owner = owner_of(name)
+        if owner is not None:
+            raise BadStore(f"{name}= is an option of {owner.prefix} stores, not of {driver.prefix}")
+        if driver.options:
+            has = ", ".join(sorted(driver.options))
+            raise BadStore(f"{driver.prefix} stores have no option {name}=; they have {has}")
+        raise BadStore(f"{driver.prefix} stores have no options, so none named {name}=")
+
+
+def _examples() -> str:
+    return " or ".join(driver.example for driver in DRIVERS.values() if not driver.for_tests)

@@ -1,0 +1,132 @@
+"""Which of our errors an answer of S3 is, and what to tell people to do.
+
+Codes: Amazon's S3 API reference, and what the engines say that speak it.
+"""
+
+from __future__ import annotations
+
+from email.utils import parsedate_to_datetime
+
+from megafs import clock
+from megafs.errors import BadStore, Denied, Full, Missing, NoStore, StoreError, Unavailable
+from megafs.stores.http.session import Reply
+from megafs.stores.s3.answers import child_text, error_of
+
+#: The store does not know us, or no longer: worth reading the credentials again, once.
+STALE_CREDENTIALS = frozenset(
+    {
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidToken",
+        "RequestExpired",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+    }
+)
+# Worth asking again.
+_WAIT = frozenset(
+    {
+        "BadDigest",
+        "ConditionalRequestConflict",
+        "IncompleteBody",
+        "InternalError",
+        "OperationAborted",
+        "RequestTimeout",
+        "ServiceUnavailable",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+    }
+)
+# Of those, the ones that say that we ask for too much.
+_BUSY = frozenset(
+    {"ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
+)
+_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
+_ELSEWHERE = frozenset(
+    {
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+        "PermanentRedirect",
+        "TemporaryRedirect",
+    }
+)
+
+
+def error_for(
+    reply: Reply, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
+) -> StoreError:
+    """Return the error that *reply* is.
+
+    what: the operation, for the text.  write: whether it may have changed something.
+    """
+    code, message = error_of(reply)
+    said = f"{what}: {server} answers {reply.status} {code}".rstrip()
+    if message:
+        said += f" ({message})"
+    status = reply.status
+    region = reply.headers.get("x-amz-bucket-region") or child_text(reply, "Region")
+    if code in _ELSEWHERE or (status in (301, 307, 308, 400) and region):
+        if region and region != region_in_use:
+            return BadStore(f"{said}; the bucket's region is {region}: give region={region}")
+        return BadStore(f"{said}; check the region and the endpoint")
+    if code in _FULL or status == 507:
+        return Full(said)
+    if code == "NoSuchBucket":
+        return NoStore(f"{said}; there is no bucket {bucket}")
+    if code == "NoSuchKey":
+        return Missing(said)
+    if status == 404:
+        # HEAD has no body, and some engines send none.
+        if not reply.body:
+            return Missing(said)
+        return Unavailable(f"{said}; this is not an answer of S3")
+    if code in _WAIT or status in (408, 409, 429) or status >= 500:
+        # Only a plain "too many" is sure to have been answered before anything was done.
+        maybe_done = write and status != 429
+        return Unavailable(
+            said,
+            retry_after=retry_after(reply),
+            maybe_done=maybe_done,
+            busy=code in _BUSY or status in (429, 503),
+        )
+    if code == "RequestTimeTooSkewed":
+        return Denied(f"{said}; is this machine's clock right?")
+    if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
+        return Denied(f"{said}; the credentials have expired: get new ones")
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
+        return Denied(f"{said}; check the access key, the secret key and the region")
+    if status in (401, 403):
+        return Denied(
+            f"{said}; do the credentials allow GetObject, PutObject, DeleteObject and"
+            f" ListBucket on the bucket {bucket}?"
+        )
+    if 300 <= status < 400:
+        return Unavailable(f"{said}; is there a login page on the way?")
+    if code in ("InvalidBucketName", "InvalidLocationConstraint", "MethodNotAllowed"):
+        return BadStore(said)
+    return StoreError(said)
+
+
+def retry_after(reply: Reply) -> float | None:
+    """Return the seconds that the answer asks us to wait, or None."""
+    value = reply.headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return float(value[:9])
+    try:
+        moment = parsedate_to_datetime(value).timestamp()
+    except (ValueError, OverflowError):
+        return None
+    server_now = _header_time(reply) or clock.now()
+    return max(0.0, moment - server_now)
+
+
+def _header_time(reply: Reply) -> float | None:
+    try:
+        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
+    except (ValueError, OverflowError):
+        return None
