@@ -216,6 +216,7 @@ class MountStatus(Struct, frozen=True):
     cache_limit: int = 0
     cache: JsonObject = {}
     cache_dir: str = ""
+    state_dir: str = ""
     used_bytes: int = 0
     quota: int | None = None
     files: int = 0

@@ -241,6 +241,17 @@ def responds(mountpoint: str, patience: float) -> bool:
     return True
 
 
+def is_dead(mountpoint: str, patience: float = 5.0) -> bool | None:
+    """Whether nobody serves the mount any more; None if it does not answer in time."""
+    try:
+        _in_time(lambda: os.statvfs(mountpoint), patience)
+    except TimeoutError:
+        return None
+    except OSError as exc:
+        return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
 def detach(mountpoint: str) -> None:
     """Take the mount away at once; files that are open stay usable while its process lives."""
     if os.geteuid() == 0:
