@@ -16,7 +16,8 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage, Corrupt, Full, Missing, Refused
-from megafs.fs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Invalidation
+from megafs.fs.names import RENAME_EXCHANGE, RENAME_NOREPLACE
+from megafs.fs.requests import Caller, Invalidation
 from megafs.history.moments import show_time
 from megafs.jobs.registry import Args, Progress, Result, check_writable, settle
 from megafs.tree import ops

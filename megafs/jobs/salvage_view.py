@@ -18,7 +18,8 @@ from megafs.chunks.store import ChunkStore
 from megafs.concurrency import Background, offload
 from megafs.config import Settings
 from megafs.errors import Fault, Full
-from megafs.fs.filesystem import Below, FileSystem
+from megafs.fs.core import Below
+from megafs.fs.filesystem import FileSystem
 from megafs.history.moments import scratch
 from megafs.jobs import salvage
 from megafs.jobs.salvage import Progress, Report

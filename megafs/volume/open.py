@@ -44,7 +44,8 @@ from megafs.errors import (
     TooNew,
     Unavailable,
 )
-from megafs.fs.filesystem import Below, FileSystem
+from megafs.fs.core import Below
+from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.history.moments import History
 from megafs.journal import checkpoint, head
