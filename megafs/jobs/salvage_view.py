@@ -23,8 +23,8 @@ from megafs.fs.filesystem import FileSystem
 from megafs.history.moments import scratch
 from megafs.jobs import salvage
 from megafs.jobs.salvage import Progress, Report
+from megafs.journal.follower import Subscriber
 from megafs.journal.replica import Ticket
-from megafs.journal.writer import Subscriber
 from megafs.stores.base import ObjectStore
 from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree

@@ -8,6 +8,7 @@ from megafs.concurrency import offload
 from megafs.errors import MountFailed
 from megafs.mount import mountpoint
 from megafs.mount.fuse import KernelMount, View
+from megafs.mount.guardian import Guardian
 from megafs.mount.options import MountOptions
 from megafs.volume.open import Volume
 
@@ -26,6 +27,7 @@ class Attachment:
         self.at = at
         self.gone = trio.Event()
         self._kernel = kernel
+        self._guardian: Guardian | None = None
         self._device = ""  # of our mount: another may come to lie at the same mountpoint
 
     @classmethod
@@ -46,8 +48,12 @@ class Attachment:
         return cls(kernel, at)
 
     def open(self) -> None:
-        """Attach."""
+        """Attach.  To be called on the main thread, which the guardian watches."""
         self._kernel.open()
+        # Before any thread of ours asks the mount something.
+        there = mountpoint.find(self.at)
+        if there is not None:
+            self._guardian = Guardian(there)
 
     def close(self) -> None:
         """Give the connection back, and unmount what still lies there of it."""
