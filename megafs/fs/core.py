@@ -73,8 +73,16 @@ class KernelInodes:
             self.stale.discard(ino)
 
 
+#: A read-ahead that was asked to be smaller than this stays as small as it is.
+_GROWING = 4 << 20
+
+
 class Core:
-    """See the module.  files: the data of the files that are open, or have bytes waiting."""
+    """See the module.
+
+    files: the data of the files that are open, or have bytes waiting.
+    readahead: the largest window of a reader to begin with, and what that may grow to, in bytes.
+    """
 
     def __init__(
         self,
@@ -92,6 +100,8 @@ class Core:
         self.params = params
         self.settings = settings
         self.background = background
+        self.noatime = settings.atime == "noatime" or settings.read_only
+        self.readahead = _readahead(settings)
         self.errors = Errors()
         self.kernel = KernelInodes()
         self.files: dict[int, FileData] = {}
@@ -185,3 +195,10 @@ class Core:
                 data.unprivileged = False
         self.replica.record(op)
         self.writer.poke()
+
+
+def _readahead(settings: Settings) -> tuple[int, int]:
+    limit = settings.readahead
+    if limit < _GROWING:
+        return limit, limit
+    return limit, max(limit, min(4 * limit, settings.memory_cache // 2))

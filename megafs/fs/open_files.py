@@ -22,8 +22,6 @@ from megafs.tree.inode import FILE_SIZE_MAX
 log = logging.getLogger(__name__)
 
 _DAY_NS = 86400 * 10**9
-#: A read-ahead that was asked to be smaller than this stays as small as it is.
-_GROWING = 4 << 20
 #: A read up to this size, out of sequence, is answered without a plan if its bytes are here.
 _AT_ONCE = 32 << 10
 
@@ -65,8 +63,8 @@ class LiveFile:
         self._attributes = attributes
         self._orphans = orphans
         self._uid = uid
-        self._ahead = _new_read_ahead(core.settings.readahead, core.settings.memory_cache)
-        self._noatime = core.settings.atime == "noatime" or core.settings.read_only
+        self._ahead = ReadAhead(*core.readahead)
+        self._noatime = core.noatime
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.data = core.file(ino)
@@ -281,10 +279,3 @@ def _unreadable(core: Core, path: str, offset: int, size: int, cause: Fault) -> 
         return Corrupt(text)
     # Not the store's own errno: EACCES or ENOENT would say something about the file.
     return Missing(text)
-
-
-def _new_read_ahead(readahead: int, memory_cache: int) -> ReadAhead:
-    most = readahead
-    if most >= _GROWING:
-        most = max(most, min(4 * most, memory_cache // 2))
-    return ReadAhead(readahead, most)
