@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from msgspec import Struct, field
 
@@ -23,6 +24,15 @@ GB = 10**9
 
 #: What Mega gave everyone in January 2013.
 DEFAULT_QUOTA = 50 * GB
+
+
+#: When fsync(2) returns: the commit is in the store, or the state directory has it.
+Fsync = Literal["store", "local"]
+#: When names that another mount changed are seen: at the next open, or at once (names are
+#: committed before an operation returns).
+Consistency = Literal["close-to-open", "strict"]
+#: Which reads change a file's access time, as mount(8) says.
+Atime = Literal["noatime", "relatime", "strictatime"]
 
 
 class Parameters(Struct, frozen=True):
@@ -48,9 +58,7 @@ class Parameters(Struct, frozen=True):
 class Settings(Struct, frozen=True):
     """What one mount was asked for.  Sizes in bytes, times in seconds.
 
-    fsync: "store" (the commit is in the store) or "local" (the state directory has it).
-    consistency: "close-to-open", or "strict" (names are committed before an operation returns).
-    atime: "noatime", "relatime" or "strictatime".
+    fsync, consistency, atime: see their types.
     entry_timeout, attr_timeout: how long the kernel may believe a name or attributes; other mounts'
         changes are told to it as they are applied, so these only bound the damage of lost news.
     negative_timeout: how long the kernel may believe that a name does not exist.
@@ -60,9 +68,9 @@ class Settings(Struct, frozen=True):
     state_dir: Path
     cache_dir: Path
     read_only: bool = False
-    fsync: str = "store"
-    consistency: str = "close-to-open"
-    atime: str = "noatime"
+    fsync: Fsync = "store"
+    consistency: Consistency = "close-to-open"
+    atime: Atime = "noatime"
     sync_interval: float = 1.0
     deadline: float = 60.0
     cache_size: int = 10 * GIB

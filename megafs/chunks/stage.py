@@ -6,7 +6,7 @@ removed once a commit names it: should this machine be away for long in between,
 collector of another take the pack for nobody's, it is uploaded again.  Until then reads of its
 chunks are answered from the file.  Nothing in it is plaintext.  What lies here survives kill -9;
 after `sync`, a power cut.  Small chunks need no sync of their pack: they travel in the log of
-operations with what names them (`take_unlogged`), and come back from there (`restore`).
+operations with what names them (unlogged.py), and come back from there (`restore`).
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.
@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import trio
-from msgspec import Struct, field
+from msgspec import Struct
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
+from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
@@ -48,8 +49,9 @@ _PAUSE = 5.0
 _ADOPTION = 10.0
 #: What is worth a put of its own when nothing else is on its way to the store.
 _WORTH = 2 << 20
-#: Sealed bytes of small chunks that wait for the log of operations; what is more is synced.
-_UNLOGGED = 4 << 20
+#: Bytes after which the disk is asked again how much is free: a statvfs(2) takes 4 us on a local
+#: disk and may take far longer on others, beside the 20 us of a small write.
+_ROOM_STEP = 4 << 20
 #: Plaintext that is sealed before the size of the open pack is looked at again.
 _GROUP = 2 << 20
 
@@ -78,7 +80,6 @@ class StagedPack(Struct):
     cut: bool = False
     stored: float = 0.0
     adopted: bool = False
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     # Without the key (see secret_struct.py; this one is not frozen).
     def __repr__(self) -> str:
@@ -93,6 +94,7 @@ class Stage:
 
     directory: exists, ours alone.  number: gives numbers for packs.
     announce: told of every new pack before anything names it: (number, random id, epoch).
+    unlogged: given the small chunks, which the log of operations is to take.
     limit, min_free: bytes that may lie here, and that must stay free on the disk.
     uploads: packs that may be in memory at once, on their way.
     """
@@ -105,6 +107,7 @@ class Stage:
         *,
         number: Callable[[], int],
         announce: Callable[[int, bytes, int], None],
+        unlogged: UnloggedChunks,
         pack_size: int,
         compress: bool,
         limit: int,
@@ -118,6 +121,7 @@ class Stage:
         self._keyring = keyring
         self._number = number
         self._announce = announce
+        self._unlogged = unlogged
         self._pack_size = pack_size
         self._compress = compress
         self._limit = limit
@@ -133,10 +137,12 @@ class Stage:
         self._spent: list[int] = []  # to be closed
         self._leaving: set[Path] = set()  # to be removed when the disk cache has them
         self._unsynced: set[int] = set()
-        self._unlogged: dict[tuple[int, int], bytes] = {}
-        self._unlogged_size = 0
         self._restoring: dict[int, int] = {}
         self._new_files = False
+        # Sealed bytes that packs were given so far, and up to how many there is room for them.
+        self._allotted = 0
+        self._room_until = 0
+        self._allotting = threading.Lock()
         self.uploading = 0
         self.last_error: Fault | None = None
 
@@ -217,14 +223,22 @@ class Stage:
         return extent.digest is None or digest(sealed) == extent.digest
 
     def check_room(self, size: int) -> None:
-        """Raise Full if *size* more bytes must not be staged now."""
-        if self.staged_bytes + size > self._limit:
-            raise Full(
-                f"{self.staged_bytes >> 20} MiB wait for the store, and stage_limit allows no more"
-            )
+        """Raise Full if *size* more bytes must not be staged now.
+
+        Every write asks.  The disk is asked once for every `_ROOM_STEP` bytes that are staged, and
+        every time while there is no room.
+        """
+        if self._allotted + size <= self._room_until:
+            return
+        self._room_until = 0
+        staged = self.staged_bytes
+        if staged + size > self._limit:
+            raise Full(f"{staged >> 20} MiB wait for the store, and stage_limit allows no more")
         vfs = os.statvfs(self._directory)
-        if vfs.f_bavail * vfs.f_frsize < self._min_free + size:
+        free = vfs.f_bavail * vfs.f_frsize - self._min_free
+        if free < size:
             raise Full(f"less than stage_min_free is left on the disk of {self._directory}")
+        self._room_until = self._allotted + min(free, self._limit - staged, size + _ROOM_STEP)
 
     # ---- sealing ----------------------------------------------------------------------------
 
@@ -259,11 +273,11 @@ class Stage:
             plains: list[bytes] = await _shared(
                 lambda n: chunk_format.encode(pieces[n], self._compress), len(pieces)
             )
-            # Places are given in the order of the file, which two threads that go their own ways do
-            # not keep: what follows in the file follows in the pack, and one get brings it.
-            places = [self._place(pack, len(plain)) for plain in plains]
+            # Offsets are given in the order of the file, which two threads that go their own ways
+            # do not keep: what follows in the file follows in the pack, and one get brings it.
+            offsets = [self._allot(pack, len(plain)) for plain in plains]
             return await _shared(
-                lambda n: self._seal(pack, places[n], plains[n], len(pieces[n])), len(pieces)
+                lambda n: self._seal(pack, offsets[n], plains[n], len(pieces[n])), len(pieces)
             )
         finally:
             pack.busy -= 1
@@ -298,14 +312,15 @@ class Stage:
         self, pack: StagedPack, piece: bytes | bytearray | memoryview, to_log: bool = False
     ) -> Extent:
         plain = chunk_format.encode(piece, self._compress)
-        return self._seal(pack, self._place(pack, len(plain)), plain, len(piece), to_log)
+        return self._seal(pack, self._allot(pack, len(plain)), plain, len(piece), to_log)
 
-    @staticmethod
-    def _place(pack: StagedPack, size: int) -> int:
-        """Where in the pack a chunk of *size* bytes of plaintext goes."""
-        with pack.lock:
+    def _allot(self, pack: StagedPack, size: int) -> int:
+        """The offset in the pack at which a chunk of *size* bytes of plaintext goes."""
+        sealed = aead.sealed_size(size)
+        with self._allotting:
             offset = pack.size
-            pack.size += aead.sealed_size(size)
+            pack.size += sealed
+            self._allotted += sealed
         return offset
 
     def _seal(
@@ -320,26 +335,10 @@ class Stage:
         except OSError as exc:
             raise Full(f"{self._directory}: {exc.strerror}") from exc
         if to_log:
-            self._log_later(pack.number, offset, sealed)
+            self._unsynced.update(self._unlogged.add(pack.number, offset, sealed))
         else:
             self._unsynced.add(pack.number)
         return Extent(0, length, pack.number, offset, size, length, 0, digest(sealed), None)
-
-    def _log_later(self, number: int, offset: int, sealed: bytes) -> None:
-        if self._unlogged_size + len(sealed) > _UNLOGGED:
-            # Many files at once, or flushes that came to nothing: sync as for large ones.
-            self._unsynced.update(pack for pack, _ in self._unlogged)
-            self._unlogged.clear()
-            self._unlogged_size = 0
-        self._unlogged[number, offset] = sealed
-        self._unlogged_size += len(sealed)
-
-    def take_unlogged(self, extent: Extent) -> bytes | None:
-        """The sealed chunk, if it has to go into the log of operations with what names it."""
-        sealed = self._unlogged.pop((extent.pack, extent.offset), None)
-        if sealed is not None:
-            self._unlogged_size -= len(sealed)
-        return sealed
 
     def sync(self) -> None:
         """Make durable against a power cut what was put and is not in the log; runs in a thread."""
@@ -492,6 +491,7 @@ class Stage:
         for number, pack in list(self._uploaded.items()):
             if not 0 <= now - pack.stored <= older_than:
                 self._packs[number] = self._uploaded.pop(number)
+                self._room_until = 0  # they count as staged again
                 self._queue.append(pack)
                 self._wake.set()
 

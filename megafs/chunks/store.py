@@ -26,7 +26,8 @@ from megafs.errors import Corrupt, Fault, Missing, Unavailable
 from megafs.stores.abilities import LineAdvice, NoLineAdvice, NoRangeCache, RangeCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import URGENT, background, current_level
-from megafs.tree.tree import Extent, Pack, Tree
+from megafs.tree.schema import PackRow
+from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
 
@@ -86,10 +87,18 @@ class ChunkStore:
     """Reads chunks of packs.
 
     limit: bytes of opened chunks that are kept.
+    earlier_pack: finds a pack that the present tree does not know, but a snapshot may.
     """
 
     def __init__(
-        self, store: ObjectStore, stage: StagedChunks, tree: Tree, keyring: Keyring, limit: int
+        self,
+        store: ObjectStore,
+        stage: StagedChunks,
+        tree: Tree,
+        keyring: Keyring,
+        limit: int,
+        *,
+        earlier_pack: Callable[[int], PackRow | None] = lambda number: None,
     ) -> None:
         self._store = store
         self._cache = RangeCache.of(store) or NoRangeCache()
@@ -102,7 +111,7 @@ class ChunkStore:
         self._size = 0
         self._loading: dict[Key, _Loading] = {}
         self._late: dict[Key, tuple[float, Unavailable]] = {}
-        self._keys: OrderedDict[int, tuple[Pack, bytes]] = OrderedDict()
+        self._keys: OrderedDict[int, tuple[PackRow, bytes]] = OrderedDict()
         # Chunks whose bytes were those that the tree says (`digest`) when they were read here.
         self._whole: dict[Key, None] = {}
         self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
@@ -111,8 +120,7 @@ class ChunkStore:
         self.misses = 0
         #: How often a reader came for what somebody else was fetching.
         self.awaited = 0
-        #: Asked for packs that the present tree does not know: the past may (fs/snapshot_view.py).
-        self.elsewhere: Callable[[int], Pack | None] | None = None
+        self._earlier_pack = earlier_pack
 
     def remember(self, extent: Extent, data: Data) -> None:
         """Keep an opened chunk that somebody just wrote."""
@@ -196,7 +204,7 @@ class ChunkStore:
             self._openers.popitem(last=False)
         return opener
 
-    def _peek(self, pack: Pack, offset: int, length: int) -> bytes | None:
+    def _peek(self, pack: PackRow, offset: int, length: int) -> bytes | None:
         staged = self._stage.read_part(pack.pack, offset, length)
         if staged is not None:
             return staged
@@ -378,7 +386,7 @@ class ChunkStore:
         raise AssertionError("unreachable")
 
     async def _open(
-        self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
+        self, pack: PackRow, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
         size = sum(extent.sealed for extent in group)
         # A lone reader waits for this and nobody for the loop: the hop would only come on top.
@@ -395,7 +403,7 @@ class ChunkStore:
         return opened
 
     def _open_now(
-        self, pack: Pack, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
+        self, pack: PackRow, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
     ) -> list[Data]:
         opened: list[Data] = []
         for extent, part in zip(group, sealed, strict=True):
@@ -412,13 +420,13 @@ class ChunkStore:
             )
         return opened
 
-    def _pack(self, number: int) -> tuple[Pack, bytes]:
+    def _pack(self, number: int) -> tuple[PackRow, bytes]:
         known = self._keys.get(number)
         if known is None:
             try:
                 pack = self._tree.pack(number)
             except Corrupt:
-                found = self.elsewhere(number) if self.elsewhere is not None else None
+                found = self._earlier_pack(number)
                 if found is None:
                     raise
                 pack = found

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno as e
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import trio
 
@@ -108,7 +108,14 @@ class Writeback:
     on_clean: called with a file of which nothing waits any more.
     """
 
-    def __init__(self, replica: Replica, stage: Stage, writer: Writer, limit: int) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        stage: Stage,
+        writer: Writer,
+        limit: int,
+        on_clean: Callable[[Contents], None],
+    ) -> None:
         self._replica = replica
         self._stage = stage
         self._writer = writer
@@ -116,7 +123,7 @@ class Writeback:
         self._files: dict[int, Contents] = {}
         self._wake = trio.Event()
         self._drained = trio.Event()
-        self.on_clean: Callable[[Contents], None] = lambda contents: None
+        self._on_clean = on_clean
         self._stuck: Fault | None = None
         self._told = -60.0
         #: Why writers get ENOSPC; None while they do not.
@@ -184,7 +191,7 @@ class Writeback:
             for ino, contents in list(self._files.items()):
                 if not contents.is_dirty:
                     self._files.pop(ino, None)
-                    self.on_clean(contents)
+                    self._on_clean(contents)
                 elif (
                     pressed
                     or contents.dirty >= _FLUSH_AT
@@ -224,7 +231,7 @@ class Writeback:
                 await contents.flush()
         self._writer.poke()
 
-    async def flush_some(self, inos: set[int]) -> None:
+    async def flush_some(self, inos: Set[int]) -> None:
         """Stage what waits of these inodes, until nothing of them does."""
         while True:
             waiting = [c for ino, c in self._files.items() if ino in inos and c.is_dirty]

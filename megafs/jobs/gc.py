@@ -25,10 +25,9 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
-from megafs.concurrency import offload
+from megafs.concurrency import Background, offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import BadUsage, Corrupt, Missing, Refused, TooNew
-from megafs.fs.filesystem import Spawner
 from megafs.history.moments import History
 from megafs.jobs import registry
 from megafs.jobs.registry import Args, Progress, Result
@@ -39,7 +38,8 @@ from megafs.stores.abilities import uncached
 from megafs.stores.base import Entry, ObjectStore, list_all
 from megafs.stores.limit import BACKGROUND, Pace, Priority
 from megafs.tree import ops
-from megafs.tree.tree import Extent, Pack
+from megafs.tree.schema import PackRow
+from megafs.tree.tree import Extent
 from megafs.volume.open import Volume, write_checkpoint
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ class _Survey(Struct):
     marks: since when, in ns.
     """
 
-    rows: dict[int, Pack]
+    rows: dict[int, PackRow]
     live: dict[int, int]
     marks: dict[int, int]
 
@@ -212,7 +212,7 @@ async def _look(volume: Volume) -> _Survey:
 
 def _survey(db: apsw.Connection) -> _Survey:
     rows: Any = db.execute("SELECT pack, name, epoch FROM packs")
-    packs = {row[0]: Pack(row[0], bytes(row[1]), row[2]) for row in rows}
+    packs = {row[0]: PackRow(row[0], bytes(row[1]), row[2]) for row in rows}
     rows = db.execute(
         "SELECT pack, sum(sealed) FROM (SELECT DISTINCT pack, offset, sealed FROM extents"
         " WHERE pack > 0) GROUP BY pack"
@@ -258,14 +258,15 @@ class _Collection:
         if not self._snapshots:
             return
         volume = self._volume
-        async with trio.open_nursery() as nursery:
+        background = Background()
+        async with background.running():
             history = History(
                 volume.store,
                 volume.keyring,
                 volume.replica,
                 volume.settings.cache_dir / "gc",
                 volume.params.chunk_size,
-                Spawner(nursery.start_soon),
+                background,
                 keep=1,
             )
             for done, sequence in enumerate(self._snapshots):
@@ -289,11 +290,10 @@ class _Collection:
                     )
                 self._kept.update(names)
             history.close()
-            nursery.cancel_scope.cancel()
 
     # ---- marking ----------------------------------------------------------------------------
 
-    def _young(self, pack: Pack) -> bool:
+    def _young(self, pack: PackRow) -> bool:
         """Whether a pack is new, or on its way: what names it may be about to be committed."""
         if pack.pack in self._volume.stage.blocked:
             return True
@@ -626,7 +626,7 @@ class _Mover:
         self.moved_bytes = 0
         self.notes: list[str] = []
 
-    async def move(self, pack: Pack) -> None:
+    async def move(self, pack: PackRow) -> None:
         """Copy every chunk of *pack* that is named."""
         whole = True
         for group in _groups(self._chunks(pack.pack)):
@@ -648,7 +648,7 @@ class _Mover:
         )
         return [Extent(0, r[2], number, r[0], r[1], r[2], 0, r[3], None) for r in rows]
 
-    async def _move_group(self, pack: Pack, group: list[Extent]) -> bool:
+    async def _move_group(self, pack: PackRow, group: list[Extent]) -> bool:
         volume = self._volume
         start = group[0].offset
         length = max(extent.offset + extent.sealed for extent in group) - start
@@ -678,7 +678,7 @@ class _Mover:
 
 
 def _open(
-    keyring: Keyring, pack: Pack, group: list[Extent], start: int, body: bytes
+    keyring: Keyring, pack: PackRow, group: list[Extent], start: int, body: bytes
 ) -> tuple[list[tuple[Extent, bytes | memoryview]], list[str]]:
     """The data of the chunks that are whole, and what is to be said of the others."""
     key = keyring.pack_key(pack.name, pack.epoch)

@@ -35,7 +35,8 @@ from megafs.journal.checkpoint import Manifest
 from megafs.stores.abilities import uncached
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.limit import BACKGROUND, Pace, Priority
-from megafs.tree.tree import Extent, Pack
+from megafs.tree.schema import PackRow
+from megafs.tree.tree import Extent
 from megafs.volume import header as headers
 from megafs.volume import header_store
 from megafs.volume.open import Volume
@@ -209,7 +210,7 @@ class _Scrub:
             )
         ]
 
-    async def _group(self, pack: Pack, group: list[Extent]) -> None:
+    async def _group(self, pack: PackRow, group: list[Extent]) -> None:
         name = chunk_format.pack_name(pack.name)
         if pack.pack in self._volume.stage.blocked:
             return  # not in the store yet
@@ -361,7 +362,7 @@ class _Scrub:
 
 
 def _verify(
-    keyring: Keyring, pack: Pack, group: list[Extent], start: int, body: bytes
+    keyring: Keyring, pack: PackRow, group: list[Extent], start: int, body: bytes
 ) -> list[tuple[int, str]]:
     """The chunks of *group* that are not whole: (offset, why)."""
     key = keyring.pack_key(pack.name, pack.epoch)

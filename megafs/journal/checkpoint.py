@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 from itertools import islice
 from typing import Any, Final
 
@@ -190,12 +191,13 @@ async def load(
     jobs = [(table, entry) for table in REPLICATED for entry in manifest.tables.get(table.name, ())]
     total = len(jobs)
     done = 0
-    async for table, rows in _fetched(store, replica.keyring, jobs):
-        marks = ",".join("?" * len(table.columns))
-        replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
-        done += 1
-        if progress is not None:
-            progress(done, total)
+    async with aclosing(_fetched(store, replica.keyring, jobs)) as fetched:
+        async for table, rows in fetched:
+            marks = ",".join("?" * len(table.columns))
+            replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
+            done += 1
+            if progress is not None:
+                progress(done, total)
     tables = {
         name: [Part(tuple(p.low), p.object, p.digest, p.size, p.rows) for p in parts]
         for name, parts in manifest.tables.items()
@@ -206,7 +208,7 @@ async def load(
 
 async def _fetched(
     store: ObjectStore, keyring: Keyring, jobs: list[tuple[Any, PartEntry]]
-) -> AsyncIterator[tuple[Any, list[list[Any]]]]:
+) -> AsyncGenerator[tuple[Any, list[list[Any]]], None]:
     """Fetch parts, a group at a time, and give them in order, so that inserts append."""
     for group in _groups(jobs):
         rows: list[list[list[Any]]] = [[] for _ in group]
@@ -342,10 +344,11 @@ class Checkpointer:
         async with one_error_nursery() as nursery:
             for table in REPLICATED:
                 for low, high in plan.runs[table.name]:
-                    async for begin, rows in _run(reader, table, low, high):
-                        holder = object()
-                        await room.acquire_on_behalf_of(holder)
-                        nursery.start_soon(put, table.name, begin, rows, holder)
+                    async with aclosing(_run(reader, table, low, high)) as parts_of_run:
+                        async for begin, rows in parts_of_run:
+                            holder = object()
+                            await room.acquire_on_behalf_of(holder)
+                            nursery.start_soon(put, table.name, begin, rows, holder)
         for parts in result.values():
             parts.sort(key=lambda part: part.low)
             if parts:
@@ -377,7 +380,7 @@ def _seal_part(keyring: Keyring, part_id: bytes, rows: list[tuple[Any, ...]]) ->
 
 async def _run(
     reader: apsw.Connection, table: Any, low: Key, high: Key | None
-) -> AsyncIterator[tuple[Key, list[tuple[Any, ...]]]]:
+) -> AsyncGenerator[tuple[Key, list[tuple[Any, ...]]], None]:
     """The rows with low <= key < high, in parts: (where it begins, its rows)."""
     after: Key | None = None
     while True:

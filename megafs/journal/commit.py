@@ -23,6 +23,8 @@ from megafs import compression
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, TooNew
+from megafs.tree.changeset import Changes
+from megafs.tree.schema import SequenceNumber
 
 FORMAT: Final = 1
 #: The largest object that is read as a commit; the writer stays far below.
@@ -54,17 +56,40 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     sig: bytes | None = None
 
 
+class VerifiedCommit(msgspec.Struct):
+    """A commit that was read from the store, opens, and follows the one before it.
+
+    hash: of its object, which the next commit names.
+    """
+
+    sequence: SequenceNumber
+    hash: bytes
+    commit: Commit
+    _changes: Changes | None = None
+
+    @property
+    def changes(self) -> Changes:
+        """What it does to the tree: decompressed and decoded once, until `forget_changes`."""
+        if self._changes is None:
+            self._changes = Changes.of(unpack_changeset(self.commit))
+        return self._changes
+
+    def forget_changes(self) -> None:
+        """They are applied: give the memory back (several times the size of the object)."""
+        self._changes = None
+
+
 def object_name(sequence: int) -> str:
     """The name of the commit with that number; numbers begin at 1."""
     return f"commits/{sequence:016d}"
 
 
-def sequence_of(name: str) -> int:
+def sequence_of(name: str) -> SequenceNumber:
     """The number in a commit's name; Corrupt if it is not one."""
     prefix, _, digits = name.partition("/")
     if prefix != "commits" or len(digits) != 16 or not digits.isdecimal():
         raise Corrupt(f"{name}: not the name of a commit")
-    return int(digits)
+    return SequenceNumber(int(digits))
 
 
 def genesis(fsid: bytes) -> bytes:

@@ -30,7 +30,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import apsw
 import msgspec
@@ -40,12 +40,13 @@ from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full, Refused
 from megafs.journal.checkpoint_parts import Part, Parts
-from megafs.journal.commit import Commit, genesis, unpack_changeset
+from megafs.journal.commit import Commit, VerifiedCommit, genesis
 from megafs.journal.operation_log import OperationLog, Piece, Restore
 from megafs.tree import ops as tree_ops
+from megafs.tree.changeset import Changes
 from megafs.tree.merge import Merge, View
 from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
-from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION
+from megafs.tree.schema import BY_NAME, INDEXES, LOCAL, REPLICATED, SCHEMA_VERSION, Ino
 from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Ticket(Struct):
     """
 
     refused: Refused | None = None
-    ino: int = 0
+    ino: Ino = Ino(0)
 
 
 class News(Struct):
@@ -113,9 +114,9 @@ class News(Struct):
     contents: inodes whose bytes changed.  notes: conflicts that were settled.
     """
 
-    inodes: set[int] = field(default_factory=set)
-    names: set[tuple[int, bytes]] = field(default_factory=set)
-    contents: set[int] = field(default_factory=set)
+    inodes: set[Ino] = field(default_factory=set)
+    names: set[tuple[Ino, bytes]] = field(default_factory=set)
+    contents: set[Ino] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
 
 
@@ -159,15 +160,31 @@ def _whole(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+class ChunksForLog(Protocol):
+    """Sealed chunks that lie in a staged pack which nobody syncs (chunks/unlogged.py)."""
+
+    def take(self, extent: Extent) -> bytes | None:
+        """The chunk that *extent* names, if it has to go into the log with the operation."""
+
+
 class Replica:
     """One machine's copy of the tree of a volume.
+
+    longest: no extent is longer, in bytes.  mount, host: the number and the name of this mount.
+    unlogged_chunks: small chunks to be written to the log with the operations that name them.
 
     tree: reads go there directly.  sequence, head: the last commit applied and its hash.
     batch: the last sealed batch; committed: the last one that is in the journal.
     """
 
     def __init__(
-        self, directory: Path, keyring: Keyring, longest: int, mount: int, host: str
+        self,
+        directory: Path,
+        keyring: Keyring,
+        longest: int,
+        mount: int,
+        host: str,
+        unlogged_chunks: ChunksForLog | None = None,
     ) -> None:
         self.directory = directory
         self.keyring = keyring
@@ -176,8 +193,7 @@ class Replica:
         self.path = directory / "replica.db"
         self.oplog = OperationLog(directory, keyring, mount)
         self._longest = longest
-        #: A chunk that has to go into the log with the operation that names it, or None (stage.py).
-        self.chunk_for_log: Callable[[Extent], bytes | None] = lambda extent: None
+        self._unlogged_chunks = unlogged_chunks
         # Batches of this process are numbered by the time it began at least: should this state be
         # an old copy (a power cut, a backup), no number stands for two batches in the journal.
         self._floor = clock.now_ns() // 1000
@@ -435,7 +451,7 @@ class Replica:
         if ticket is not None:
             self._tickets[len(self._ops)] = ticket
             if isinstance(op, Create):
-                ticket.ino = op.ino
+                ticket.ino = Ino(op.ino)
         self._ops.append(op)
         self._packs.update(piece.pack for piece in op.laid() if piece.pack)
 
@@ -463,7 +479,7 @@ class Replica:
         return [bytes(name) for name in found if name is not None]
 
     @property
-    def undecided(self) -> set[int]:
+    def undecided(self) -> set[Ino]:
         """The files whose making may still be refused, visible as they are on this machine."""
         waiting = (self._tickets, *self._batch_tickets.values())
         return {t.ino for tickets in waiting for t in tickets.values() if t.ino}
@@ -501,11 +517,14 @@ class Replica:
 
     def _pieces(self, ops: Iterable[Operation]) -> list[Piece]:
         """The small chunks that these name and nobody syncs."""
+        unlogged = self._unlogged_chunks
+        if unlogged is None:
+            return []
         return [
             (extent.pack, extent.offset, sealed)
             for op in ops
             for extent in op.laid()
-            if extent.pack and (sealed := self.chunk_for_log(extent)) is not None
+            if extent.pack and (sealed := unlogged.take(extent)) is not None
         ]
 
     @_whole
@@ -600,7 +619,7 @@ class Replica:
         """Our commit is in the journal: its batches are no longer pending."""
         assert sequence == self.sequence + 1
         self.seal()
-        self._note_changes(changeset, None)
+        self._note_changes(Changes.of(changeset), None)
         self._forget_batches(commit.last_batch)
         self._add_history(sequence, digest, commit)
         self._put_state()
@@ -643,44 +662,23 @@ class Replica:
         ).fetchone()
         return row if row is not None else (0, "", 0)
 
-    def touched(self, commits: Iterable[Commit]) -> set[int]:
+    def touched(self, commits: Iterable[VerifiedCommit]) -> set[Ino]:
         """The inodes that commits change, whatever they change of them."""
-        found: set[int] = set()
-        commits = list(commits)
-        changesets = [unpack_changeset(commit) for commit in commits]
-        if any(commit.mount == self.mount for commit in commits):
+        found: set[Ino] = set()
+        ours = False
+        for verified in commits:
+            found |= verified.changes.touched
+            ours = ours or verified.commit.mount == self.mount
+        if ours:
             # Batches of ours may have got there in another shape than they have here, should this
             # state be an old copy: what we built on them since is ours to keep.
-            changesets.extend(self._changeset(batch) for batch in self.pending)
-        for changeset in filter(None, changesets):
-            for change in apsw.Changeset.iter(changeset):
-                row = change.old if change.old is not None else change.new
-                assert row is not None
-                if isinstance(row[0], int) and change.name in (
-                    "inodes",
-                    "extents",
-                    "xattrs",
-                    "dirents",
-                ):
-                    found.add(row[0])
-                if change.name == "dirents":
-                    for values in (change.old, change.new):
-                        if values is not None and isinstance(values[2], int):
-                            found.add(values[2])
+            for batch in self.pending:
+                found |= Changes.of(self._changeset(batch)).touched
         return found
 
-    def removed(self, commits: Iterable[Commit]) -> set[int]:
-        """The inodes that commits remove."""
-        return {
-            int(change.old[0])  # type: ignore[arg-type]
-            for commit in commits
-            for change in apsw.Changeset.iter(unpack_changeset(commit))
-            if change.name == "inodes" and change.new is None and change.old is not None
-        }
-
     @_whole
-    def follow(self, commits: list[tuple[int, bytes, Commit]]) -> News:
-        """Apply commits that are in the journal: (sequence, hash, commit), without a gap.
+    def follow(self, commits: list[VerifiedCommit]) -> News:
+        """Apply commits that are in the journal, without a gap.
 
         This mount's pending operations are undone first and done again afterwards.  Raises Corrupt,
         with nothing changed, if a commit does not fit the rows before it.
@@ -693,7 +691,7 @@ class Replica:
         ours = list(self.pending)
         view = View()
         if ours:
-            view = View.of(self.tree, self.touched(commit for _, _, commit in commits))
+            view = View.of(self.tree, self.touched(commits))
         self._session.close()
         self._session = None
         self.db.execute("COMMIT")
@@ -711,15 +709,17 @@ class Replica:
         self.db.execute("BEGIN IMMEDIATE")
         try:
             self._undo(ours, news)
-            for sequence, digest, commit in commits:
+            for verified in commits:
+                sequence, commit = verified.sequence, verified.commit
                 if sequence != self.sequence + 1 or commit.prev != self.head:
                     raise Corrupt(f"commit {sequence} does not follow commit {self.sequence}")
-                changeset = unpack_changeset(commit)
-                self._apply(changeset, f"commit {sequence}")
-                self._note_changes(changeset, news, count=True)
+                changes = verified.changes
+                self._apply(changes.changeset, f"commit {sequence}")
+                self._note_changes(changes, news, count=True)
+                verified.forget_changes()
                 if commit.mount == self.mount:
                     self._forget_batches(commit.last_batch)
-                self._add_history(sequence, digest, commit)
+                self._add_history(sequence, verified.hash, commit)
             self._redo(view, news)
             self._put_state()
         except BaseException:
@@ -748,7 +748,7 @@ class Replica:
         for batch in reversed(batches):
             inverse = apsw.Changeset.invert(self._changeset(batch))
             self._apply(inverse, f"undoing batch {batch}")
-            self._note_changes(inverse, news, count=True)
+            self._note_changes(Changes.of(inverse), news, count=True)
 
     def _redo(self, view: View, news: News) -> None:
         for ino in [ino for ino in self.aliases if self.tree.find(ino) is not None]:
@@ -798,9 +798,7 @@ class Replica:
                     again.apply(self.tree)
                     done.insert(0, again)
         self._finish(batch, tree_ops.encode(done), len(done), packs)
-        changeset = self._changeset(batch)
-        if changeset:
-            self._note_changes(changeset, news)
+        self._note_changes(Changes.of(self._changeset(batch)), news)
 
     def _log_conflicts(self, notes: list[str], news: News) -> None:
         for note in notes:
@@ -935,50 +933,23 @@ class Replica:
         except apsw.Error as exc:
             raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
 
-    def _note_changes(self, changeset: bytes, news: News | None, count: bool = False) -> None:
-        """Go through a changeset once: parts to write anew, usage, what the kernel must forget.
+    def _note_changes(self, changes: Changes, news: News | None, count: bool = False) -> None:
+        """After a changeset: parts to write anew, usage, what the kernel must forget.
 
         count: it was applied as it is, so that the tree knows nothing of it yet.
         """
-        if not changeset:
-            return
-        marks: list[tuple[str, tuple[Any, ...]]] = []
-        for change in apsw.Changeset.iter(changeset):
-            name, old, new = change.name, change.old, change.new
-            row = old if old is not None else new
-            assert row is not None
-            table = BY_NAME.get(name)
-            if table is None:
-                raise Corrupt(f"a commit changes the table {name!r}, which is not of the tree")
-            marks.append((name, tuple(row[: table.key])))
-            if name == "packs" and new is None and old is not None:
-                self.tree.forget_pack(int(old[0]))  # type: ignore[arg-type]
-                self.gone_packs[int(old[0])] = (bytes(old[1]), int(old[2]))  # type: ignore[arg-type]
-            if name == "inodes":
-                if count:
-                    if old is None and new is not None:
-                        self.tree.charge(int(new[7]), 1)  # type: ignore[arg-type]
-                    elif new is None and old is not None:
-                        self.tree.charge(-int(old[7]), -1)  # type: ignore[arg-type]
-                    elif isinstance(new[7], int) and isinstance(old[7], int):  # type: ignore[index]
-                        self.tree.charge(new[7] - old[7])  # type: ignore[index]
-                if news is not None:
-                    ino = int(row[0])  # type: ignore[arg-type]
-                    news.inodes.add(ino)
-                    version = None if new is None else new[13]
-                    size = None if new is None else new[6]
-                    if old is not None and (
-                        new is None or isinstance(version, int) or isinstance(size, int)
-                    ):
-                        news.contents.add(ino)
-            elif news is not None:
-                if name == "dirents":
-                    entry = (int(row[0]), bytes(row[1]))  # type: ignore[arg-type]
-                    news.names.add(entry)
-                    self.tree.forget_name(*entry)
-                elif name == "xattrs":
-                    news.inodes.add(int(row[0]))  # type: ignore[arg-type]
-        self.parts.mark(marks)
+        for pack in changes.dropped_packs.values():
+            self.tree.forget_pack(pack.pack)
+            self.gone_packs[pack.pack] = (pack.name, pack.epoch)
+        if count:
+            self.tree.charge(changes.used, changes.files)
+        if news is not None:
+            news.inodes |= changes.inodes
+            news.contents |= changes.contents
+            news.names |= changes.names
+            for parent, name in changes.names:
+                self.tree.forget_name(parent, name)
+        self.parts.mark(changes.keys)
 
     # ---- checkpoints ------------------------------------------------------------------------
 
@@ -1102,7 +1073,7 @@ class Replica:
                 for batch in batches:
                     changeset = next(bytes(row[2]) for row in saved if row[0] == batch)
                     self._apply(changeset, f"batch {batch} again")
-                    self._note_changes(changeset, news, count=True)
+                    self._note_changes(Changes.of(changeset), news, count=True)
                 self.db.executemany("INSERT INTO pending VALUES(?,?,?,?)", saved)
                 self.pending = kept
             self._put_state()

@@ -23,12 +23,21 @@ import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from megafs.config import Settings, cache_home, parse_duration, parse_size, state_home
+from megafs.config import (
+    Atime,
+    Consistency,
+    Fsync,
+    Settings,
+    cache_home,
+    parse_duration,
+    parse_size,
+    state_home,
+)
 from megafs.errors import BadUsage
 from megafs.stores.drivers import known_options, owner_of
 
@@ -167,7 +176,7 @@ def _settings() -> Iterable[Option]:
         "setting",
         "When fsync(2) returns: `store`, when bytes and commit are in the store (default); `local`,"
         " when they are durable in the state directory.",
-        _choice("store", "local"),
+        _choice(*get_args(Fsync)),
         "fsync",
         example="local",
     )
@@ -177,7 +186,7 @@ def _settings() -> Iterable[Option]:
         "`close-to-open` (default): what others wrote is seen within the sync interval, conflicts"
         " become copies. `strict`: every operation on names is committed before it returns, so that"
         " O_EXCL, mkdir, link and rename are atomic across machines; each costs a round trip.",
-        _choice("close-to-open", "strict"),
+        _choice(*get_args(Consistency)),
         "consistency",
         example="strict",
     )
@@ -286,7 +295,7 @@ def _settings() -> Iterable[Option]:
     )
     yield Option("ro", "setting", "Mount read-only.", None, "read_only", True)
     yield Option("rw", "setting", "Mount read-write (default).", None, "read_only", False)
-    for name, text, fixed in (
+    access_times: tuple[tuple[str, str, Atime], ...] = (
         ("noatime", "Reading changes no access time (default).", "noatime"),
         (
             "relatime",
@@ -297,7 +306,8 @@ def _settings() -> Iterable[Option]:
         ("strictatime", "Every read changes the access time.", "strictatime"),
         ("norelatime", "The same as strictatime.", "strictatime"),
         ("nostrictatime", "The same as relatime.", "relatime"),
-    ):
+    )
+    for name, text, fixed in access_times:
         yield Option(name, "setting", text, None, "atime", fixed)
 
 

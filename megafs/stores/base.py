@@ -113,11 +113,24 @@ class ObjectStore(ABC):
         return Health()
 
 
-async def list_all(store: ObjectStore, prefix: str, after: str = "") -> AsyncIterator[Page]:
-    """Yield every page of a listing.  Iterate it with ``async for`` to its end, or break."""
-    while True:
-        page = await store.list(prefix, after)
-        yield page
-        if not page.more or not page.entries:
-            return
-        after = page.entries[-1].name
+def list_all(store: ObjectStore, prefix: str, after: str = "") -> AsyncIterator[Page]:
+    """Every page of a listing.  Iterate it with ``async for`` to its end, or leave it."""
+    return _Pages(store, prefix, after)
+
+
+class _Pages(AsyncIterator[Page]):
+    """Not an async generator: one that is left by break, return or cancellation stays suspended
+    until the garbage collector finds it, and trio has to close it then."""
+
+    def __init__(self, store: ObjectStore, prefix: str, after: str) -> None:
+        self._store, self._prefix, self._after = store, prefix, after
+        self._more = True
+
+    async def __anext__(self) -> Page:
+        if not self._more:
+            raise StopAsyncIteration
+        page = await self._store.list(self._prefix, self._after)
+        self._more = page.more and bool(page.entries)
+        if self._more:
+            self._after = page.entries[-1].name
+        return page

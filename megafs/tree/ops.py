@@ -21,7 +21,7 @@ import msgspec
 
 from megafs.errors import Corrupt, Refused
 from megafs.tree.inode import LINK_MAX, NAME_MAX, ROOT, Inode
-from megafs.tree.schema import BY_NAME
+from megafs.tree.schema import BY_NAME, DirentRow, InodeRow, PackRow
 from megafs.tree.tree import Extent, Tree
 
 RENAME_NOREPLACE = 1
@@ -515,15 +515,17 @@ class Mend(Operation, frozen=True, tag="mend"):
             marks = ",".join("?" * len(table.columns))
             tree.db.execute(f"INSERT INTO {table.name} VALUES({marks})", self.new)
         if table.name == "inodes":
-            before, after = self.old, self.new
+            before = None if self.old is None else InodeRow(*self.old)
+            after = None if self.new is None else InodeRow(*self.new)
             tree.charge(
-                (after[7] if after else 0) - (before[7] if before else 0),
+                (after.blocks if after else 0) - (before.blocks if before else 0),
                 int(after is not None) - int(before is not None),
             )
         elif table.name == "packs":
-            tree.forget_pack(row[0])
+            tree.forget_pack(PackRow(*row).pack)
         elif table.name == "dirents":
-            tree.forget_name(row[0], row[1])
+            entry = DirentRow(*row)
+            tree.forget_name(entry.parent, entry.name)
 
 
 AnyOperation = (

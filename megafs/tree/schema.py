@@ -10,42 +10,166 @@ ranges each belong to one mount (`ranges`): unique in the volume without asking 
 
 from __future__ import annotations
 
+from typing import NamedTuple, NewType
+
 from msgspec import Struct
 
 SCHEMA_VERSION = 2
 
+#: The number of an inode; 1 is the root directory.
+Ino = NewType("Ino", int)
+#: The number of a commit in the journal, from 1 on; 0 is the state before the first one.
+SequenceNumber = NewType("SequenceNumber", int)
+#: What the tree calls a pack; the object's name in the store is random (`PackRow.name`).
+PackNumber = NewType("PackNumber", int)
 
-class Table(Struct, frozen=True):
-    """A replicated table: its columns in order, and how many of the first ones are its key."""
+# A row of each replicated table.  Field for field the columns of the CREATE TABLE below, in order.
+# `rows` (tree/changeset.py) gives rows of an UPDATE in which the columns that stayed hold
+# `apsw.no_change`; every other source gives whole rows.
+
+
+class InodeRow(NamedTuple):
+    """nlink counts names (for a directory: 2 plus its subdirectories).
+
+    blocks is the sum of the lengths of the inode's extents, in bytes.  Times are nanoseconds.
+    target: where a symbolic link leads, else None.
+    """
+
+    ino: Ino
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    rdev: int
+    size: int
+    blocks: int
+    atime: int
+    mtime: int
+    ctime: int
+    btime: int
+    parent: Ino
+    version: int
+    target: bytes | None
+
+
+class DirentRow(NamedTuple):
+    """cookie: where readdir goes on.
+
+    A new name gets a new cookie, so a listing that is under way neither skips nor repeats the names
+    that stay.
+    """
+
+    parent: Ino
+    name: bytes
+    ino: Ino
+    cookie: int
+
+
+class XattrRow(NamedTuple):
+    """One extended attribute of an inode."""
+
+    ino: Ino
+    name: bytes
+    value: bytes
+
+
+class ExtentRow(NamedTuple):
+    """Where some bytes of a file are.
+
+    The file's bytes [start, start+length) are the bytes [skip, skip+length) of what is sealed at
+    [offset, offset+sealed) of the pack, `plain` bytes in all, or of `data` when pack is 0.
+    Extents of one inode never overlap, and none is longer than the volume's chunk size.
+    """
+
+    ino: Ino
+    start: int
+    length: int
+    pack: PackNumber
+    offset: int
+    sealed: int
+    plain: int
+    skip: int
+    digest: bytes | None
+    data: bytes | None
+
+
+class PackRow(NamedTuple):
+    """One pack object: its random 16-byte name and the epoch of the key that sealed it."""
+
+    pack: PackNumber
+    name: bytes
+    epoch: int
+
+
+class OrphanRow(NamedTuple):
+    """An inode without a name that a mount still has open."""
+
+    ino: Ino
+    mount: int
+
+
+class WriterRow(NamedTuple):
+    """The last batch of a mount that is in the journal: after a crash, what not to send again."""
+
+    mount: int
+    batch: int
+    host: str
+
+
+class RangeRow(NamedTuple):
+    """A range of numbers that belongs to one mount: see `Replica.number`."""
+
+    prefix: int
+    mount: int
+
+
+class SnapshotRow(NamedTuple):
+    """A name for a commit, so that the tree as of it is kept.  time: in ns."""
 
     name: str
-    columns: tuple[str, ...]
+    seq: SequenceNumber
+    time: int
+
+
+class GarbageRow(NamedTuple):
+    """A pack that nothing named when gc looked, since when (ns); it goes after the retention."""
+
+    pack: PackNumber
+    since: int
+
+
+AnyRow = (
+    InodeRow
+    | DirentRow
+    | XattrRow
+    | ExtentRow
+    | PackRow
+    | OrphanRow
+    | WriterRow
+    | RangeRow
+    | SnapshotRow
+    | GarbageRow
+)
+
+
+class Table(Struct, frozen=True):
+    """A replicated table: the type of its rows, and how many of the first columns are its key."""
+
+    name: str
+    row: type[AnyRow]
     key: int
     sql: str
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return self.row._fields
+
 
 REPLICATED = (
-    # nlink counts names (for a directory: 2 plus its subdirectories).  blocks is the sum of the
-    # lengths of the inode's extents.  target: of a symbolic link, what it says.
     Table(
         "inodes",
-        (
-            "ino",
-            "mode",
-            "nlink",
-            "uid",
-            "gid",
-            "rdev",
-            "size",
-            "blocks",
-            "atime",
-            "mtime",
-            "ctime",
-            "btime",
-            "parent",
-            "version",
-            "target",
-        ),
+        InodeRow,
         1,
         """CREATE TABLE inodes(
             ino INTEGER PRIMARY KEY, mode INTEGER NOT NULL, nlink INTEGER NOT NULL,
@@ -55,11 +179,9 @@ REPLICATED = (
             btime INTEGER NOT NULL, parent INTEGER NOT NULL, version INTEGER NOT NULL,
             target BLOB)""",
     ),
-    # cookie: where readdir goes on; a new name gets a new one, so a listing that is under way
-    # neither skips nor repeats the names that stay.
     Table(
         "dirents",
-        ("parent", "name", "ino", "cookie"),
+        DirentRow,
         2,
         """CREATE TABLE dirents(
             parent INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL,
@@ -67,18 +189,15 @@ REPLICATED = (
     ),
     Table(
         "xattrs",
-        ("ino", "name", "value"),
+        XattrRow,
         2,
         """CREATE TABLE xattrs(
             ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
             PRIMARY KEY(ino, name)) WITHOUT ROWID""",
     ),
-    # The file's bytes [start, start+length) are the bytes [skip, skip+length) of what is sealed at
-    # [offset, offset+sealed) of the pack, `plain` bytes in all, or of `data` when pack is 0.
-    # Extents of one inode never overlap, and none is longer than the volume's chunk size.
     Table(
         "extents",
-        ("ino", "start", "length", "pack", "offset", "sealed", "plain", "skip", "digest", "data"),
+        ExtentRow,
         2,
         """CREATE TABLE extents(
             ino INTEGER NOT NULL, start INTEGER NOT NULL, length INTEGER NOT NULL,
@@ -88,45 +207,41 @@ REPLICATED = (
     ),
     Table(
         "packs",
-        ("pack", "name", "epoch"),
+        PackRow,
         1,
         """CREATE TABLE packs(
             pack INTEGER PRIMARY KEY, name BLOB NOT NULL, epoch INTEGER NOT NULL)""",
     ),
-    # Inodes without a name that some mount still has open.
     Table(
         "orphans",
-        ("ino", "mount"),
+        OrphanRow,
         1,
         "CREATE TABLE orphans(ino INTEGER PRIMARY KEY, mount INTEGER NOT NULL)",
     ),
-    # The last batch of each mount that is in the journal: after a crash, what not to send again.
     Table(
         "writers",
-        ("mount", "batch", "host"),
+        WriterRow,
         1,
         """CREATE TABLE writers(
             mount INTEGER PRIMARY KEY, batch INTEGER NOT NULL, host TEXT NOT NULL)""",
     ),
     Table(
         "ranges",
-        ("prefix", "mount"),
+        RangeRow,
         1,
         "CREATE TABLE ranges(prefix INTEGER PRIMARY KEY, mount INTEGER NOT NULL)",
     ),
-    # Names given to a moment of the journal; kept as long as anyone wants that past.
     Table(
         "snapshots",
-        ("name", "seq", "time"),
+        SnapshotRow,
         1,
         """CREATE TABLE snapshots(
             name TEXT PRIMARY KEY NOT NULL, seq INTEGER NOT NULL, time INTEGER NOT NULL
             ) WITHOUT ROWID""",
     ),
-    # Packs that nothing named when gc looked, and since when (ns): they go after the retention.
     Table(
         "garbage",
-        ("pack", "since"),
+        GarbageRow,
         1,
         "CREATE TABLE garbage(pack INTEGER PRIMARY KEY, since INTEGER NOT NULL)",
     ),

@@ -17,6 +17,7 @@ import apsw
 
 from megafs.errors import Corrupt, Refused
 from megafs.tree.inode import ROOT, Inode
+from megafs.tree.schema import Ino, PackRow
 
 _INODE = (
     "ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime, parent, version"
@@ -60,14 +61,6 @@ class Dirent(NamedTuple):
     cookie: int
 
 
-class Pack(NamedTuple):
-    """A pack object: its random 16-byte name and the epoch of the key it was sealed under."""
-
-    pack: int
-    name: bytes
-    epoch: int
-
-
 class Tree:
     """Reads and changes the rows of a tree.
 
@@ -88,7 +81,7 @@ class Tree:
         self.longest = longest
         self.used = 0
         self.files = 0
-        self._packs: dict[int, Pack] = {}
+        self._packs: dict[int, PackRow] = {}
         self._remember = remember
         # Rows, not inodes: callers change the inodes they are given.
         self._inodes: dict[int, tuple[Any, ...]] = {}
@@ -124,11 +117,11 @@ class Tree:
         """*name* in *parent* may stand for something else now, or for nothing."""
         self._names.pop((parent, name), None)
 
-    def _keep_inode(self, row: tuple[Any, ...]) -> None:
+    def _keep_inode(self, ino: int, row: tuple[Any, ...]) -> None:
         if self._remember:
             if len(self._inodes) >= self._remember:
                 del self._inodes[next(iter(self._inodes))]
-            self._inodes[row[0]] = row
+            self._inodes[ino] = row
 
     def _keep_name(self, parent: int, name: bytes, ino: int) -> None:
         if self._remember:
@@ -145,7 +138,7 @@ class Tree:
             row = self.db.execute(f"SELECT {_INODE} FROM inodes WHERE ino=?", (ino,)).fetchone()
             if row is None:
                 return None
-            self._keep_inode(row)
+            self._keep_inode(ino, row)
         return Inode(*row)
 
     def inode(self, ino: int) -> Inode:
@@ -167,13 +160,11 @@ class Tree:
         known = self._names.get((parent, name))
         if known is not None:
             return known
-        row = self.db.execute(
+        ino: Ino | None = self.one(
             "SELECT ino FROM dirents WHERE parent=? AND name=?", (parent, name)
-        ).fetchone()
-        if row is None:
-            return None
-        ino: int = row[0]
-        self._keep_name(parent, name, ino)
+        )
+        if ino is not None:
+            self._keep_name(parent, name, ino)
         return ino
 
     def lookup(self, parent: int, name: bytes) -> Inode | None:
@@ -190,9 +181,10 @@ class Tree:
         ).fetchone()
         if row is None:
             return None
-        self._keep_name(parent, name, row[0])
-        self._keep_inode(row)
-        return Inode(*row)
+        found = Inode(*row)
+        self._keep_name(parent, name, found.ino)
+        self._keep_inode(found.ino, row)
+        return found
 
     def entries(self, parent: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries of a directory whose cookies follow *after*, by cookie."""
@@ -203,7 +195,7 @@ class Tree:
             " WHERE d.parent=? AND d.cookie>? ORDER BY d.cookie LIMIT ?",
             (parent, after, limit),
         )
-        return [(row[0], Inode(*row[2:]), row[1]) for row in rows]
+        return [(name, Inode(*attributes), cookie) for name, cookie, *attributes in rows]
 
     def names(self, parent: int) -> Iterator[Dirent]:
         """Every entry of a directory, by name."""
@@ -245,8 +237,8 @@ class Tree:
                 ).fetchone()
             if row is None:
                 return None
-            parts.append(row[1])
-            ino = row[0]
+            ino, name = row
+            parts.append(name)
         return b"/" + b"/".join(reversed(parts))
 
     def walk(self, path: bytes) -> int:
@@ -277,18 +269,19 @@ class Tree:
 
     def target(self, ino: int) -> bytes:
         """What a symbolic link says; EINVAL for anything else."""
-        row = self.db.execute("SELECT mode, target FROM inodes WHERE ino=?", (ino,)).fetchone()
+        row = self.db.execute("SELECT target FROM inodes WHERE ino=?", (ino,)).fetchone()
         if row is None:
             raise Refused(e.ENOENT)
-        if row[1] is None:
+        (target,) = row
+        if target is None:
             raise Refused(e.EINVAL)
-        return bytes(row[1])
+        return bytes(target)
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
-        row = self.db.execute(
+        found: bytes | None = self.one(
             "SELECT value FROM xattrs WHERE ino=? AND name=?", (ino, name)
-        ).fetchone()
-        return None if row is None else row[0]
+        )
+        return found
 
     def xattrs(self, ino: int) -> list[tuple[bytes, bytes]]:
         rows: list[Any] = self.db.execute(
@@ -322,7 +315,7 @@ class Tree:
         )
         return [Extent(*row) for row in rows]
 
-    def pack(self, number: int) -> Pack:
+    def pack(self, number: int) -> PackRow:
         """The pack of that number; Corrupt if an extent names one that was never recorded."""
         known = self._packs.get(number)
         if known is None:
@@ -331,7 +324,7 @@ class Tree:
             ).fetchone()
             if row is None:
                 raise Corrupt(f"the tree names pack {number}, which no commit recorded")
-            known = self._packs[number] = Pack(*row)
+            known = self._packs[number] = PackRow(*row)
             if len(self._packs) > 100_000:
                 self._packs.clear()
         return known
@@ -361,7 +354,7 @@ class Tree:
             inode.version,
         )
         self.db.execute("INSERT INTO inodes VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", (*row, target))
-        self._keep_inode(row)
+        self._keep_inode(inode.ino, row)
         self.charge(inode.blocks, 1)
 
     def remove_inode(self, ino: int) -> None:
@@ -396,7 +389,15 @@ class Tree:
             (time_ns, time_ns, links, ino),
         )
         if row is not None:  # forgotten by now, and soon wanted: many names are made in one place
-            self._keep_inode((*row[:2], row[2] + links, *row[3:9], time_ns, time_ns, *row[11:]))
+            ino, mode, nlink, uid, gid, rdev, size, blocks, atime, _, _, btime, parent, version = (
+                row
+            )
+            nlink += links
+            self._keep_inode(
+                ino,
+                (ino, mode, nlink, uid, gid, rdev, size, blocks, atime, time_ns, time_ns, btime,
+                 parent, version),
+            )  # fmt: skip
 
     def change_links(self, ino: int, by: int, time_ns: int) -> None:
         self.db.execute("UPDATE inodes SET nlink=nlink+?, ctime=? WHERE ino=?", (by, time_ns, ino))
@@ -439,10 +440,9 @@ class Tree:
     def clear_from(self, ino: int, start: int) -> int:
         """Make everything from *start* on a hole; return how many bytes were allocated there."""
         freed = self.clear_range(ino, start, start + self.longest)
-        row = self.db.execute(
-            "SELECT total(length) FROM extents WHERE ino=? AND start>=?", (ino, start)
-        ).fetchone()
-        rest = int(row[0]) if row is not None else 0
+        rest = int(
+            self.one("SELECT total(length) FROM extents WHERE ino=? AND start>=?", (ino, start))
+        )
         if rest:
             self.db.execute("DELETE FROM extents WHERE ino=? AND start>=?", (ino, start))
         return freed + rest
@@ -484,16 +484,20 @@ class Tree:
             (size, blocks, version, mtime, ctime, ino),
         )
         if row is not None:
-            new = (*row[:6], size, blocks, row[8], mtime, ctime, *row[11:13], version)
-            self._keep_inode(new)
+            ino, mode, nlink, uid, gid, rdev, _, _, atime, _, _, btime, parent, _ = row
+            self._keep_inode(
+                ino,
+                (ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime, btime,
+                 parent, version),
+            )  # fmt: skip
 
     def add_orphan(self, ino: int, mount: int) -> None:
         self.db.execute("INSERT OR REPLACE INTO orphans VALUES(?,?)", (ino, mount))
 
-    def orphans(self, mount: int) -> list[int]:
+    def orphans(self, mount: int) -> list[Ino]:
         """The inodes without a name that *mount* kept open."""
         rows = self.db.execute("SELECT ino FROM orphans WHERE mount=? ORDER BY ino", (mount,))
-        return [row[0] for row in rows]
+        return [Ino(ino) for (ino,) in rows]
 
     def add_pack(self, number: int, name: bytes, epoch: int) -> None:
         self.db.execute("INSERT OR IGNORE INTO packs VALUES(?,?,?)", (number, name, epoch))
@@ -528,4 +532,5 @@ class Tree:
         """Set `used` and `files` from the rows: O(inodes); for a replica just built."""
         row = self.db.execute("SELECT total(blocks), count(*) FROM inodes").fetchone()
         assert row is not None
-        self.used, self.files = int(row[0]), row[1]
+        used, self.files = row
+        self.used = int(used)

@@ -85,8 +85,17 @@ class Derivation:
         )
 
     def end(self) -> None:
-        """Nobody wants the key any more.  After a fork it ends by itself: it is not our child."""
+        """Nobody wants the key any more; who waits in `result`, in another thread, gets Fault.
+
+        After a fork it ends by itself: it is not our child.
+        """
         self._child.kill()
+
+    def discard(self) -> None:
+        """As `end`, when nobody waits in `result`: leave no zombie and no open pipe."""
+        self._child.kill()
+        with self._child:  # its end closes the pipe and waits
+            pass
 
 
 class Deriver:
@@ -115,7 +124,7 @@ class Deriver:
                 finally:
                     self._now = None
             else:
-                early.end()
+                early.discard()
         if cost.memory <= IN_PLACE:
             return kdf.derive(task)
         if self._ended:
@@ -129,9 +138,11 @@ class Deriver:
     def end(self) -> None:
         """Whoever waited has left: stop the work; from another thread."""
         self._ended = True
-        for child in (self._now, self._early):
-            if child is not None:
-                child.end()
+        if self._now is not None:
+            self._now.end()
+        early, self._early = self._early, None
+        if early is not None:
+            early.discard()
 
 
 def begin(url: str, credential: Credential, state_dir: Path) -> Derivation | None:

@@ -492,3 +492,5 @@ async def test_fsync_with_nothing_new_after_a_rebuild_returns(
         with trio.fail_after(5):
             await volume.fs.fsync(fh, False)
         await volume.fs.release(fh)
+        assert volume.replica.pending == {}
+        assert await read_file(volume.fs, "x") == b"1"

@@ -16,7 +16,7 @@ from megafs.errors import Corrupt, Unavailable
 from megafs.fs.filesystem import Invalidation
 from megafs.journal import commit as commit_format
 from megafs.journal import head
-from megafs.journal.commit import object_name, open_commit
+from megafs.journal.commit import VerifiedCommit, object_name, open_commit
 from megafs.stores.memory import MemoryStore
 from megafs.volume.open import Volume
 from tests.fakes.faulty import Fault, Faulty
@@ -142,13 +142,13 @@ async def test_followers_apply_in_order_and_hear_what_changed(
         seen: list[int] = []
         follow = b.replica.follow
 
-        def noted(commits: list[tuple[int, bytes, commit_format.Commit]]) -> object:
-            seen.extend(sequence for sequence, _, _ in commits)
+        def noted(commits: list[VerifiedCommit]) -> object:
+            seen.extend(verified.sequence for verified in commits)
             return follow(commits)
 
         b.replica.follow = noted  # type: ignore[assignment, method-assign]
         told: list[Invalidation] = []
-        b.fs.on_invalidate = told.extend
+        b.fs.attach_kernel(told.extend)
         b.fs.remember(1)
         first = a.replica.sequence + 1
         for n in range(40):

@@ -65,7 +65,9 @@ def test_links_lead_to_one_name(place: Path) -> None:
 def test_another_filesystem_may_lie_below(place: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "x", place], check=True)
     mountpoint.check(str(place), nonempty=False)
+    assert mountpoint.find(str(place)) is not None  # it was not taken for what a dead mount left
     mountpoint.unmount(str(place))
+    assert mountpoint.find(str(place)) is None
 
 
 def test_unmounting_what_is_in_use_or_not_there(place: Path) -> None:

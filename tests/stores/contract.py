@@ -128,8 +128,10 @@ class StoreContract:
         assert await store.get("packs/ab/one", 0, 10) == b"2"
 
     async def test_deleting_what_is_not_there_is_no_error(self, store):
+        await store.put_new("packs/ab/x", b"x")
         await store.delete("packs/ab/none")
         await store.delete("nothing/like/it")
+        assert await names(store) == ["packs/ab/x"]
 
     async def test_an_empty_store_lists_nothing(self, store):
         page = await store.list("")

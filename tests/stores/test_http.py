@@ -226,10 +226,16 @@ async def test_cancelled_requests_lose_no_connection(server: Proxy) -> None:
 
         server.heal()
         server.always(Answer(200, body=b"fine"))
+        bodies: list[bytes] = []
+
+        async def whole() -> None:
+            bodies.append((await session.request("GET", "/a", {}, limit=9)).body)
+
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 for _ in range(20):
-                    nursery.start_soon(lambda: session.request("GET", "/a", {}, limit=9))
+                    nursery.start_soon(whole)
+        assert bodies == [b"fine"] * 20
 
 
 async def test_a_connection_that_dies_as_it_is_taken_costs_only_writes(transport: str) -> None:

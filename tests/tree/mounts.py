@@ -13,11 +13,12 @@ from megafs import clock
 from megafs.crypto.volume_keys import FSID_SIZE, Keyring, digest
 from megafs.errors import Refused
 from megafs.journal import commit as commit_format
-from megafs.journal.commit import Commit
+from megafs.journal.commit import Commit, VerifiedCommit
 from megafs.journal.replica import News, Replica
 from megafs.stores.memory import MemoryStore
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
+from megafs.tree.schema import SequenceNumber
 from megafs.tree.tree import Extent
 from megafs.volume.create import write_first_commit
 
@@ -37,7 +38,7 @@ class Journal:
     def __init__(self) -> None:
         data = _first()
         first = commit_format.open_commit(KEYRING, 1, data)
-        self.commits: list[tuple[int, bytes, Commit]] = [(1, digest(data), first)]
+        self.commits = [VerifiedCommit(SequenceNumber(1), digest(data), first)]
 
 
 class Mount:
@@ -77,7 +78,9 @@ class Mount:
                 commit_format.pack_changeset(candidate.changeset),
             )
             data = commit_format.seal(KEYRING, sequence, commit)
-            self.journal.commits.append((sequence, digest(data), commit))
+            self.journal.commits.append(
+                VerifiedCommit(SequenceNumber(sequence), digest(data), commit)
+            )
             replica.won(sequence, digest(data), commit, candidate.changeset)
 
     # ---- what programs do -------------------------------------------------------------------

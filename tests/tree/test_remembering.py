@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from megafs.errors import Corrupt, Full, Refused
 from megafs.journal import replica as replica_module
+from megafs.journal.commit import VerifiedCommit
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
 from megafs.tree.ops import RENAME_EXCHANGE
+from megafs.tree.schema import SequenceNumber
 from megafs.tree.tree import Tree
 from tests.tree.mounts import LONGEST, Journal, Mount
 
@@ -138,9 +140,10 @@ class Watched:
         """Commits are applied, and given up when the last one does not fit."""
         commits = self.mount.journal.commits[self.mount.replica.sequence :]
         if commits:
-            sequence, digest, commit = commits[-1]
+            last = commits[-1]
+            bad = VerifiedCommit(SequenceNumber(last.sequence + 2), last.hash, last.commit)
             with pytest.raises(Corrupt):
-                self.mount.replica.follow([*commits, (sequence + 2, digest, commit)])
+                self.mount.replica.follow([*commits, bad])
 
 
 @pytest.fixture(autouse=True, params=[3, 1000])

@@ -100,6 +100,10 @@ async def test_a_header_that_asks_for_something_else_is_derived_for_again(
 
     assert unlocked.header == changed
     assert [task.salt for task in started] == [ONE[8:], TWO[8:]]
+    assert early is not None
+    assert early._child.returncode is not None  # no zombie of the one begun in vain
+    assert early._child.stdout is not None
+    assert early._child.stdout.closed
 
 
 async def test_what_came_early_opens_nothing_that_is_refused(tmp_path: Path) -> None:
