@@ -151,12 +151,22 @@ class HttpxAnswer:
 class _Pieces(httpx.AsyncByteStream):
     """A request's body, sent without a copy of the whole."""
 
+    # An iterator rather than a generator, which would be left unfinished by a cancelled request.
+
     def __init__(self, body: memoryview) -> None:
         self._body = body
+        self._at = 0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for at in range(0, len(self._body), _PIECE):
-            yield self._body[at : at + _PIECE]  # type: ignore[misc]  # h11 takes any buffer
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._at = 0
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = self._body[self._at : self._at + _PIECE]
+        if not piece:
+            raise StopAsyncIteration
+        self._at += len(piece)
+        return piece  # type: ignore[return-value]  # h11 takes any buffer
 
 
 def _proxy(url: str, scheme: str) -> httpx.Proxy:
