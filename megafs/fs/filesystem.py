@@ -33,7 +33,8 @@ from megafs.fs.ports import Replica, Stage, Writer
 from megafs.fs.repack import SOON, Repacker
 from megafs.fs.snapshot_view import FIRST_REAL, SnapshotView
 from megafs.fs.writeback import Writeback
-from megafs.journal.replica import News, Ticket
+from megafs.journal.batches import StrictOutcome
+from megafs.journal.rebase import RemoteChanges
 from megafs.tree import ops
 from megafs.tree.inode import (
     FILE_SIZE_MAX,
@@ -374,7 +375,7 @@ class FileSystem:
 
     def _create(
         self,
-        ticket: Ticket | None,
+        ticket: StrictOutcome | None,
         parent: int,
         name: bytes,
         mode: int,
@@ -431,7 +432,7 @@ class FileSystem:
         await self._named(lambda t: self._link(t, ino, parent, name))
         return self.getattr(ino)
 
-    def _link(self, ticket: Ticket | None, ino: int, parent: int, name: bytes) -> None:
+    def _link(self, ticket: StrictOutcome | None, ino: int, parent: int, name: bytes) -> None:
         self._may_write()
         ino, parent = self._real(ino), self._real(parent)
         self._replica.record(
@@ -441,7 +442,7 @@ class FileSystem:
     async def unlink(self, parent: int, name: bytes, caller: Caller) -> None:
         self._bury(await self._named(lambda t: self._unlink(t, parent, name)))
 
-    def _unlink(self, ticket: Ticket | None, parent: int, name: bytes) -> Inode:
+    def _unlink(self, ticket: StrictOutcome | None, parent: int, name: bytes) -> Inode:
         self._may_write()
         parent = self._real(parent)
         inode = self._child(parent, name)
@@ -458,7 +459,7 @@ class FileSystem:
     async def rmdir(self, parent: int, name: bytes, caller: Caller) -> None:
         self._bury(await self._named(lambda t: self._rmdir(t, parent, name)))
 
-    def _rmdir(self, ticket: Ticket | None, parent: int, name: bytes) -> Inode:
+    def _rmdir(self, ticket: StrictOutcome | None, parent: int, name: bytes) -> Inode:
         self._may_write()
         parent = self._real(parent)
         inode = self._child(parent, name)
@@ -486,7 +487,7 @@ class FileSystem:
 
     def _rename(
         self,
-        ticket: Ticket | None,
+        ticket: StrictOutcome | None,
         parent: int,
         name: bytes,
         new_parent: int,
@@ -531,7 +532,7 @@ class FileSystem:
         )
         return None if exchange else replaced
 
-    async def _named(self, change: Callable[[Ticket | None], T]) -> T:
+    async def _named(self, change: Callable[[StrictOutcome | None], T]) -> T:
         """Change names; with strict consistency, answer only when that is in the journal.
 
         Strict: a refusal may come from names that another mount has changed meanwhile, so the
@@ -543,7 +544,7 @@ class FileSystem:
             self._writer.poke()
             return result
         for attempt in range(_STRICT_ATTEMPTS):
-            ticket = Ticket()
+            ticket = StrictOutcome()
             no: Refused | None = None
             try:
                 result = change(ticket)
@@ -1080,7 +1081,7 @@ class FileSystem:
         for ino in removed & self._contents.keys():
             self._contents[ino].look_back()
 
-    def after_commits(self, news: News) -> None:
+    def after_commits(self, news: RemoteChanges) -> None:
         """Have the kernel forget what another mount's commits have changed."""
         for note in news.notes:
             self.errors.add(f"conflict: {note}")

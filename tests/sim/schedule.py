@@ -43,7 +43,7 @@ from megafs.config import KIB, Atime, Fsync, Parameters, Settings
 from megafs.errors import Corrupt, Fault, Refused, Unavailable, leaf
 from megafs.fs.contents import Contents, DirtyBlock
 from megafs.fs.filesystem import Caller, FileSystem, Invalidation
-from megafs.journal.replica import Ticket
+from megafs.journal.batches import StrictOutcome
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.tree import ops
@@ -319,7 +319,7 @@ class Machine:
         self.world.by_replica[id(volume.replica)] = self
         apply = volume.replica.record
 
-        def record(op: ops.Operation, ticket: Ticket | None = None) -> None:
+        def record(op: ops.Operation, ticket: StrictOutcome | None = None) -> None:
             destroys = self._destroys(op)
             apply(op, ticket)
             self.world.witness.destroyed |= destroys
