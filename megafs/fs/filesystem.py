@@ -36,7 +36,7 @@ from megafs.fs.open_files import CLOSED, LiveFile, OpenFile, OpenSnapshotFile, m
 from megafs.fs.orphans import Orphans
 from megafs.fs.requests import Caller, Invalidation, StatFs
 from megafs.fs.snapshot_view import SnapshotDirectory, SnapshotView, is_past
-from megafs.journal.replica import News
+from megafs.journal.rebase import RemoteChanges
 from megafs.tree.inode import NAME_MAX, ROOT, Inode, SetAttr
 
 #: statfs of a volume without quota: what most tools can still add up without overflowing.
@@ -303,7 +303,7 @@ class FileSystem:
         for ino in removed & self.core.files.keys():
             self.core.files[ino].keep_removed()
 
-    def after_commits(self, news: News) -> None:
+    def after_commits(self, news: RemoteChanges) -> None:
         """Have the kernel forget what another mount's commits have changed."""
         core, kernel = self.core, self.core.kernel
         for note in news.notes:

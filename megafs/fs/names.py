@@ -14,7 +14,7 @@ from megafs.fs.core import Core
 from megafs.fs.live_tree import LiveTree
 from megafs.fs.orphans import Orphans
 from megafs.fs.requests import Caller
-from megafs.journal.replica import Ticket
+from megafs.journal.batches import StrictOutcome
 from megafs.tree import ops
 from megafs.tree.inode import NAME_MAX, SYMLINK_MAX, Inode
 
@@ -57,7 +57,7 @@ class Names:
 
     def _create(
         self,
-        ticket: Ticket | None,
+        ticket: StrictOutcome | None,
         parent: int,
         name: bytes,
         mode: int,
@@ -114,7 +114,7 @@ class Names:
         await self._change(lambda t: self._link(t, ino, parent, name))
         return self._core.getattr(ino)
 
-    def _link(self, ticket: Ticket | None, ino: int, parent: int, name: bytes) -> None:
+    def _link(self, ticket: StrictOutcome | None, ino: int, parent: int, name: bytes) -> None:
         self._core.check_writable()
         ino, parent = self._core.changeable(ino), self._core.changeable(parent)
         self._replica.record(
@@ -124,7 +124,7 @@ class Names:
     async def unlink(self, parent: int, name: bytes) -> None:
         self._orphans.unlinked(await self._change(lambda t: self._unlink(t, parent, name)))
 
-    def _unlink(self, ticket: Ticket | None, parent: int, name: bytes) -> Inode:
+    def _unlink(self, ticket: StrictOutcome | None, parent: int, name: bytes) -> Inode:
         self._core.check_writable()
         parent = self._core.changeable(parent)
         inode = self._child(parent, name)
@@ -146,7 +146,7 @@ class Names:
     async def rmdir(self, parent: int, name: bytes) -> None:
         self._orphans.unlinked(await self._change(lambda t: self._rmdir(t, parent, name)))
 
-    def _rmdir(self, ticket: Ticket | None, parent: int, name: bytes) -> Inode:
+    def _rmdir(self, ticket: StrictOutcome | None, parent: int, name: bytes) -> Inode:
         self._core.check_writable()
         parent = self._core.changeable(parent)
         inode = self._child(parent, name)
@@ -168,7 +168,7 @@ class Names:
 
     def _rename(
         self,
-        ticket: Ticket | None,
+        ticket: StrictOutcome | None,
         parent: int,
         name: bytes,
         new_parent: int,
@@ -213,7 +213,7 @@ class Names:
         )
         return None if exchange else replaced
 
-    async def _change(self, change: Callable[[Ticket | None], T]) -> T:
+    async def _change(self, change: Callable[[StrictOutcome | None], T]) -> T:
         """Change names; with strict consistency, answer only when that is in the journal.
 
         Strict: a refusal may come from names that another mount has changed meanwhile, so the
@@ -225,7 +225,7 @@ class Names:
             self._writer.poke()
             return result
         for attempt in range(_STRICT_ATTEMPTS):
-            ticket = Ticket()
+            ticket = StrictOutcome()
             no: Refused | None = None
             try:
                 result = change(ticket)

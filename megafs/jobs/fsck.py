@@ -142,7 +142,7 @@ def _mounts_heard_of(volume: Volume) -> set[int]:
     since = clock.now_ns() - int(ORPHAN_GRACE * 1e9)
     replica = volume.replica
     alive = {replica.mount}
-    for mount, (beat, _) in volume.presence.others.items():
+    for mount, (beat, _) in volume.heartbeats.others.items():
         if beat.time_ns > since:
             alive.add(mount)
     for (mount,) in replica.db.execute("SELECT DISTINCT mount FROM history WHERE time>?", (since,)):

@@ -241,7 +241,7 @@ class _Collection:
         """See what is there: other mounts, objects, rows, what snapshots name."""
         volume = self._volume
         await registry.catch_up(volume)
-        await volume.presence.look()
+        await volume.heartbeats.look()
         # The listing first: whatever a mount uploads from here on is not in it, and so is safe.
         async for page in list_all(self._store, "packs/"):
             for entry in page.entries:
@@ -386,7 +386,7 @@ class _Collection:
         since = clock.now_ns() - int(self._limits.grace * 1e9)
         return [
             beat.host
-            for beat, _ in self._volume.presence.others.values()
+            for beat, _ in self._volume.heartbeats.others.values()
             if beat.time_ns > since and beat.sequence < sequence
         ]
 
@@ -413,11 +413,11 @@ class _Collection:
                 {"done": number * _DELETES, "total": len(doomed), "text": "packs deleted"}
             )
             await registry.catch_up(volume)
-            await volume.presence.look()
+            await volume.heartbeats.look()
             names = self._names()
             free = [entry for entry in batch if entry.name not in names]
             # However long ago it was heard of: what it holds is all it may ever have of its files.
-            held = {name for beat, _ in volume.presence.others.values() for name in beat.holds}
+            held = {name for beat, _ in volume.heartbeats.others.values() for name in beat.holds}
             ready = [entry for entry in free if _pack_id(entry.name) not in held]
             counts.waiting += len(free) - len(ready)
             await self._delete([entry.name for entry in ready])
@@ -432,7 +432,7 @@ class _Collection:
     async def _wait_for_mounts(self, sequence: int) -> bool:
         deadline = trio.current_time() + _WAIT_FOR_BEATS
         while True:
-            await self._volume.presence.look()
+            await self._volume.heartbeats.look()
             late = self._stragglers(sequence)
             if not late:
                 return True
@@ -514,7 +514,7 @@ class _Collection:
         reached = min(
             (
                 beat.sequence
-                for beat, _ in self._volume.presence.others.values()
+                for beat, _ in self._volume.heartbeats.others.values()
                 if beat.time_ns > since
             ),
             default=self._volume.replica.sequence,
@@ -593,7 +593,7 @@ class _Collection:
         since = clock.now_ns() - int(DEAD_BEAT * 1e9)
         old = [
             name_of(mount)
-            for mount, (beat, _) in self._volume.presence.others.items()
+            for mount, (beat, _) in self._volume.heartbeats.others.items()
             if beat.time_ns < since
         ]
         self.counts.removed_beats = len(old)

@@ -57,7 +57,7 @@ async def rotate(
         changed = await header_store.rotate(store, unlocked, after, profile=profile)
         on_new_keys(changed)
         if seen is not None:
-            newer = head.Seen(
+            newer = head.RememberedHead(
                 seen.fsid,
                 seen.sequence,
                 seen.hash,

@@ -23,8 +23,8 @@ from megafs.fs.filesystem import FileSystem
 from megafs.history.moments import scratch
 from megafs.jobs import salvage
 from megafs.jobs.salvage import Progress, Report
+from megafs.journal.batches import StrictOutcome
 from megafs.journal.follower import Subscriber
-from megafs.journal.replica import Ticket
 from megafs.stores.base import ObjectStore
 from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
@@ -57,7 +57,7 @@ class _FixedReplica:
     def number(self) -> NoReturn:
         raise Fault(_NOTHING_CHANGES)
 
-    def record(self, op: Operation, ticket: Ticket | None = None) -> NoReturn:
+    def record(self, op: Operation, ticket: StrictOutcome | None = None) -> NoReturn:
         raise Fault(_NOTHING_CHANGES)
 
     def log(self) -> int:

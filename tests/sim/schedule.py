@@ -45,7 +45,7 @@ from megafs.fs.dirty_block import DirtyBlock
 from megafs.fs.file_data import FileData
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.requests import Caller, Invalidation
-from megafs.journal.replica import Ticket
+from megafs.journal.batches import StrictOutcome
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.tree import ops
@@ -322,7 +322,7 @@ class Machine:
         self.world.by_replica[id(volume.replica)] = self
         apply = volume.replica.record
 
-        def record(op: ops.Operation, ticket: Ticket | None = None) -> None:
+        def record(op: ops.Operation, ticket: StrictOutcome | None = None) -> None:
             destroys = self._destroys(op)
             apply(op, ticket)
             self.world.witness.destroyed |= destroys
