@@ -44,7 +44,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from megafs.mount import control_client
+from megafs.mount import control_client, mount_record
+from megafs.mount.control_messages import MountStatus, StatusRequest
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import (
     Answer,
@@ -583,7 +584,7 @@ class _Asking:
     def __init__(self, machines: list[Machine]) -> None:
         self.seconds: list[float] = []
         self._counts: list[tuple[float, int]] = []
-        self._cards = [control_client.cards(machine.place / "run")[0] for machine in machines]
+        self._mounts = [mount_record.records(machine.place / "run")[0] for machine in machines]
         self._running = True
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
@@ -591,9 +592,10 @@ class _Asking:
     def _ask(self) -> None:
         while self._running:
             sent = 0
-            for card in self._cards:
+            for mount in self._mounts:
                 begin = time.monotonic()
-                sent += control_client.call(card, "status", patience=60)["store"]["requests"]
+                status = control_client.ask(mount, StatusRequest(), MountStatus, patience=60)
+                sent += status.store.requests
                 self.seconds.append(time.monotonic() - begin)
             self._counts.append((time.monotonic(), sent))
             time.sleep(0.5)

@@ -26,7 +26,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from megafs.mount import control_client
+from megafs.mount import control_client, mount_record
+from megafs.mount.control_messages import MountStatus, StatusRequest
 
 PASSPHRASE = "correct horse battery staple"
 ROOT = Path(__file__).parents[1]
@@ -298,11 +299,11 @@ class Megafs(Peer):
 
     def settled(self) -> bool:
         try:
-            (card,) = control_client.cards(self.place / "run")
-            said = control_client.call(card, "status")
+            (record,) = mount_record.records(self.place / "run")
+            status = control_client.ask(record, StatusRequest(), MountStatus)
         except Exception as exc:
             raise PeerFailed(f"status: {exc}") from exc
-        return not (said["staged_bytes"] or said["pending_operations"] or said["dirty_bytes"])
+        return not (status.staged_bytes or status.pending_operations or status.dirty_bytes)
 
     def umount(self, patience: float = 60.0) -> None:
         if self._process is not None:

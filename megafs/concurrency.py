@@ -1,4 +1,4 @@
-"""What tasks share: the one door to threads, and a nursery that raises one error.
+"""What tasks share: the one door to threads, background tasks, a nursery that raises one error.
 
 trio's autojump clock takes a running worker thread for idleness and jumps ahead, so every hop
 goes through `offload()`, which the tests run in place (`in_place()`).  A hop costs 90 to 170
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -83,6 +83,38 @@ async def one_error_nursery() -> AsyncIterator[trio.Nursery]:
         if isinstance(cause, Exception):
             raise cause from group
         raise  # a cancellation, which is for trio
+
+
+class Background:
+    """Starts tasks that end with whoever runs this, a mount mostly.
+
+    Made before the parts that start tasks, and run (`running`) when all of them are there.
+    """
+
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+
+    def start(self, work: Callable[..., Awaitable[object]], *args: object) -> bool:
+        """Start ``work(*args)``; return False, and do nothing, unless this is running."""
+        if self._nursery is None:
+            return False
+        self._nursery.start_soon(work, *args)
+        return True
+
+    @property
+    def is_running(self) -> bool:
+        return self._nursery is not None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[trio.Nursery]:
+        """Run for the block; leaving it cancels the tasks."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                yield nursery
+            finally:
+                self._nursery = None
+                nursery.cancel_scope.cancel()
 
 
 async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: bool = False) -> T:

@@ -10,8 +10,8 @@ from rich.pretty import Pretty
 from megafs.chunks.stage import StagedPack
 from megafs.config import Parameters, Settings
 from megafs.crypto import kdf
+from megafs.mount.lifecycle import MountRequest
 from megafs.mount.options import MountOptions
-from megafs.mount.session import Request
 from megafs.stores.s3.sigv4 import Credentials
 from megafs.volume.create import Formatted
 from megafs.volume.header import Credential, Header, Slot
@@ -28,7 +28,7 @@ HOLDERS = (
     SLOT,
     Header(b"fsid", 1, 1, 0, Parameters(), True, (SLOT,), b"mac", BYTES),
     Formatted(b"fsid", 1, True, Parameters(), SECRET),
-    Request("file:///x", "/mnt", MountOptions(Settings(Path("/s"), Path("/c"))), CREDENTIAL),
+    MountRequest("file:///x", "/mnt", MountOptions(Settings(Path("/s"), Path("/c"))), CREDENTIAL),
     StagedPack(1, b"name", 1, Path("/p"), 3, BYTES),
 )
 

@@ -6,7 +6,7 @@ removed once a commit names it: should this machine be away for long in between,
 collector of another take the pack for nobody's, it is uploaded again.  Until then reads of its
 chunks are answered from the file.  Nothing in it is plaintext.  What lies here survives kill -9;
 after `sync`, a power cut.  Small chunks need no sync of their pack: they travel in the log of
-operations with what names them (`take_unlogged`), and come back from there (`restore`).
+operations with what names them (unlogged.py), and come back from there (`restore`).
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.
@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
+from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
@@ -48,8 +49,6 @@ _PAUSE = 5.0
 _ADOPTION = 10.0
 #: What is worth a put of its own when nothing else is on its way to the store.
 _WORTH = 2 << 20
-#: Sealed bytes of small chunks that wait for the log of operations; what is more is synced.
-_UNLOGGED = 4 << 20
 #: Bytes after which the disk is asked again how much is free: a statvfs(2) takes 4 us on a local
 #: disk and may take far longer on others, beside the 20 us of a small write.
 _ROOM_STEP = 4 << 20
@@ -95,6 +94,7 @@ class Stage:
 
     directory: exists, ours alone.  number: gives numbers for packs.
     announce: told of every new pack before anything names it: (number, random id, epoch).
+    unlogged: given the small chunks, which the log of operations is to take.
     limit, min_free: bytes that may lie here, and that must stay free on the disk.
     uploads: packs that may be in memory at once, on their way.
     """
@@ -107,6 +107,7 @@ class Stage:
         *,
         number: Callable[[], int],
         announce: Callable[[int, bytes, int], None],
+        unlogged: UnloggedChunks,
         pack_size: int,
         compress: bool,
         limit: int,
@@ -120,6 +121,7 @@ class Stage:
         self._keyring = keyring
         self._number = number
         self._announce = announce
+        self._unlogged = unlogged
         self._pack_size = pack_size
         self._compress = compress
         self._limit = limit
@@ -135,8 +137,6 @@ class Stage:
         self._spent: list[int] = []  # to be closed
         self._leaving: set[Path] = set()  # to be removed when the disk cache has them
         self._unsynced: set[int] = set()
-        self._unlogged: dict[tuple[int, int], bytes] = {}
-        self._unlogged_size = 0
         self._restoring: dict[int, int] = {}
         self._new_files = False
         # Sealed bytes that packs were given so far, and up to how many there is room for them.
@@ -335,26 +335,10 @@ class Stage:
         except OSError as exc:
             raise Full(f"{self._directory}: {exc.strerror}") from exc
         if to_log:
-            self._log_later(pack.number, offset, sealed)
+            self._unsynced.update(self._unlogged.add(pack.number, offset, sealed))
         else:
             self._unsynced.add(pack.number)
         return Extent(0, length, pack.number, offset, size, length, 0, digest(sealed), None)
-
-    def _log_later(self, number: int, offset: int, sealed: bytes) -> None:
-        if self._unlogged_size + len(sealed) > _UNLOGGED:
-            # Many files at once, or flushes that came to nothing: sync as for large ones.
-            self._unsynced.update(pack for pack, _ in self._unlogged)
-            self._unlogged.clear()
-            self._unlogged_size = 0
-        self._unlogged[number, offset] = sealed
-        self._unlogged_size += len(sealed)
-
-    def take_unlogged(self, extent: Extent) -> bytes | None:
-        """The sealed chunk, if it has to go into the log of operations with what names it."""
-        sealed = self._unlogged.pop((extent.pack, extent.offset), None)
-        if sealed is not None:
-            self._unlogged_size -= len(sealed)
-        return sealed
 
     def sync(self) -> None:
         """Make durable against a power cut what was put and is not in the log; runs in a thread."""

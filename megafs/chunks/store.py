@@ -87,10 +87,18 @@ class ChunkStore:
     """Reads chunks of packs.
 
     limit: bytes of opened chunks that are kept.
+    earlier_pack: finds a pack that the present tree does not know, but a snapshot may.
     """
 
     def __init__(
-        self, store: ObjectStore, stage: StagedChunks, tree: Tree, keyring: Keyring, limit: int
+        self,
+        store: ObjectStore,
+        stage: StagedChunks,
+        tree: Tree,
+        keyring: Keyring,
+        limit: int,
+        *,
+        earlier_pack: Callable[[int], PackRow | None] = lambda number: None,
     ) -> None:
         self._store = store
         self._cache = RangeCache.of(store) or NoRangeCache()
@@ -112,8 +120,7 @@ class ChunkStore:
         self.misses = 0
         #: How often a reader came for what somebody else was fetching.
         self.awaited = 0
-        #: Asked for packs that the present tree does not know: the past may (fs/snapshot_view.py).
-        self.elsewhere: Callable[[int], PackRow | None] | None = None
+        self._earlier_pack = earlier_pack
 
     def remember(self, extent: Extent, data: Data) -> None:
         """Keep an opened chunk that somebody just wrote."""
@@ -419,7 +426,7 @@ class ChunkStore:
             try:
                 pack = self._tree.pack(number)
             except Corrupt:
-                found = self.elsewhere(number) if self.elsewhere is not None else None
+                found = self._earlier_pack(number)
                 if found is None:
                     raise
                 pack = found

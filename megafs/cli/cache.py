@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import asdict
 
 from megafs.cli import arguments, output
 from megafs.errors import BadUsage
-from megafs.mount import control_client
+from megafs.mount import control_client, mount_record
+from megafs.mount.control_messages import (
+    CacheClearRequest,
+    CacheClearResult,
+    MountStatus,
+    StatusRequest,
+)
+from megafs.mount.mount_record import MountRecord
+from megafs.mount.processes import is_running
 from megafs.stores.drivers import is_url
 
 
@@ -36,15 +45,15 @@ def show(
     as_json: bool,
 ) -> None:
     """Show how much is cached."""
-    card = _mounted(where)
-    if card is not None:
-        status = control_client.call(card, "status")
-        facts = {
-            "cache_bytes": status["cache_bytes"],
-            "cache_limit": status["cache_limit"],
-            "memory_cache_bytes": status.get("memory_cache_bytes"),
-            "directory": status["cache_dir"],
-            **status.get("cache", {}),
+    record = running_mount(where)
+    if record is not None:
+        status = control_client.ask(record, StatusRequest(), MountStatus)
+        facts: dict[str, Any] = {
+            "cache_bytes": status.cache_bytes,
+            "cache_limit": status.cache_limit,
+            "memory_cache_bytes": status.memory_cache_bytes,
+            "directory": status.cache_dir,
+            **status.cache,
         }
     else:
         directory, limit = _directory(where, options, state_dir, cache_dir)
@@ -74,32 +83,35 @@ def clear(
     as_json: bool,
 ) -> None:
     """Forget what is cached, on disk and in memory."""
-    card = _mounted(where)
-    if card is not None:
-        facts: dict[str, Any] = control_client.call(card, "cache-clear", patience=120.0)
+    record = running_mount(where)
+    if record is not None:
+        cleared = control_client.ask(record, CacheClearRequest(), CacheClearResult, patience=120.0)
     else:
         directory, _ = _directory(where, options, state_dir, cache_dir)
-        facts = {"before": _used(directory)}
+        before = _used(directory)
         shutil.rmtree(directory, ignore_errors=True)
-        facts["after"] = _used(directory)
+        cleared = CacheClearResult(before, _used(directory))
     if as_json:
-        output.show_json(facts)
+        output.show_json(asdict(cleared))
     else:
-        output.show(f"{output.size(facts['before'])} cleared")
+        output.show(f"{output.size(cleared.before)} cleared")
 
 
-def _mounted(where: str) -> control_client.MountRecord | None:
-    """Return the running mount that *where* names by mountpoint or by URL."""
+def running_mount(where: str) -> MountRecord | None:
+    """Return the record of the running mount that *where*, a mountpoint or URL, names.
+
+    None if no mount of this user has that URL; BadUsage if nothing is mounted at that mountpoint.
+    """
     if is_url(where):
-        cards = control_client.cards(control_client.runtime_dir())
-        return next((c for c in cards if c.url == where and control_client.is_running(c.pid)), None)
-    from megafs.cli.umount import find_card
+        found = mount_record.records(mount_record.runtime_dir())
+        return next((r for r in found if r.url == where and is_running(r.pid)), None)
+    from megafs.cli.umount import find_record
     from megafs.mount.mountpoint import canonical
 
-    card = find_card(canonical(where))
-    if card is None or not control_client.is_running(card.pid):
+    record = find_record(canonical(where))
+    if record is None or not is_running(record.pid):
         raise BadUsage(f"no megafs volume is mounted at {where}; for an unmounted one say its URL")
-    return card
+    return record
 
 
 def _directory(
@@ -115,11 +127,12 @@ def _directory(
 
 
 def _used(directory: Path) -> int:
+    """Return the bytes of disk that the files below *directory* take."""
     total = 0
-    for place, _, names in os.walk(directory):
+    for parent, _, names in os.walk(directory):
         for name in names:
             try:
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
             except OSError:
                 continue
     return total

@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import asdict
 
 from megafs.cli import arguments, output
 from megafs.lean import lean
 from megafs.mount.options import MountOptions, escape
+
+if TYPE_CHECKING:
+    from megafs.mount.daemon import MountFacts
 
 
 @click.command(name="mount", short_help="Mount a volume on a directory.")
@@ -92,31 +97,31 @@ def mount(
 
     _import_all(url)
     from megafs import logs
-    from megafs.mount import daemon, session
+    from megafs.mount import daemon, lifecycle
 
-    request = session.Request(url, at, options, credential, early)
+    request = lifecycle.MountRequest(url, at, options, credential, early)
     debug = debug or options.debug
 
-    def told(facts: dict[str, Any]) -> None:
+    def show(facts: MountFacts) -> None:
         if as_json:
-            output.show_json({"mountpoint": at, "url": url, **facts})
+            output.show_json({"mountpoint": at, "url": url, **asdict(facts)})
         elif not quiet:
-            _welcome(at, facts)
+            _show_facts(at, facts)
 
     if foreground:
         daemon.harden()
         logs.set_up(options.log or "stderr", debug=debug)
-        session.run(request, _Told(told))
+        lifecycle.run(request, _ShowAtTerminal(show))
         return
 
     at_terminal = options.log in (None, "syslog")
 
-    def serve(report: daemon.Report) -> None:
+    def serve(on_ready: daemon.ReadyListener) -> None:
         daemon.harden()
         # Until the directory is usable, what there is to say may be said here.
         logs.set_up("terminal" if at_terminal else str(options.log), debug=debug)
         os.chdir("/")
-        session.run(request, report)
+        lifecycle.run(request, on_ready)
 
     def ready() -> None:
         if at_terminal:
@@ -125,37 +130,37 @@ def mount(
             daemon.detach_output()
 
     keep = set() if early is None else {early.fileno()}
-    told(daemon.in_background(serve, ready, keep))
+    show(daemon.in_background(serve, ready, keep))
 
 
 def _import_all(url: str) -> None:
     """Import all that a mount is made of: while the key is derived, and before the fork."""
     with lean():
-        importlib.import_module("megafs.mount.session")
+        importlib.import_module("megafs.mount.lifecycle")
         importlib.import_module("megafs.stores.stack").preload(url)
 
 
-class _Told:
-    """Passes on to the terminal what the mount reports."""
+class _ShowAtTerminal:
+    """A `daemon.ReadyListener` for a mount in the foreground, whose stdout may be a log."""
 
-    def __init__(self, tell: Any) -> None:
-        self._tell = tell
+    def __init__(self, show: Callable[[MountFacts], None]) -> None:
+        self._show = show
 
-    def ready(self, **facts: Any) -> None:
+    def ready(self, facts: MountFacts) -> None:
         if sys.stdout.isatty():
-            self._tell(facts)
+            self._show(facts)
 
 
-def _welcome(at: str, facts: dict[str, Any]) -> None:
+def _show_facts(at: str, facts: MountFacts) -> None:
     """Say how fresh the volume is: a store that hides the newest commits shows here."""
     output.note(
-        f"mounted at {at}: commit {facts['sequence']} ({facts['head_words']}),"
-        f" {output.ago(facts['head_time'])} by {facts['head_host']}"
+        f"mounted at {at}: commit {facts.sequence} ({facts.head_words}),"
+        f" {output.ago(facts.head_time)} by {facts.head_host}"
     )
-    if facts.get("offline"):
+    if facts.offline:
         output.warn("the store did not answer: working with what this machine has")
-    if facts.get("staged_bytes") or facts.get("pending_operations"):
+    if facts.staged_bytes or facts.pending_operations:
         output.note(
-            f"{output.size(facts['staged_bytes'])} and {facts['pending_operations']} operations"
+            f"{output.size(facts.staged_bytes)} and {facts.pending_operations} operations"
             " from last time are on their way to the store"
         )

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from megafs.cli import arguments, output
 from megafs.mount import control_client
+from megafs.mount.control_messages import JobRequest
 
 #: Seconds without a word from the mount; it says where it is twice a second.
 PATIENCE = 120.0
@@ -41,13 +42,17 @@ def run(
     read_only: the job needs to commit nothing, so that a volume that is not mounted is opened
         without writing to it.
     """
-    from megafs.cli.cache import _mounted
+    from megafs.cli.cache import running_mount
 
-    card = _mounted(where)
+    record = running_mount(where)
     with progress(job) as step:
-        if card is not None:
-            return control_client.call(
-                card, "job", patience=PATIENCE, progress=step, job=job, args=args
+        if record is not None:
+            return control_client.ask(
+                record,
+                JobRequest(job=job, args=args),
+                dict[str, Any],
+                patience=PATIENCE,
+                progress=control_client.listener(dict[str, Any], step),
             )
         read = arguments.read(where, options, state_dir=state_dir, cache_dir=cache_dir, **secrets)
         from megafs.cli.passphrase import credential

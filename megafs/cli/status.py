@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TypeVar
 
 import click
 
 from megafs.cli import arguments, output
 from megafs.errors import BadUsage, MegafsError
-from megafs.mount import control_client, mountpoint
-from megafs.mount.control_client import Message, MountRecord
+from megafs.mount import control_client, mount_record, mountpoint
+from megafs.mount.control_messages import (
+    JsonObject,
+    MetricsRequest,
+    MetricsResult,
+    MountStatus,
+    StatusRequest,
+)
+from megafs.mount.mount_record import MountRecord
+from megafs.mount.processes import is_running
 
+T = TypeVar("T")
+
+#: Seconds that a mount has to answer, and its directory to respond.
 PATIENCE = 5.0
 
 
@@ -28,136 +39,151 @@ def command(mountpoint: str | None, metrics: bool, as_json: bool) -> None:
     if mountpoint is None:
         if metrics:
             raise BadUsage("--metrics needs a MOUNTPOINT")
-        told = [_ask(card) for card in _alive()]
+        found = _mounts()
         if as_json:
-            output.show_json(told)
-        elif told:
-            output.show("\n\n".join(_text(status) for status in told))
+            output.show_json([_json_of(record) for record in found])
+        elif found:
+            output.show("\n\n".join(_text(_status_of(record)) for record in found))
         else:
             output.note("nothing is mounted by this user")
         return
-    card = _find(mountpoint)
+    record = _find(mountpoint)
     if metrics:
-        output.show(
-            str(control_client.call(card, "metrics", patience=PATIENCE)["text"]).rstrip("\n")
-        )
-        return
-    status = control_client.call(card, "status", patience=PATIENCE)
-    if as_json:
-        output.show_json(status)
+        numbers = control_client.ask(record, MetricsRequest(), MetricsResult, patience=PATIENCE)
+        output.show(numbers.text.rstrip("\n"))
+    elif as_json:
+        output.show_json(_ask(record, JsonObject))
     else:
-        output.show(_text(status))
+        output.show(_text(_ask(record, MountStatus)))
 
 
 def _find(path: str) -> MountRecord:
-    from megafs.cli.umount import find_card
+    """Return the record of the running mount at *path*; BadUsage if there is none."""
+    from megafs.cli.umount import find_record
 
     at = mountpoint.canonical(path)
-    card = find_card(at)
-    if card is not None and control_client.is_running(card.pid):
-        return card
+    record = find_record(at)
+    if record is not None and is_running(record.pid):
+        return record
     there = mountpoint.find(at)
     if there is not None and there.fstype == mountpoint.FSTYPE:
         raise BadUsage(
             f"the mount at {at} is dead: megafs umount {at} cleans up"
-            if card is not None or not mountpoint.responds(at, PATIENCE)
+            if record is not None or not mountpoint.responds(at, PATIENCE)
             else f"the mount at {at} is another user's"
         )
     raise BadUsage(f"no megafs volume is mounted at {at}")
 
 
-def _alive() -> list[MountRecord]:
-    """Return the mounts of this user; forget those that ended without a word."""
-    directory = control_client.runtime_dir()
-    alive = []
-    for card in control_client.cards(directory):
-        if control_client.is_running(card.pid):
-            alive.append(card)
-        elif os.access(directory, os.W_OK) and mountpoint.find(card.mountpoint) is None:
-            control_client.remove_card(card)
+def _mounts() -> list[MountRecord]:
+    """Return the mounts of this user, dead ones too while the kernel still shows them.
+
+    The record of a dead mount that has left nothing at its mountpoint is removed.
+    """
+    directory = mount_record.runtime_dir()
+    found = []
+    for record in mount_record.records(directory):
+        if (
+            not is_running(record.pid)
+            and os.access(directory, os.W_OK)
+            and mountpoint.find(record.mountpoint) is None
+        ):
+            mount_record.remove_record(record)
         else:
-            alive.append(card)
-    return alive
+            found.append(record)
+    return found
 
 
-def _ask(card: MountRecord) -> Message:
+def _ask(record: MountRecord, kind: type[T]) -> T:
+    return control_client.ask(record, StatusRequest(), kind, patience=PATIENCE)
+
+
+def _json_of(record: MountRecord) -> JsonObject:
+    """Return the status for programs, whether the mount answers or not."""
     try:
-        return control_client.call(card, "status", patience=PATIENCE)
+        return _ask(record, JsonObject)
     except MegafsError as exc:
-        state = "not answering" if control_client.is_running(card.pid) else "dead"
         return {
-            "mountpoint": card.mountpoint,
-            "url": card.url,
-            "pid": card.pid,
-            "state": state,
+            "mountpoint": record.mountpoint,
+            "url": record.url,
+            "pid": record.pid,
+            "state": _state_unanswered(record),
             "errors": [{"text": str(exc)}],
         }
 
 
-def _text(status: dict[str, Any]) -> str:
-    head = f"{status['mountpoint']}  {status['url']}"
-    if "sequence" not in status:
-        pairs = [("state", f"{status['state']} (process {status['pid']})")]
-        if status["state"] == "dead":
-            pairs.append(("", f"megafs umount {status['mountpoint']} cleans up"))
-        return f"{head}\n{output.rows(pairs)}"
+def _status_of(record: MountRecord) -> MountStatus:
+    """Return the status for people, whether the mount answers or not."""
+    try:
+        return _ask(record, MountStatus)
+    except MegafsError:
+        return MountStatus(
+            record.mountpoint, record.url, record.pid, state=_state_unanswered(record)
+        )
+
+
+def _state_unanswered(record: MountRecord) -> str:
+    return "not answering" if is_running(record.pid) else "dead"
+
+
+def _text(status: MountStatus) -> str:
+    heading = f"{status.mountpoint}  {status.url}"
+    if status.sequence is None:
+        pairs = [("state", f"{status.state} (process {status.pid})")]
+        if status.state == "dead":
+            pairs.append(("", f"megafs umount {status.mountpoint} cleans up"))
+        return f"{heading}\n{output.rows(pairs)}"
     pairs = [
         ("state", _state(status)),
-        (
-            "head",
-            _head(status),
-        ),
+        ("head", _head(status)),
         ("staged", _staged(status)),
         ("store", _store(status)),
-        ("cache", f"{output.size(status['cache_bytes'])} of {output.size(status['cache_limit'])}"),
-        (
-            "volume",
-            f"{_used(status)}, {status['files']} files; {status['volume']}",
-        ),
+        ("cache", f"{output.size(status.cache_bytes)} of {output.size(status.cache_limit)}"),
+        ("volume", f"{_used(status)}, {status.files} files; {status.volume}"),
     ]
-    others = [m for m in status["mounts"] if not m.get("this")]
+    others = [mount for mount in status.mounts if not mount.this]
     if others:
-        pairs.append(("others", ", ".join(sorted({str(m["host"]) for m in others}))))
-    slow = {op: t for op, t in status.get("requests_waiting", {}).items() if t >= 5}
+        pairs.append(("others", ", ".join(sorted({mount.host for mount in others}))))
+    slow = {op: t for op, t in status.requests_waiting.items() if t >= 5}
     if slow:
         pairs.append(("waiting", ", ".join(f"{op} {output.span(t)}" for op, t in slow.items())))
-    for name, title in (("conflicts", "conflict"), ("errors", "error")):
-        for entry in status.get(name, [])[-5:]:
-            pairs.append((title, f"{output.ago(entry.get('time'))}: {entry['text']}"))
-    return f"{head}\n{output.rows(pairs)}"
+    for entries, title in ((status.conflicts, "conflict"), (status.errors, "error")):
+        for entry in entries[-5:]:
+            pairs.append((title, f"{output.ago(entry.time)}: {entry.text}"))
+    return f"{heading}\n{output.rows(pairs)}"
 
 
-def _head(status: dict[str, Any]) -> str:
-    by = f"{status['head_host']}{' (this machine)' if status.get('head_is_ours') else ''}"
-    when = output.ago(status["head_time"])
-    return f"commit {status['sequence']} ({status['head_words']}), {when} by {by}"
+def _head(status: MountStatus) -> str:
+    by = f"{status.head_host}{' (this machine)' if status.head_is_ours else ''}"
+    when = output.ago(status.head_time)
+    return f"commit {status.sequence} ({status.head_words}), {when} by {by}"
 
 
-def _used(status: dict[str, Any]) -> str:
-    return f"{output.size(status['used_bytes'])} of {output.size(status['quota'])}"
+def _used(status: MountStatus) -> str:
+    return f"{output.size(status.used_bytes)} of {output.size(status.quota)}"
 
 
-def _state(status: dict[str, Any]) -> str:
-    text = f"{status['state']}, process {status['pid']}, for {output.span(status['uptime'])}"
-    if status.get("frozen"):
-        return f"{text}; FROZEN, read-only: {status['frozen']}"
-    if status.get("read_only"):
+def _state(status: MountStatus) -> str:
+    text = f"{status.state}, process {status.pid}, for {output.span(status.uptime)}"
+    if status.frozen:
+        return f"{text}; FROZEN, read-only: {status.frozen}"
+    if status.read_only:
         text += "; read-only"
     return text
 
 
-def _staged(status: dict[str, Any]) -> str:
-    waiting, operations = status["staged_bytes"], status["pending_operations"]
+def _staged(status: MountStatus) -> str:
+    waiting, operations = status.staged_bytes, status.pending_operations
     if not waiting and not operations:
         return "nothing: everything is in the store"
     return f"{output.size(waiting)} and {operations} operations on their way to the store"
 
 
-def _store(status: dict[str, Any]) -> str:
-    store = status["store"]
-    text = str(store.get("state", "unknown"))
-    if status.get("offline"):
+def _store(status: MountStatus) -> str:
+    store = status.store
+    text = store.state
+    if status.offline:
         text += ", not reached since the mount"
-    if store.get("last_error") and store.get("state") != "ok":
-        text += f": {store['last_error']}"
+    if store.last_error and store.state != "ok":
+        text += f": {store.last_error}"
     return text

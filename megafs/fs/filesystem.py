@@ -24,6 +24,7 @@ from msgspec import Struct, field
 from megafs import clock
 from megafs.chunks.readahead import ReadAhead
 from megafs.chunks.store import ChunkStore
+from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.errors import Corrupt, Denied, Fault, Missing, NoStore, Refused, StoreError
 from megafs.fs import acl, snapshot_view
@@ -125,10 +126,13 @@ class _Listing(Struct):
     skip: tuple[int, int] = (0, 0)
 
 
-class Spawner(Struct):
-    """Starts tasks that end with the mount; set by whoever runs the filesystem."""
+class Below(Struct, frozen=True):
+    """What a filesystem stands on."""
 
-    start: Callable[..., None] | None = None
+    replica: Replica
+    chunks: ChunkStore
+    stage: Stage
+    writer: Writer
 
 
 class Errors(Struct):
@@ -144,7 +148,8 @@ class Errors(Struct):
 class FileSystem:
     """POSIX semantics over one replica, its chunks and its journal.
 
-    on_invalidate: told what the kernel must forget when other mounts changed something.
+    snapshots: what `.megafs` in the root shows; nothing if None.
+    dedup_key: for finding equal chunks, if the volume wants that.
     """
 
     root_ino: Final = ROOT
@@ -153,15 +158,15 @@ class FileSystem:
 
     def __init__(
         self,
-        replica: Replica,
-        chunks: ChunkStore,
-        stage: Stage,
-        writer: Writer,
+        below: Below,
         params: Parameters,
         settings: Settings,
+        background: Background,
         *,
+        snapshots: SnapshotView | None = None,
         dedup_key: bytes | None = None,
     ) -> None:
+        replica, chunks, stage, writer = below.replica, below.chunks, below.stage, below.writer
         self._replica = replica
         self._tree = replica.tree
         self._chunks = chunks
@@ -170,14 +175,18 @@ class FileSystem:
         self._params = params
         self._settings = settings
         self._dedup_key = dedup_key if params.deduplication else None
-        self.writeback = Writeback(replica, stage, writer, settings.dirty_limit)
-        self.writeback.on_clean = self._settle
+        self._background = background
+        self.writeback = Writeback(replica, stage, writer, settings.dirty_limit, self._settle)
         self.repack = Repacker(
-            replica, stage, params.inline_limit, allowed=self._writable, poke=writer.poke
+            replica,
+            stage,
+            params.inline_limit,
+            background,
+            allowed=self._writable,
+            poke=writer.poke,
         )
         self.errors = Errors()
-        self.spawner = Spawner()
-        self.on_invalidate: Callable[[list[Invalidation]], None] | None = None
+        self._tell_kernel: Callable[[list[Invalidation]], None] | None = None
         self._handles: dict[int, _Handle] = {}
         self._directories: dict[int, _Listing] = {}
         self._next_handle = 1
@@ -186,8 +195,7 @@ class FileSystem:
         self._ghosts: dict[int, Inode] = {}
         self._stale: set[int] = set()
         self._shrinking: set[int] = set()
-        #: What `.megafs` in the root shows; nothing if not set.
-        self.past: SnapshotView | None = None
+        self.snapshots = snapshots
         writer.subscribe(self)
 
     # ---- looking up -------------------------------------------------------------------------
@@ -206,8 +214,8 @@ class FileSystem:
             raise Refused(e.ENAMETOOLONG)
         found = self._tree.lookup(parent, name)
         if found is None:
-            if parent == ROOT and name == snapshot_view.NAME and self.past is not None:
-                return self.past.top()
+            if parent == ROOT and name == snapshot_view.NAME and self.snapshots is not None:
+                return self.snapshots.top()
             self._tree.directory(parent)
             raise Refused(e.ENOENT)
         return self._shown(found)
@@ -239,9 +247,9 @@ class FileSystem:
         return self._replica.aliases.get(ino, ino) if self._replica.aliases else ino
 
     def _the_past(self) -> SnapshotView:
-        if self.past is None:
+        if self.snapshots is None:
             raise Refused(e.ENOENT)
-        return self.past
+        return self.snapshots
 
     async def reach(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
         """Have what `lookup`, `opendir` and the like need: to be awaited right before one of them
@@ -251,7 +259,7 @@ class FileSystem:
 
     def _keep_past_name(self, parent: int, name: bytes) -> None:
         """EROFS if this is the name of the past, which may not be removed or moved over."""
-        if parent == ROOT and name == snapshot_view.NAME and self.past is not None:
+        if parent == ROOT and name == snapshot_view.NAME and self.snapshots is not None:
             raise Refused(e.EROFS)
 
     def readlink(self, ino: int) -> bytes:
@@ -261,15 +269,15 @@ class FileSystem:
 
     def remember(self, ino: int) -> None:
         """The kernel knows this inode once more."""
-        if ino < FIRST_REAL and ino != ROOT and self.past is not None:
-            self.past.remember(ino)
+        if ino < FIRST_REAL and ino != ROOT and self.snapshots is not None:
+            self.snapshots.remember(ino)
             return
         self._known[ino] = self._known.get(ino, 0) + 1
 
     def forget(self, ino: int, n: int) -> None:
         """The kernel knows this inode *n* times less."""
-        if ino < FIRST_REAL and ino != ROOT and self.past is not None:
-            self.past.forget(ino, n)
+        if ino < FIRST_REAL and ino != ROOT and self.snapshots is not None:
+            self.snapshots.forget(ino, n)
             return
         left = self._known.get(ino, 0) - n
         if left > 0:
@@ -581,9 +589,8 @@ class FileSystem:
         if self._tree.far_cut(ino, 0) is None:
             self._replica.record(ops.Reap(ino))
             self._writer.poke()
-        elif self.spawner.start is not None and ino not in self._shrinking:
+        elif ino not in self._shrinking and self._background.start(self._remove_in_steps, ino):
             self._shrinking.add(ino)
-            self.spawner.start(self._remove_in_steps, ino)
 
     async def _remove_in_steps(self, ino: int) -> None:
         step = True
@@ -834,8 +841,8 @@ class FileSystem:
 
     async def read(self, fh: int, offset: int, size: int) -> bytes | memoryview:
         """Up to *size* bytes from *offset*, fewer only at the end of the file."""
-        if fh not in self._handles and self.past is not None and self.past.has(fh):
-            return await self._read_past(self.past, fh, offset, size)
+        if fh not in self._handles and self.snapshots is not None and self.snapshots.has(fh):
+            return await self._read_past(self.snapshots, fh, offset, size)
         handle = self._handle(fh)
         if not handle.readable:
             raise Refused(e.EBADF)
@@ -871,14 +878,14 @@ class FileSystem:
 
     def _read_ahead(self, handle: _Handle, offset: int, length: int) -> None:
         """Fetch what the reader of [offset, offset+length) will want next."""
-        if length <= 0 or self.spawner.start is None:
+        if length <= 0 or not self._background.is_running:
             return
         contents = handle.contents
         line = self._chunks.at_once, self._chunks.worth
         ahead = handle.ahead.after(offset, length, contents.size, *line)
         if ahead is not None and (extents := contents.extents(*ahead)):
             piece = handle.ahead.piece(*line)
-            self.spawner.start(self._chunks.fetch_ahead, extents, piece)
+            self._background.start(self._chunks.fetch_ahead, extents, piece)
 
     async def _read_past(
         self, past: SnapshotView, fh: int, offset: int, size: int
@@ -892,8 +899,8 @@ class FileSystem:
                 raise Corrupt(text) from exc
             # Not the store's own errno: EACCES or ENOENT would say something about the file.
             raise Missing(text) from exc
-        if ahead and self.spawner.start is not None:
-            self.spawner.start(self._chunks.fetch_ahead, ahead)
+        if ahead:
+            self._background.start(self._chunks.fetch_ahead, ahead)
         return data
 
     async def _touch_atime(self, ino: int) -> None:
@@ -944,7 +951,7 @@ class FileSystem:
 
     async def flush(self, fh: int) -> None:
         """close(2): what was written is in the state directory, durable, when this returns."""
-        if self.past is not None and self.past.has(fh):
+        if self.snapshots is not None and self.snapshots.has(fh):
             return
         handle = self._handle(fh)
         if not handle.writable:
@@ -955,12 +962,12 @@ class FileSystem:
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """Durable in the store, or here, as the mount option `fsync` says."""
-        if self.past is not None and self.past.has(fh):
+        if self.snapshots is not None and self.snapshots.has(fh):
             return
         soon = SOON if self._settings.fsync == "store" else 0
         await self._stage_file(self._handle(fh).contents, soon)
         await self._make_durable()
-        self.repack.begin(self.spawner.start)
+        self.repack.begin()
 
     async def _stage_file(self, contents: Contents, soon: int = 0) -> None:
         error, contents.error = contents.error, None
@@ -994,8 +1001,8 @@ class FileSystem:
         """The last reference to a handle is gone."""
         handle = self._handles.pop(fh, None)
         if handle is None:
-            if self.past is not None:
-                self.past.release(fh)
+            if self.snapshots is not None:
+                self.snapshots.release(fh)
             return
         contents = handle.contents
         contents.opens -= 1
@@ -1105,8 +1112,21 @@ class FileSystem:
             for parent, name in news.names
             if parent in self._known or parent == ROOT
         )
-        if told and self.on_invalidate is not None:
-            self.on_invalidate(told)
+        if told:
+            self.invalidate(told)
+
+    def attach_kernel(self, tell: Callable[[list[Invalidation]], None]) -> None:
+        """Have *tell* called with what the kernel must forget, until `detach_kernel`."""
+        self._tell_kernel = tell
+
+    def detach_kernel(self) -> None:
+        """No kernel asks any more."""
+        self._tell_kernel = None
+
+    def invalidate(self, items: list[Invalidation]) -> None:
+        """Have the kernel forget *items*, if the filesystem is mounted."""
+        if self._tell_kernel is not None:
+            self._tell_kernel(items)
 
     async def reap_orphans(self) -> None:
         """Remove the files that an earlier process of this mount kept open without a name."""

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from megafs.chunks.store import StagedChunks
 from megafs.errors import Fault
+from megafs.journal.follower import Subscriber
 from megafs.journal.replica import Ticket
-from megafs.journal.writer import Subscriber
 from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
 

@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from megafs.concurrency import Background
 from megafs.errors import Fault, Refused
 from megafs.fs.ports import Replica, Stage
 from megafs.tree.ops import Repack
@@ -45,6 +46,7 @@ class Repacker:
         replica: Replica,
         stage: Stage,
         limit: int,
+        background: Background,
         *,
         allowed: Callable[[], bool],
         poke: Callable[[], None],
@@ -52,6 +54,7 @@ class Repacker:
         self._replica = replica
         self._stage = stage
         self._limit = limit
+        self._background = background
         self._allowed = allowed
         self._poke = poke
         self._waiting: dict[tuple[int, int], int] = {}
@@ -71,11 +74,10 @@ class Repacker:
         self._size += size - self._waiting.get((ino, start), 0)
         self._waiting[(ino, start)] = size
 
-    def begin(self, start: Callable[..., None] | None) -> None:
-        """Have the work done in the background by a task of *start*, if there is any."""
-        if self._waiting and not self._running and start is not None:
-            self._running = True
-            start(self._run)
+    def begin(self) -> None:
+        """Have the work done in the background, if there is any."""
+        if self._waiting and not self._running:
+            self._running = self._background.start(self._run)
 
     async def _run(self) -> None:
         try:

@@ -32,7 +32,6 @@ from megafs.chunks.store import ChunkStore
 from megafs.errors import BadUsage, Missing, Refused
 from megafs.fs import acl
 from megafs.tree.inode import ROOT, Inode
-from megafs.tree.schema import PackRow
 from megafs.tree.tree import Extent, Tree
 
 NAME: Final = b".megafs"
@@ -65,7 +64,6 @@ class Moments(Protocol):
     def snapshots(self) -> list[tuple[str, int, int]]: ...
     async def resolve(self, text: str) -> int: ...
     def at_hand(self, sequence: int) -> Tree | None: ...
-    def pack(self, number: int) -> PackRow | None: ...
     async def have(self, sequence: int, patience: float | None = None) -> Tree: ...
     def view(
         self, sequence: int, patience: float | None = None
@@ -122,7 +120,6 @@ class SnapshotView:
         self._next_moment = _FIRST_MOMENT
         self._next_inside = _FIRST_INSIDE
         self._files: dict[int, _File] = {}
-        chunks.elsewhere = moments.pack
 
     # ---- before anything is looked at -------------------------------------------------------
 

@@ -108,7 +108,14 @@ class Writeback:
     on_clean: called with a file of which nothing waits any more.
     """
 
-    def __init__(self, replica: Replica, stage: Stage, writer: Writer, limit: int) -> None:
+    def __init__(
+        self,
+        replica: Replica,
+        stage: Stage,
+        writer: Writer,
+        limit: int,
+        on_clean: Callable[[Contents], None],
+    ) -> None:
         self._replica = replica
         self._stage = stage
         self._writer = writer
@@ -116,7 +123,7 @@ class Writeback:
         self._files: dict[int, Contents] = {}
         self._wake = trio.Event()
         self._drained = trio.Event()
-        self.on_clean: Callable[[Contents], None] = lambda contents: None
+        self._on_clean = on_clean
         self._stuck: Fault | None = None
         self._told = -60.0
         #: Why writers get ENOSPC; None while they do not.
@@ -184,7 +191,7 @@ class Writeback:
             for ino, contents in list(self._files.items()):
                 if not contents.is_dirty:
                     self._files.pop(ino, None)
-                    self.on_clean(contents)
+                    self._on_clean(contents)
                 elif (
                     pressed
                     or contents.dirty >= _FLUSH_AT

@@ -30,7 +30,7 @@ import trio
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.concurrency import offload, one_error_nursery
+from megafs.concurrency import Background, offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
     BadUsage,
@@ -42,7 +42,6 @@ from megafs.errors import (
     Unavailable,
     leaf,
 )
-from megafs.fs.filesystem import Spawner
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
@@ -170,7 +169,7 @@ class History:
     """The moments of one volume, and views of them.
 
     directory: where views lie; made when the first one is.  longest: the volume's chunk size.
-    spawner: starts the tasks that make views.
+    background: runs the tasks that make views.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class History:
         replica: Replica,
         directory: Path,
         longest: int,
-        spawner: Spawner,
+        background: Background,
         *,
         keep: int = VIEWS,
     ) -> None:
@@ -188,7 +187,7 @@ class History:
         self._keyring = keyring
         self._replica = replica
         self._longest = longest
-        self._spawner = spawner
+        self._background = background
         self._keep = keep
         self._views: OrderedDict[int, _View] = OrderedDict()
         self._building: dict[int, _Building] = {}
@@ -377,10 +376,10 @@ class History:
                 return view
             building = self._building.get(sequence)
             if building is None:
-                if self._spawner.start is None:
+                building = _Building()
+                if not self._background.start(self._make, sequence, building):
                     raise Unavailable("the volume is being closed")
-                building = self._building[sequence] = _Building()
-                self._spawner.start(self._make, sequence, building)
+                self._building[sequence] = building
             while not building.done.is_set() and trio.current_time() < deadline:
                 if progress is not None:
                     progress(*building.progress)

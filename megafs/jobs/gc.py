@@ -25,10 +25,9 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
-from megafs.concurrency import offload
+from megafs.concurrency import Background, offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import BadUsage, Corrupt, Missing, Refused, TooNew
-from megafs.fs.filesystem import Spawner
 from megafs.history.moments import History
 from megafs.jobs import registry
 from megafs.jobs.registry import Args, Progress, Result
@@ -259,14 +258,15 @@ class _Collection:
         if not self._snapshots:
             return
         volume = self._volume
-        async with trio.open_nursery() as nursery:
+        background = Background()
+        async with background.running():
             history = History(
                 volume.store,
                 volume.keyring,
                 volume.replica,
                 volume.settings.cache_dir / "gc",
                 volume.params.chunk_size,
-                Spawner(nursery.start_soon),
+                background,
                 keep=1,
             )
             for done, sequence in enumerate(self._snapshots):
@@ -290,7 +290,6 @@ class _Collection:
                     )
                 self._kept.update(names)
             history.close()
-            nursery.cancel_scope.cancel()
 
     # ---- marking ----------------------------------------------------------------------------
 

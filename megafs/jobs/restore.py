@@ -112,10 +112,9 @@ async def restore(
         except BaseException:
             remove_tree(volume, parent, staged)
             raise
-    if volume.fs.on_invalidate is not None:
-        volume.fs.on_invalidate(
-            [Invalidation("entry", parent, name), Invalidation("inode", parent, attr_only=True)]
-        )
+    volume.fs.invalidate(
+        [Invalidation("entry", parent, name), Invalidation("inode", parent, attr_only=True)]
+    )
     progress({"done": plan.inodes, "total": plan.inodes, "text": "bringing it to the store"})
     await settle(volume)
     return {

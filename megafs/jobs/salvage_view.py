@@ -15,15 +15,15 @@ import trio
 from msgspec.structs import replace
 
 from megafs.chunks.store import ChunkStore
-from megafs.concurrency import offload
+from megafs.concurrency import Background, offload
 from megafs.config import Settings
 from megafs.errors import Fault, Full
-from megafs.fs.filesystem import FileSystem
+from megafs.fs.filesystem import Below, FileSystem
 from megafs.history.moments import scratch
 from megafs.jobs import salvage
 from megafs.jobs.salvage import Progress, Report
+from megafs.journal.follower import Subscriber
 from megafs.journal.replica import Ticket
-from megafs.journal.writer import Subscriber
 from megafs.stores.base import ObjectStore
 from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
@@ -142,12 +142,10 @@ async def rescued(
         stage = _EmptyStage()
         chunks = ChunkStore(store, stage, tree, unlocked.keyring, settings.memory_cache)
         yield FileSystem(
-            _FixedReplica(tree),
-            chunks,
-            stage,
-            _NoWriter(),
+            Below(_FixedReplica(tree), chunks, stage, _NoWriter()),
             unlocked.header.parameters,
             replace(settings, read_only=True, atime="noatime"),
+            Background(),  # never runs: nothing is read ahead
         )
     finally:
         db.close()

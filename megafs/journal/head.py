@@ -20,8 +20,9 @@ from blake3 import blake3
 from msgspec import Struct
 from msgspec.structs import asdict
 
+from megafs.concurrency import Syncs
 from megafs.durable import replace_file
-from megafs.errors import Corrupt
+from megafs.errors import Corrupt, Full
 
 _PLACE: Final = 512
 
@@ -70,6 +71,31 @@ def write(directory: Path, seen: Seen) -> None:
         os.fdatasync(fd)
     finally:
         os.close(fd)
+
+
+class HeadKeeper:
+    """Remembers the newest commit for a mount, which has opened the volume with one key header.
+
+    generation: of that header.  slot: the hex id of the key slot that opened it, or "".
+    """
+
+    def __init__(self, directory: Path, fsid: bytes, generation: int, slot: str = "") -> None:
+        self._directory = directory
+        self._fsid = fsid
+        self._generation = generation
+        self._slot = slot
+        self._syncs = Syncs()
+
+    def at(self, sequence: int, newest: bytes) -> Seen:
+        """What is remembered of a commit with the hash *newest*."""
+        return Seen(self._fsid.hex(), sequence, newest.hex(), self._generation, self._slot)
+
+    async def remember(self, sequence: int, newest: bytes) -> None:
+        """Remember a commit, durably; Full if it cannot be written."""
+        try:
+            await self._syncs.run(write, self._directory, self.at(sequence, newest))
+        except OSError as exc:
+            raise Full(f"{self._directory}/head cannot be written: {exc.strerror}") from exc
 
 
 def _line(turn: int, seen: Seen) -> bytes:

@@ -30,7 +30,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import apsw
 import msgspec
@@ -160,15 +160,31 @@ def _whole(method: Callable[P, T]) -> Callable[P, T]:
     return run
 
 
+class ChunksForLog(Protocol):
+    """Sealed chunks that lie in a staged pack which nobody syncs (chunks/unlogged.py)."""
+
+    def take(self, extent: Extent) -> bytes | None:
+        """The chunk that *extent* names, if it has to go into the log with the operation."""
+
+
 class Replica:
     """One machine's copy of the tree of a volume.
+
+    longest: no extent is longer, in bytes.  mount, host: the number and the name of this mount.
+    unlogged_chunks: small chunks to be written to the log with the operations that name them.
 
     tree: reads go there directly.  sequence, head: the last commit applied and its hash.
     batch: the last sealed batch; committed: the last one that is in the journal.
     """
 
     def __init__(
-        self, directory: Path, keyring: Keyring, longest: int, mount: int, host: str
+        self,
+        directory: Path,
+        keyring: Keyring,
+        longest: int,
+        mount: int,
+        host: str,
+        unlogged_chunks: ChunksForLog | None = None,
     ) -> None:
         self.directory = directory
         self.keyring = keyring
@@ -177,8 +193,7 @@ class Replica:
         self.path = directory / "replica.db"
         self.oplog = OperationLog(directory, keyring, mount)
         self._longest = longest
-        #: A chunk that has to go into the log with the operation that names it, or None (stage.py).
-        self.chunk_for_log: Callable[[Extent], bytes | None] = lambda extent: None
+        self._unlogged_chunks = unlogged_chunks
         # Batches of this process are numbered by the time it began at least: should this state be
         # an old copy (a power cut, a backup), no number stands for two batches in the journal.
         self._floor = clock.now_ns() // 1000
@@ -502,11 +517,14 @@ class Replica:
 
     def _pieces(self, ops: Iterable[Operation]) -> list[Piece]:
         """The small chunks that these name and nobody syncs."""
+        unlogged = self._unlogged_chunks
+        if unlogged is None:
+            return []
         return [
             (extent.pack, extent.offset, sealed)
             for op in ops
             for extent in op.laid()
-            if extent.pack and (sealed := self.chunk_for_log(extent)) is not None
+            if extent.pack and (sealed := unlogged.take(extent)) is not None
         ]
 
     @_whole

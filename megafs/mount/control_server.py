@@ -1,75 +1,102 @@
-"""The mount's end of the control socket; see control.py for where and what."""
+"""The mount's end of the control socket: who may ask, and one reply to each request."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol, assert_never
 
 import trio
 
 from megafs.errors import BadUsage, Denied, MegafsError, leaf
-from megafs.mount.control_client import (
-    Message,
+from megafs.mount.control_messages import (
+    REQUEST_LIMIT,
+    CacheClearRequest,
+    CacheClearResult,
+    DrainProgress,
+    ErrorReply,
+    FlushRequest,
+    JobRequest,
+    JsonObject,
+    MetricsRequest,
+    MetricsResult,
+    Reply,
+    Request,
+    StatusRequest,
+    UmountRequest,
+    UmountResult,
+    decode_request,
+    encode_reply,
+)
+from megafs.mount.mount_record import (
     MountRecord,
-    error_message,
-    leave_card,
+    file_name,
     make_runtime_dir,
-    name_of,
-    remove_card,
+    remove_record,
     runtime_dir,
+    write_record,
 )
 
 log = logging.getLogger(__name__)
 
-REQUEST_LIMIT = 64 << 10
 #: Connections at a time; status, umount and a few monitors are far fewer.
 CONNECTIONS = 16
-#: A client that says nothing, or reads nothing, for so long is hung up on.
+#: A client that says nothing, or reads nothing, for so many seconds is hung up on.
 PATIENCE = 30.0
 
 # What it looks like when a client has gone.
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
-Say = Callable[[Message], Awaitable[None]]
-Handler = Callable[[Message, Say], Awaitable[Message]]
+#: Reports progress to the client: a Struct, or plain data.
+Say = Callable[[object], Awaitable[None]]
+
+
+class Handlers(Protocol):
+    """What a mount does for each request."""
+
+    async def status(self) -> JsonObject: ...
+
+    async def umount(self, request: UmountRequest, say: Say) -> UmountResult: ...
+
+    async def flush(self, say: Say) -> DrainProgress: ...
+
+    async def clear_cache(self) -> CacheClearResult: ...
+
+    async def metrics(self) -> MetricsResult: ...
+
+    async def job(self, request: JobRequest, say: Say) -> JsonObject: ...
 
 
 @asynccontextmanager
-async def listening(
-    mountpoint: str, url: str, handlers: Mapping[str, Handler]
-) -> AsyncIterator[MountRecord]:
-    """Answer on the socket of *mountpoint* for the block; the socket is gone afterwards.
-
-    handlers: by name of the operation; called with the request and a way to report progress.
-    """
+async def listening(mountpoint: str, url: str, handlers: Handlers) -> AsyncIterator[MountRecord]:
+    """Answer on the socket of *mountpoint* for the block; the socket is gone afterwards."""
     directory = runtime_dir()
     make_runtime_dir(directory)
-    card = MountRecord(mountpoint, url, os.getpid(), name_of(mountpoint), str(directory))
+    record = MountRecord(mountpoint, url, os.getpid(), file_name(mountpoint), str(directory))
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        card.socket_path.unlink(missing_ok=True)
-        await listener.bind(str(card.socket_path))
-        os.chmod(card.socket_path, 0o600)
+        record.socket_path.unlink(missing_ok=True)
+        await listener.bind(str(record.socket_path))
+        os.chmod(record.socket_path, 0o600)
         listener.listen(CONNECTIONS)
-        leave_card(card)
+        write_record(record)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_accept, listener, handlers, nursery)
-                yield card
+                yield record
                 nursery.cancel_scope.cancel()
         finally:
-            remove_card(card)
+            remove_record(record)
     finally:
         listener.close()
 
 
 async def _accept(
-    listener: trio.socket.SocketType, handlers: Mapping[str, Handler], nursery: trio.Nursery
+    listener: trio.socket.SocketType, handlers: Handlers, nursery: trio.Nursery
 ) -> None:
     limit = trio.CapacityLimiter(CONNECTIONS)
     while True:
@@ -83,65 +110,76 @@ async def _accept(
 
 
 async def _converse(
-    stream: trio.SocketStream, handlers: Mapping[str, Handler], limit: trio.CapacityLimiter
+    stream: trio.SocketStream, handlers: Handlers, limit: trio.CapacityLimiter
 ) -> None:
     async with stream:
         try:
             async with limit:
-                await _answer(stream, handlers)
+                await _serve(stream, handlers)
         except Exception as exc:
             if not isinstance(leaf(exc), _GONE):  # what it asked for goes its way
                 log.exception("control socket; this is a bug")
 
 
-async def _answer(stream: trio.SocketStream, handlers: Mapping[str, Handler]) -> None:
-    async def send(message: Message) -> None:
-        with trio.fail_after(PATIENCE):
-            await stream.send_all(json.dumps(message).encode() + b"\n")
+async def _serve(stream: trio.SocketStream, handlers: Handlers) -> None:
+    """Read one request, and reply to it."""
 
-    async def say(progress: Message) -> None:
-        await send({"progress": progress})
+    async def send(reply: Reply) -> None:
+        with trio.fail_after(PATIENCE):
+            await stream.send_all(encode_reply(reply))
+
+    async def say(progress: object) -> None:
+        await send(Reply(progress=progress))
 
     try:
         _check_peer(stream)
         with trio.fail_after(PATIENCE):
-            request = await _request(stream)
-        handler = handlers.get(str(request.get("op")))
-        if handler is None:
-            raise BadUsage(f"this mount knows no operation {request.get('op')!r}")
-        result = await handler(request, say)
+            line = await _line(stream)
+        result = await _result(decode_request(line), handlers, say)
     except Exception as exc:
         cause = leaf(exc)
         if isinstance(cause, _GONE):
             raise
         if not isinstance(cause, MegafsError):
             log.exception("control socket; this is a bug")
-        await send({"error": error_message(exc)})
+        await send(Reply(error=ErrorReply.of(exc)))
     else:
-        await send({"result": result})
+        await send(Reply(result=result))
+
+
+async def _result(request: Request, handlers: Handlers, say: Say) -> object:
+    match request:
+        case StatusRequest():
+            return await handlers.status()
+        case UmountRequest():
+            return await handlers.umount(request, say)
+        case FlushRequest():
+            return await handlers.flush(say)
+        case CacheClearRequest():
+            return await handlers.clear_cache()
+        case MetricsRequest():
+            return await handlers.metrics()
+        case JobRequest():
+            return await handlers.job(request, say)
+        case _:
+            assert_never(request)
 
 
 def _check_peer(stream: trio.SocketStream) -> None:
     """Only root and the mount's user may ask; the directory's mode says so, too (unix(7))."""
     size = struct.calcsize("3i")
-    raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    assert isinstance(raw, bytes)
-    _, uid, _ = struct.unpack("3i", raw)
+    credentials = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    assert isinstance(credentials, bytes)
+    _, uid, _ = struct.unpack("3i", credentials)
     if uid not in (0, os.geteuid()):
         raise Denied("this mount is another user's")
 
 
-async def _request(stream: trio.SocketStream) -> Message:
+async def _line(stream: trio.SocketStream) -> bytes:
     data = b""
     while b"\n" not in data:
         piece = await stream.receive_some(4096)
         data += piece
         if not piece or len(data) > REQUEST_LIMIT:
             raise BadUsage("not a request")
-    try:
-        request = json.loads(data.partition(b"\n")[0])
-    except ValueError:
-        raise BadUsage("not a request") from None
-    if not isinstance(request, dict):
-        raise BadUsage("not a request")
-    return request
+    return data.partition(b"\n")[0]

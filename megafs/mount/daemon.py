@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import logging
 import os
 import resource
@@ -19,10 +18,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn, Protocol
+
+from msgspec import UNSET, Struct
 
 from megafs.errors import MegafsError, MountFailed, leaf
-from megafs.mount import control_client
+from megafs.mount.control_messages import (
+    ErrorReply,
+    Reply,
+    converted,
+    decode_reply,
+    encode_reply,
+)
 
 log = logging.getLogger(__name__)
 
@@ -71,34 +78,51 @@ def calm_collector() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-class Report(Protocol):
-    """Told when the directory is usable."""
+class MountFacts(Struct, frozen=True):
+    """What `megafs mount` says of the volume once the directory is usable.
 
-    def ready(self, **facts: Any) -> None:
-        """It is; with what a person may want to know of the volume."""
+    pid: of the mount.  head_time: seconds since 1970.  The others as in `megafs status --json`.
+    """
+
+    pid: int
+    sequence: int
+    head: str
+    head_words: str
+    head_time: float
+    head_host: str
+    offline: bool
+    staged_bytes: int
+    pending_operations: int
 
 
-class _Pipe:
-    """Tells the parent how it went: one line of JSON."""
+class ReadyListener(Protocol):
+    """Who wants to hear when the directory is usable."""
+
+    def ready(self, facts: MountFacts) -> None:
+        """It is usable."""
+
+
+class _ParentPipe:
+    """Tells the parent how it went: one line, as a reply on the control socket."""
 
     def __init__(self, fd: int, on_ready: Callable[[], None]) -> None:
         self._fd: int | None = fd
         self._on_ready = on_ready
 
-    def ready(self, **facts: Any) -> None:
+    def ready(self, facts: MountFacts) -> None:
         self._on_ready()
-        self._send({"ready": facts})
+        self._send(Reply(result=facts))
 
     def failed(self, exc: BaseException) -> bool:
         """It did not work.  Returns whether anyone still waited to hear it."""
-        return self._send({"error": control_client.error_message(exc)})
+        return self._send(Reply(error=ErrorReply.of(exc)))
 
-    def _send(self, message: dict[str, Any]) -> bool:
+    def _send(self, reply: Reply) -> bool:
         if self._fd is None:
             return False
         fd, self._fd = self._fd, None
         try:
-            os.write(fd, json.dumps(message).encode() + b"\n")
+            os.write(fd, encode_reply(reply))
         except BrokenPipeError:
             return False
         finally:
@@ -107,8 +131,10 @@ class _Pipe:
 
 
 def in_background(
-    run: Callable[[Report], None], on_ready: Callable[[], None], keep: Collection[int] = ()
-) -> dict[str, Any]:
+    run: Callable[[ReadyListener], None],
+    on_ready: Callable[[], None],
+    keep: Collection[int] = (),
+) -> MountFacts:
     """Run *run* in a new session of its own and return the facts it reports with `ready`.
 
     on_ready: called in the child just before.  keep: file descriptors that it goes on with.
@@ -117,14 +143,14 @@ def in_background(
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    heard, told = os.pipe2(os.O_CLOEXEC)
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
     first = os.fork()
     if first == 0:
-        os.close(heard)
-        _become_child(run, _Pipe(told, on_ready), {told, *keep}, told)
-    os.close(told)
+        os.close(read_end)
+        _become_child(run, _ParentPipe(write_end, on_ready), {write_end, *keep}, write_end)
+    os.close(write_end)
     os.waitpid(first, 0)
-    with os.fdopen(heard, "rb") as lines:
+    with os.fdopen(read_end, "rb") as lines:
         pid = 0
         try:
             pid = int(lines.readline() or b"0")
@@ -138,14 +164,14 @@ def in_background(
             f"the mount's process ({pid or 'never started'}) ended without a word;"
             " run it with --foreground --debug to see why"
         )
-    message = json.loads(line)
-    if "error" in message:
-        raise control_client.told(message["error"])
-    return dict(message["ready"])
+    reply = decode_reply(line)
+    if reply.error is not UNSET:
+        raise reply.error.exception()
+    return converted(reply.result, MountFacts)
 
 
 def _become_child(
-    run: Callable[[Report], None], report: _Pipe, keep: set[int], fd: int
+    run: Callable[[ReadyListener], None], report: _ParentPipe, keep: set[int], fd: int
 ) -> NoReturn:
     """Leave the session (the second fork gives up the chance of a new terminal), then *run*."""
     code = MegafsError.exit_code

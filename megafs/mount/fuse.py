@@ -613,7 +613,7 @@ class KernelMount:
             raise MountFailed(
                 f"cannot mount at {self._mountpoint}: {_reason(said()) or failure}"
             ) from failure
-        self._fs.on_invalidate = self._news.add
+        self._fs.attach_kernel(self._news.add)
 
     async def serve(self) -> None:
         """Answer the kernel until the mount has gone or `stop` was called."""
@@ -639,7 +639,7 @@ class KernelMount:
         if not self._open:
             return
         self._open = False
-        self._fs.on_invalidate = None
+        self._fs.detach_kernel()
         if self._news.close(patience=2.0):
             pyfuse3.close(unmount=unmount)
         else:

@@ -20,6 +20,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from megafs.errors import AlreadyThere, BadUsage, Busy, MegafsError, MountFailed
+from megafs.mount import connection
 
 FSTYPE = "fuse.megafs"
 FUSE_DEVICE = "/dev/fuse"
@@ -293,15 +294,29 @@ def _busy(mountpoint: str) -> str:
 
 
 def abort(at: Mounted) -> bool:
-    """Sever the kernel's connection: every request that waits fails at once.
+    """Abort the kernel's connection: every request that waits fails at once, and so does every
+    later one.  The mount stays where it is.
 
-    Returns whether that was possible; it needs root, or the mount's owner, and fusectl.
+    Returns whether that was possible: it takes root, or the mount's owner and a mounted fusectl.
     """
     try:
-        Path(f"/sys/fs/fuse/connections/{at.connection}/abort").write_text("1")
+        file = connection.open_abort(at.connection)
     except OSError:
-        return False
+        return _is_mounted(at) and connection.force(at.mountpoint)
+    try:
+        # The file stays with its connection, and a number with its mount: now they are the same.
+        if not _is_mounted(at):
+            return False
+        os.write(file, b"1")
+    except OSError:
+        return connection.force(at.mountpoint)
+    finally:
+        os.close(file)
     return True
+
+
+def _is_mounted(at: Mounted) -> bool:
+    return any(it.device == at.device for it in mounts())
 
 
 def tune(at: Mounted, readahead: int) -> None:

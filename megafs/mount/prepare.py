@@ -1,28 +1,31 @@
 """Whether a mount can be made at all: looked at before anything slow or secret is done.
 
-Apart from session.py, which imports all that a mount is made of.
+Apart from lifecycle.py, which imports all that a mount is made of.
 """
 
 from __future__ import annotations
 
 from megafs.errors import Busy, MountFailed
 from megafs.mount import control_client, mountpoint
+from megafs.mount.control_messages import MountStatus, StatusRequest
+from megafs.mount.mount_record import record_of
 from megafs.mount.options import MountOptions
+from megafs.mount.processes import is_running
 
 
 def prepare(at: str, options: MountOptions) -> None:
-    """Raise a sentence if the mount cannot be made, before anything slow or secret is done."""
+    """Raise a sentence if the mount cannot be made."""
     mountpoint.check_fuse(allow_other=options.allow_other)
-    card = control_client.card_of(at)
-    if card is not None and control_client.is_running(card.pid):
+    record = record_of(at)
+    if record is not None and is_running(record.pid):
         try:
-            told = control_client.call(card, "status", patience=5.0)
+            status = control_client.ask(record, StatusRequest(), MountStatus, patience=5.0)
         except MountFailed:
             pass  # its pid is somebody else's by now
         else:
-            if told.get("state") == "draining":
+            if status.state == "draining":
                 raise Busy(
-                    f"the mount before at {at} (process {card.pid}) is still sending"
-                    f" {told.get('staged_bytes', 0)} bytes: megafs umount {at} waits for it"
+                    f"the mount before at {at} (process {record.pid}) is still sending"
+                    f" {status.staged_bytes} bytes: megafs umount {at} waits for it"
                 )
     mountpoint.check(at, nonempty=options.nonempty)

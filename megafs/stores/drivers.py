@@ -74,7 +74,7 @@ DRIVERS: dict[str, Driver] = {
     for driver in (
         Driver(
             scheme="file",
-            module="megafs.stores.local",
+            module="megafs.stores.local.driver",
             form=directory,
             example="file:///srv/volume",
         ),

@@ -29,7 +29,8 @@ from msgspec import Struct, field
 from megafs import clock
 from megafs.chunks.stage import Adopter, Stage, staged_ids
 from megafs.chunks.store import ChunkStore
-from megafs.concurrency import offload
+from megafs.chunks.unlogged import UnloggedChunks
+from megafs.concurrency import Background, offload
 from megafs.config import Parameters, Settings
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import (
@@ -44,20 +45,24 @@ from megafs.errors import (
     TooNew,
     Unavailable,
 )
-from megafs.fs.filesystem import FileSystem
+from megafs.fs.filesystem import Below, FileSystem
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.history.moments import History
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
+from megafs.journal.follower import Follower, Standing
+from megafs.journal.head import HeadKeeper
 from megafs.journal.heartbeat import Lease, Presence
+from megafs.journal.reader import JournalReader, ask_for_commits, ask_for_standing
 from megafs.journal.replica import Replica, remove_files
-from megafs.journal.writer import Writer, ask_for_commits, ask_for_standing
+from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.stack import Traffic, cached, open_store
+from megafs.tree.inode import ROOT
 from megafs.tree.ops import AddPack
 from megafs.volume import header as headers
 from megafs.volume import header_store, isolated_unlock, kdf_process
@@ -111,6 +116,7 @@ class Volume(Struct):
     presence: Presence
     history: History
     metrics: Registry
+    background: Background
     #: None if there is none.
     cache: DiskCache | None = None
     lease: Lease | None = None
@@ -198,8 +204,8 @@ class Volume(Struct):
                 or self.writer.barred is not None
             ),
             "frozen": str(self.writer.frozen) if self.writer.frozen else self.writer.barred,
-            "offline": self.offline and not self.writer.last_contact,
-            "last_contact": self.writer.last_contact,
+            "offline": self.offline and not self.writer.follower.last_contact,
+            "last_contact": self.writer.follower.last_contact,
             "staged_bytes": now.staged_bytes,
             "pending_operations": now.pending_operations,
             "dirty_bytes": self.fs.writeback.dirty,
@@ -401,7 +407,8 @@ async def _opened(
     header, keyring = unlocked.header, unlocked.keyring
     params = header.parameters
     cache = DiskCache.of(store)
-    replica = _open_replica(places, keyring, params, host)
+    unlogged = UnloggedChunks()
+    replica = _open_replica(places, keyring, params, host, unlogged)
     try:
         stage = Stage(
             places.packs,
@@ -409,6 +416,7 @@ async def _opened(
             keyring,
             number=replica.number,
             announce=replica.announce_pack,
+            unlogged=unlogged,
             pack_size=params.pack_size,
             compress=params.compression == "zstd",
             limit=settings.stage_limit,
@@ -416,35 +424,35 @@ async def _opened(
             uploads=settings.uploads,
             adopt=_adopter(cache),
         )
-        replica.chunk_for_log = stage.take_unlogged
+        reader = JournalReader(store, keyring)
+        heads = HeadKeeper(places.volume, header.fsid, header.generation, unlocked.slot_id.hex())
+        known = None if settings.accept_state else seen
+        follower = Follower(replica, reader, heads, known, interval=settings.sync_interval)
         writer = Writer(
             replica,
             store,
             keyring,
             stage,
-            places.volume,
+            follower,
             interval=settings.sync_interval,
             generation=header.generation,
-            slot=unlocked.slot_id.hex(),
         )
         rebooted = places.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
             replica.reset()
-        writer.seen = None if settings.accept_state else seen
-        writer.trust = "checking"
         if not offline:
             try:
-                with writer.opening(ahead):
+                with reader.opening(ahead):
                     try:
-                        await _catch_up(replica, ahead, writer, header, seen, settings, say)
+                        await _catch_up(replica, ahead, follower, header, seen, settings, say)
                     except Corrupt as exc:
                         if isinstance(exc, Rollback) or replica.is_sound():
                             raise
                         log.warning("the replica is damaged, rebuilding it from the store: %s", exc)
                         replica.reset()
-                        writer.look_anew()
-                        await _catch_up(replica, ahead, writer, header, seen, settings, say)
+                        reader.look_anew()
+                        await _catch_up(replica, ahead, follower, header, seen, settings, say)
             except Unavailable as exc:
                 if replica.sequence == 0 or replica.sequence < replica.expected:
                     raise
@@ -455,7 +463,7 @@ async def _opened(
                 "the store is away, and this machine does not hold the volume's tree yet"
             )
         ahead.drop()
-        writer.trust = "doubtful" if offline else "full"
+        follower.opened(offline=offline)
         # Should others have dropped a pack that lies here and that pending operations name.
         replica.gone_packs.update(staged_ids(places.packs))
         taken = replica.recover(stage.restore if rebooted else None)
@@ -467,22 +475,34 @@ async def _opened(
         if rebooted:
             _drop_unsynced(replica, stage)
             places.note_boot()
-        chunks = ChunkStore(store, stage, replica.tree, keyring, settings.memory_cache)
+        background = Background()
+        history = History(
+            store, keyring, replica, places.cache / "past", params.chunk_size, background
+        )
+        chunks = ChunkStore(
+            store,
+            stage,
+            replica.tree,
+            keyring,
+            settings.memory_cache,
+            earlier_pack=history.pack,
+        )
         fs = FileSystem(
-            replica, chunks, stage, writer, params, settings, dedup_key=keyring.subkey("name")
+            Below(replica, chunks, stage, writer),
+            params,
+            settings,
+            background,
+            snapshots=SnapshotView(
+                history,
+                chunks,
+                lambda: replica.tree.inode(ROOT),
+                patience=settings.deadline,
+                readahead=settings.readahead,
+            ),
+            dedup_key=keyring.subkey("name"),
         )
         if not settings.read_only:
             await fs.reap_orphans()
-        history = History(
-            store, keyring, replica, places.cache / "past", params.chunk_size, fs.spawner
-        )
-        fs.past = SnapshotView(
-            history,
-            chunks,
-            lambda: fs.getattr(fs.root_ino),
-            patience=settings.deadline,
-            readahead=settings.readahead,
-        )
         volume = Volume(
             fs,
             url,
@@ -499,6 +519,7 @@ async def _opened(
             Presence(replica, store, keyring, read_only=settings.read_only),
             history,
             metrics,
+            background,
             cache,
             offline=offline,
         )
@@ -506,22 +527,15 @@ async def _opened(
         # Never backwards: away from the store, an old copy of the replica proves nothing.
         now: head.Seen | None = None
         if seen is None or settings.accept_state or replica.sequence >= seen.sequence:
-            now = head.Seen(
-                header.fsid.hex(),
-                replica.sequence,
-                replica.head.hex(),
-                header.generation,
-                unlocked.slot_id.hex(),
-            )
+            now = heads.at(replica.sequence, replica.head)
         new = None if now == seen else now
         await offload(_remember, settings.state_dir, url, places, header, new, kind="disk")
         _metrics(volume)
         if not header.create_if_absent and not settings.read_only:
             volume.lease = Lease(replica, store, keyring, writer.bar)
             await _first_lease(volume, say)
-        async with trio.open_nursery() as nursery:
-            fs.spawner.start = nursery.start_soon
-            nursery.start_soon(writer.follow)
+        async with background.running() as nursery:
+            nursery.start_soon(follower.run)
             if not settings.read_only:
                 nursery.start_soon(stage.run)
                 nursery.start_soon(writer.run)
@@ -532,11 +546,7 @@ async def _opened(
                 nursery.start_soon(_keep_lease, volume)
             if cache is not None:
                 cache.begin()  # or the first read would wait for the index, some 30 ms
-            try:
-                yield volume
-            finally:
-                fs.spawner.start = None
-                nursery.cancel_scope.cancel()
+            yield volume
         stage.close()
         history.close()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
@@ -589,40 +599,45 @@ async def _keep_lease(volume: Volume) -> None:
 
 
 def _open_replica(
-    places: StateDirectory, keyring: Keyring, params: Parameters, host: str
+    places: StateDirectory,
+    keyring: Keyring,
+    params: Parameters,
+    host: str,
+    unlogged: UnloggedChunks,
 ) -> Replica:
     """The replica as it was left, or an empty one if it is damaged."""
     mount = places.mount_number()
     try:
-        return Replica(places.volume, keyring, params.chunk_size, mount, host)
+        return Replica(places.volume, keyring, params.chunk_size, mount, host, unlogged)
     except Corrupt as exc:
         log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
     remove_files(places.volume)
-    return Replica(places.volume, keyring, params.chunk_size, mount, host)
+    return Replica(places.volume, keyring, params.chunk_size, mount, host, unlogged)
 
 
 async def _catch_up(
     replica: Replica,
     store: ObjectStore,
-    writer: Writer,
+    follower: Follower,
     header: Header,
     seen: head.Seen | None,
     settings: Settings,
     say: Callable[[str], None],
 ) -> None:
     """Bring the replica to the end of the journal, and check it against what was seen before."""
+    reader = follower.reader
     before = _stand(replica) if seen is not None and replica.sequence == seen.sequence else ""
     if replica.sequence:
-        standing = await writer.standing()
-        if standing == "gone" and not settings.accept_state:
+        standing = await follower.standing()
+        if standing is Standing.GONE and not settings.accept_state:
             raise Rollback(
                 f"the store does not hold commit {replica.sequence}, which this machine has seen:"
                 " it was rolled back, or shows another history. Mount with -o accept_state to go on"
                 f" from what it has now. Seen here: {_stand(replica)}; in the store now:"
                 f" {await _end_of(store, replica.keyring)}"
             )
-        if standing != "there":
-            log.warning("commit %d is %s: reading the tree again", replica.sequence, standing)
+        if standing is not Standing.THERE:
+            log.warning("commit %d is %s: reading the tree again", replica.sequence, standing.value)
             replica.reset()
     elif not replica.fresh:
         replica.reset()  # an earlier process was reading the tree and did not get to its end
@@ -630,25 +645,25 @@ async def _catch_up(
         if seen is not None:
             replica.expect(seen.sequence)
         await checkpoint.load_newest(store, replica, say)
-    await writer.catch_up()
-    await writer.check_gap()
+    await follower.catch_up()
+    await follower.check_gap()
     replica.expect(0)
     if seen is not None:
         try:
-            writer.check_seen(seen)
+            follower.check_seen(seen)
         except Rollback as exc:
             seen_here = before or _named(seen.sequence, bytes.fromhex(seen.hash))
             changed = f"Seen here: {seen_here}; in the store now: {_stand(replica)}"
             if not settings.accept_state:
                 raise Rollback(f"{exc}. {changed}") from exc
             log.warning("another state of the store is accepted, as asked. %s", changed)
-    if writer.newest_generation > header.generation and not settings.accept_state:
+    if reader.newest_generation > header.generation and not settings.accept_state:
         # Changed while we were reading, or rolled back.
         now = await header_store.load(store)
-        if now.generation < writer.newest_generation:
+        if now.generation < reader.newest_generation:
             raise Rollback(
                 f"the store serves generation {now.generation} of the keys, but the journal was"
-                f" written with generation {writer.newest_generation}: the keys were rolled back"
+                f" written with generation {reader.newest_generation}: the keys were rolled back"
             )
     _check_head(replica, settings)
     if replica.sequence == 0:
@@ -656,8 +671,8 @@ async def _catch_up(
             raise NotAVolume(f"{store.url}: the volume has no root directory yet")
         say("the volume has no root directory yet: making it")
         await write_first_commit(store, replica.keyring, header.generation)
-        writer.look_anew()
-        await writer.catch_up()
+        reader.look_anew()
+        await follower.catch_up()
 
 
 def _named(sequence: int, newest: bytes) -> str:

@@ -20,6 +20,7 @@ from trio.testing import MockClock
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.stage import Stage
 from megafs.chunks.store import ChunkStore
+from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import in_place
 from megafs.crypto.volume_keys import FSID_SIZE, Keyring
 from megafs.errors import Corrupt, Full, Missing, Unavailable
@@ -58,6 +59,7 @@ class Parts:
     stage: Stage
     chunks: ChunkStore
     tree: Tree
+    unlogged: UnloggedChunks
 
     @property
     def packs(self) -> list[str]:
@@ -99,18 +101,20 @@ async def parts(
         "uploads": 2,
         "compress": True,
     }
+    unlogged = UnloggedChunks()
     stage = Stage(
         place / "packs",
         below,
         KEYRING,
         number=lambda: next(numbers),
         announce=tree.add_pack,
+        unlogged=unlogged,
         **(chosen | settings),
     )
     chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stage.run)
-        yield Parts(memory, faulty, advice, stage, chunks, tree)
+        yield Parts(memory, faulty, advice, stage, chunks, tree, unlogged)
         nursery.cancel_scope.cancel()
     stage.close()
     if cache:
@@ -482,9 +486,9 @@ async def test_a_small_chunk_goes_into_the_log_and_its_pack_is_not_synced(
         assert p.stage.unsynced  # the name of its file
         p.stage.sync()
         assert not p.stage.unsynced
-        sealed = [p.stage.take_unlogged(extent) for extent in extents]
+        sealed = [p.unlogged.take(extent) for extent in extents]
         assert sealed == [p.stage.read(extent) for extent in extents]
-        assert [p.stage.take_unlogged(extent) for extent in extents] == [None, None]
+        assert [p.unlogged.take(extent) for extent in extents] == [None, None]
         assert synced == []
 
 
@@ -495,8 +499,8 @@ async def test_chunks_that_nobody_logs_are_synced_when_they_become_many(tmp_path
         for _ in range(80):
             (last,) = await p.stage.put(list(pieces(1, 60_000)))
         assert p.stage.unsynced
-        assert p.stage.take_unlogged(first) is None
-        assert p.stage.take_unlogged(last) is not None
+        assert p.unlogged.take(first) is None
+        assert p.unlogged.take(last) is not None
 
 
 async def test_chunks_from_the_log_are_put_back(tmp_path: Path) -> None:

@@ -213,5 +213,5 @@ def test_a_bug_is_called_one(volume: Machine, monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
 
-    monkeypatch.setattr("megafs.mount.control_client.cards", broken)
+    monkeypatch.setattr("megafs.mount.mount_record.records", broken)
     assert main.run(["status"]) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.stores.local import LocalStore
+from megafs.stores.local.driver import LocalStore
 from tests.crash.victim import contents
 from tests.fakes.machine import Machine, Snapshot, make_volume, snapshot
 

@@ -49,13 +49,23 @@ class MemoryFS:
         self.fail: dict[str, BaseException] = {}
         self.hold: dict[str, trio.Event] = {}
         self.calls: Counter[str] = Counter()
-        self.on_invalidate: Callable[[list[Invalidation]], None] | None = None
+        self._tell_kernel: Callable[[list[Invalidation]], None] | None = None
         self.keep_cache = True
         self._next = 1
         self._handles: dict[int, int] = {}
         self._cookie = 0
         self._make(stat.S_IFDIR | 0o755, Caller(os.getuid(), os.getgid(), 0, 0), 0)
         self._next = 1 << 25  # numbers below are those of the past
+
+    def attach_kernel(self, tell: Callable[[list[Invalidation]], None]) -> None:
+        self._tell_kernel = tell
+
+    def detach_kernel(self) -> None:
+        self._tell_kernel = None
+
+    def invalidate(self, items: list[Invalidation]) -> None:
+        assert self._tell_kernel is not None
+        self._tell_kernel(items)
 
     # -- inside
 

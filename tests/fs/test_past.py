@@ -204,7 +204,7 @@ async def test_numbers_never_meet_those_of_the_present(tmp_path: Path) -> None:
         assert 1 < two < FIRST_REAL
         assert one != two
         assert (await look(volume, *PAST, b"one", b"f")).ino == one  # while the kernel knows it
-        past = volume.fs.past
+        past = volume.fs.snapshots
         assert past is not None
         for number in (one, two):
             volume.fs.forget(number, 2)

@@ -57,7 +57,7 @@ async def test_what_others_wrote_is_read_through_a_handle_opened_before(tmp_path
         ino = await put_file(one.fs, 1, b"f", b"old" * CHUNK)
         await share(one, other)
         told: list[Invalidation] = []
-        other.fs.on_invalidate = told.extend
+        other.fs.attach_kernel(told.extend)
         other.fs.remember(ino)
         handle, _ = await other.fs.open(ino, os.O_RDONLY, ROOT)
         assert bytes(await other.fs.read(handle, 0, 3)) == b"old"

@@ -217,7 +217,7 @@ async def test_a_snapshot_outlives_the_journal_around_it(tmp_path: Path) -> None
             assert old is not None
             assert f"commits/{old + 2:016d}" not in store.objects, done
             assert f"commits/{at:016d}" in store.objects
-            past = volume.fs.past
+            past = volume.fs.snapshots
             assert past is not None
             with pytest.raises(BadUsage, match="the journal begins at"):
                 await volume.history.resolve("200 days ago")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from megafs import clock
 from megafs.chunks.codec import pack_name
@@ -411,23 +410,23 @@ async def test_the_past_of_a_snapshot_can_be_read_after_folding(
         assert sequence in commits(store)
         # A second run finds the same to be needed.
         assert (await gc(a))["folded_commits"] == 0
-        from megafs.fs.filesystem import Spawner
+        from megafs.concurrency import Background
         from megafs.history.moments import History
 
-        async with trio.open_nursery() as nursery:
+        background = Background()
+        async with background.running():
             past = History(
                 store,
                 a.keyring,
                 a.replica,
                 tmp_path / "views",
                 16384,
-                Spawner(nursery.start_soon),
+                background,
             )
             async with past.view(sequence) as tree:
                 extents = tree.all_extents(tree.walk(b"/old"))
             data = b"".join(bytes(part) for part in await a.chunks.read(extents))
             assert data == b"o" * 40_000
-            nursery.cancel_scope.cancel()
 
 
 async def test_a_grace_that_is_not_safe_is_refused(

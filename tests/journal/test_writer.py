@@ -148,7 +148,7 @@ async def test_followers_apply_in_order_and_hear_what_changed(
 
         b.replica.follow = noted  # type: ignore[assignment, method-assign]
         told: list[Invalidation] = []
-        b.fs.on_invalidate = told.extend
+        b.fs.attach_kernel(told.extend)
         b.fs.remember(1)
         first = a.replica.sequence + 1
         for n in range(40):

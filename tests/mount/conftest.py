@@ -42,6 +42,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._pids: set[int] = set()
+        self._started: list[subprocess.Popen[str]] = []
 
     def add(self, pid: int) -> None:
         """Kill *pid* at the end, too."""
@@ -58,6 +59,7 @@ class Processes:
         }
         process: subprocess.Popen[str] = subprocess.Popen([str(arg) for arg in args], **given)
         self._pids.add(process.pid)
+        self._started.append(process)
         return process
 
     def end(self) -> None:
@@ -69,6 +71,11 @@ class Processes:
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline and _is_running(pid):
                 time.sleep(0.02)
+        for process in self._started:
+            process.poll()
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
 
 def _is_running(pid: int) -> bool:

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from megafs.mount import control_client
+from megafs.mount import mount_record
+from megafs.mount.processes import is_running, wait_for_end
 
 PASSPHRASE = "correct horse battery staple"
 
@@ -76,15 +77,15 @@ class Machine:
     @property
     def pid(self) -> int:
         """The mount's process."""
-        (card,) = control_client.cards(self.place / "run")
-        return card.pid
+        (record,) = mount_record.records(self.place / "run")
+        return record.pid
 
     def kill(self) -> None:
         """kill -9 for whatever still runs of this machine."""
-        for card in control_client.cards(self.place / "run"):
-            if control_client.is_running(card.pid):
-                os.kill(card.pid, signal.SIGKILL)
-                control_client.wait_for_end(card.pid, 10)
+        for record in mount_record.records(self.place / "run"):
+            if is_running(record.pid):
+                os.kill(record.pid, signal.SIGKILL)
+                wait_for_end(record.pid, 10)
 
 
 def is_mounted(path: Path) -> bool:

@@ -277,15 +277,14 @@ async def test_news_makes_the_kernel_look_again(scene: Scene) -> None:
     node.inode.size = 5
     assert (await aside(file.stat)).st_size == 3  # the kernel's own memory
 
-    assert scene.fs.on_invalidate is not None
-    scene.fs.on_invalidate([Invalidation("inode", node.inode.ino, None, False)])
+    scene.fs.invalidate([Invalidation("inode", node.inode.ino, None, False)])
     await _until(lambda: aside(file.read_bytes), b"newer")
 
     root = scene.fs.nodes[1]
     root.names[b"g"] = root.names.pop(b"f")
     root.cookies[b"g"] = root.cookies.pop(b"f")
     assert await aside(file.exists)
-    scene.fs.on_invalidate([Invalidation("entry", 1, b"f", False)])
+    scene.fs.invalidate([Invalidation("entry", 1, b"f", False)])
     await _until(lambda: aside(file.exists), False)
 
 
@@ -300,9 +299,8 @@ async def test_news_never_waits_for_a_request_in_the_same_directory(scene: Scene
     async with trio.open_nursery() as nursery:
         nursery.start_soon(aside, (scene.path / "d").mkdir)
         await trio.sleep(0.1)
-        assert scene.fs.on_invalidate is not None
         # The kernel holds the root's lock for mkdir, and so holds the thread that tells it this.
-        scene.fs.on_invalidate([Invalidation("entry", 1, b"other", False)])
+        scene.fs.invalidate([Invalidation("entry", 1, b"other", False)])
         await trio.sleep(0.1)
         scene.fs.hold.pop("mkdir").set()
     assert await aside(os.listdir, scene.path) == ["d"]

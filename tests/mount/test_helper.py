@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount.processes import is_running
 from tests.mount.machine import Machine, is_mounted
 
 pytestmark = [
@@ -75,7 +75,7 @@ def test_mount_and_umount(volume: Machine) -> None:
     (volume.mnt / "f").write_bytes(os.urandom(1 << 20))
     subprocess.run(["umount", volume.mnt], env=volume.environ, check=True)
     # The helper has waited for the store.
-    assert not control_client.is_running(pid)
+    assert not is_running(pid)
     assert not is_mounted(volume.mnt)
 
 

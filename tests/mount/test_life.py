@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount import mount_record
+from megafs.mount.processes import is_running, wait_for_end
 from tests.mount.conftest import Processes
 from tests.mount.machine import PASSPHRASE, Machine, at_terminal, eventually, is_mounted
 
@@ -59,7 +60,7 @@ def test_umount_returns_when_the_process_has_ended(volume: Machine) -> None:
     volume.mount()
     pid = volume.pid
     volume.umount()
-    assert not control_client.is_running(pid)
+    assert not is_running(pid)
     assert list((volume.place / "run").iterdir()) == []
 
 
@@ -96,7 +97,7 @@ def test_umount_refuses_while_in_use_and_lazy_leaves_a_process_that_finishes(
         volume.umount("--lazy")
         assert not is_mounted(volume.mnt)
         file.write("after the directory had gone")
-    assert control_client.wait_for_end(pid, 30)
+    assert wait_for_end(pid, 30)
     volume.mount()
     assert (volume.mnt / "open").read_text() == "after the directory had gone"
     volume.umount()
@@ -108,7 +109,7 @@ def test_umounted_by_others_it_drains_and_ends(volume: Machine) -> None:
         pid = volume.pid
         (volume.mnt / command[0]).write_bytes(os.urandom(3 << 20))
         subprocess.run([*command, volume.mnt], check=True)
-        assert control_client.wait_for_end(pid, 30)
+        assert wait_for_end(pid, 30)
     volume.mount()
     assert (volume.mnt / "umount").stat().st_size == 3 << 20
     assert volume.status()["staged_bytes"] == 0
@@ -121,7 +122,7 @@ def test_a_signal_drains_and_unmounts(volume: Machine, number: signal.Signals) -
     pid = volume.pid
     (volume.mnt / "f").write_bytes(os.urandom(2 << 20))
     os.kill(pid, number)
-    assert control_client.wait_for_end(pid, 30)
+    assert wait_for_end(pid, 30)
     assert not is_mounted(volume.mnt)
     volume.mount()
     status = volume.status()
@@ -136,7 +137,7 @@ def test_a_signal_ends_a_mount_that_is_in_use(volume: Machine) -> None:
         file.write("x")
         file.flush()
         os.kill(pid, signal.SIGTERM)
-        assert control_client.wait_for_end(pid, 30)
+        assert wait_for_end(pid, 30)
         with pytest.raises(OSError):
             os.fstat(file.fileno())
         with pytest.raises(OSError):
@@ -148,7 +149,7 @@ def test_killed_then_mounted_again_cleans_up_and_has_what_was_closed(volume: Mac
     volume.mount("-o", "fsync=local,sync_interval=1h")
     (volume.mnt / "closed").write_text("safe")
     os.kill(volume.pid, signal.SIGKILL)
-    control_client.wait_for_end(volume.pid, 10)
+    wait_for_end(volume.pid, 10)
     with pytest.raises(OSError, match="not connected"):
         os.listdir(volume.mnt)
     assert "is dead" in volume.run("status", volume.mnt, code=2).stderr
@@ -162,7 +163,7 @@ def test_killed_then_mounted_again_cleans_up_and_has_what_was_closed(volume: Mac
 def test_umount_cleans_up_after_a_killed_mount(volume: Machine) -> None:
     volume.mount()
     os.kill(volume.pid, signal.SIGKILL)
-    control_client.wait_for_end(volume.pid, 10)
+    wait_for_end(volume.pid, 10)
     assert "cleaned up" in volume.umount().stderr
     assert not is_mounted(volume.mnt)
     assert list((volume.place / "run").iterdir()) == []
@@ -181,7 +182,7 @@ def test_force_ends_at_once_and_keeps_what_is_staged(volume: Machine) -> None:
     assert re.search(r"warning: .* operations are not in the store yet: they stay in", said)
     with pytest.raises(OSError):
         user.close()
-    assert not control_client.is_running(pid)
+    assert not is_running(pid)
     _back(store)
     volume.mount()
     assert (volume.mnt / "f").read_text() == "not in the store yet"
@@ -205,9 +206,9 @@ def test_the_second_signal_ends_a_mount_whose_store_is_away(volume: Machine) -> 
     _away(store)
     (volume.mnt / "f").write_text("kept here")
     os.kill(pid, signal.SIGTERM)
-    assert not control_client.wait_for_end(pid, 2)
+    assert not wait_for_end(pid, 2)
     os.kill(pid, signal.SIGTERM)
-    assert control_client.wait_for_end(pid, 15)
+    assert wait_for_end(pid, 15)
     assert not is_mounted(volume.mnt)
     _back(store)
     volume.mount()
@@ -229,7 +230,7 @@ def test_a_process_that_hangs_is_ended_by_force(volume: Machine) -> None:
     begin = time.monotonic()
     volume.umount("--force")
     assert time.monotonic() - begin < 60
-    assert not control_client.is_running(pid)
+    assert not is_running(pid)
     assert not is_mounted(volume.mnt)
     waiting.join(10)
     assert not waiting.is_alive()
@@ -303,7 +304,7 @@ def test_foreground_stays_and_ends_with_a_signal(volume: Machine, processes: Pro
         *volume.command("mount", volume.url, volume.mnt, "--foreground"), env=volume.environ
     )
     eventually(lambda: is_mounted(volume.mnt))
-    eventually(lambda: control_client.cards(volume.place / "run"))
+    eventually(lambda: mount_record.records(volume.place / "run"))
     (volume.mnt / "f").write_text("x")
     serving.send_signal(signal.SIGTERM)
     out, said = serving.communicate(timeout=30)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount import mount_record
 from tests.mount.machine import Machine, eventually, is_mounted
 
 pytestmark = pytest.mark.fuse
@@ -241,7 +241,7 @@ def test_an_address_space_limit_is_survived_or_ends_the_mount_with_nothing_lost(
             kept.append(n)
         except OSError as exc:
             assert exc.errno in (errno.ENOMEM, errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
-            if not control_client.cards(volume.place / "run"):
+            if not mount_record.records(volume.place / "run"):
                 break
     assert kept
     volume.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount.processes import is_running, wait_for_end
 from tests.fakes.proxy import Hang, Proxy, ThreadedProxy
 from tests.mount.conftest import Processes
 from tests.mount.machine import Machine, eventually, is_mounted
@@ -63,11 +63,11 @@ def test_a_second_signal_aborts_the_connection_and_frees_everybody(
     pid = stuck.pid
     begin = time.monotonic()
     os.kill(pid, signal.SIGTERM)
-    assert not control_client.wait_for_end(pid, 1.5)
+    assert not wait_for_end(pid, 1.5)
     os.kill(pid, signal.SIGTERM)
     for user in users:
         assert user.wait(15) != 0
-    assert control_client.wait_for_end(pid, 20)
+    assert wait_for_end(pid, 20)
     assert time.monotonic() - begin < 30
     assert not is_mounted(stuck.mnt)
     network.tell(Proxy.heal)
@@ -103,7 +103,7 @@ def test_users_of_a_stopped_mount_can_be_killed_and_so_can_it(
     # FUSE waits for the answer to a request that was taken, until the mount itself is killed.
     users[0].kill()
     os.kill(pid, signal.SIGKILL)
-    assert control_client.wait_for_end(pid, 10)
+    assert wait_for_end(pid, 10)
     for user in users:
         assert user.wait(10) != 0
     assert _state(pid) in ("", "Z")
@@ -121,7 +121,7 @@ def test_force_ends_a_mount_whose_store_hangs(
     begin = time.monotonic()
     stuck.umount("--force")
     assert time.monotonic() - begin < 40
-    assert not control_client.is_running(pid)
+    assert not is_running(pid)
     for user in users:
         assert user.wait(10) != 0
     eventually(lambda: all(_state(user.pid) != "D" for user in users))

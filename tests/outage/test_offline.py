@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount.processes import is_running
 from tests.fakes.proxy import Proxy, ThreadedProxy
 from tests.mount.machine import Machine, eventually
 
@@ -61,7 +61,7 @@ def test_mount_read_write_without_network_then_everything_arrives(
     (machine.mnt / "other" / "x").unlink()
     time.sleep(2.5)  # what is not followed by a close is kept within a second or so
     os.kill(machine.pid, signal.SIGKILL)
-    eventually(lambda: not control_client.is_running(machine.pid))
+    eventually(lambda: not is_running(machine.pid))
     machine.mount("-o", "deadline=3s")
     _check_work(machine.mnt)
     assert machine.status()["offline"]

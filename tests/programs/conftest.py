@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount.processes import wait_for_end
 from tests.engines.ceph import Ceph
 from tests.mount.conftest import Processes, mounts_below
 from tests.mount.machine import Machine
@@ -141,7 +141,7 @@ class Disk:
         """kill -9 of the mount's process; the dead mountpoint stays."""
         pid = self.machine.pid
         os.kill(pid, signal.SIGKILL)
-        assert control_client.wait_for_end(pid, 20)
+        assert wait_for_end(pid, 20)
 
     def end(self) -> None:
         self.machine.kill()

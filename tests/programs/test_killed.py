@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from megafs.mount import control_client
+from megafs.mount.processes import wait_for_end
 from tests.mount.conftest import Processes
 from tests.mount.machine import is_mounted
 from tests.programs.conftest import Disk, run
@@ -133,7 +133,7 @@ def test_sigterm_drains(own_disk: Disk) -> None:
         (own_disk.mnt / f"s{n}").write_bytes(data[n * 100 : n * 200])
     pid = own_disk.machine.pid
     os.kill(pid, signal.SIGTERM)
-    assert control_client.wait_for_end(pid, 60)
+    assert wait_for_end(pid, 60)
     assert not is_mounted(own_disk.mnt)
     own_disk.machine = own_disk._new_machine()
     own_disk.mount()
@@ -160,7 +160,7 @@ def test_mount_megafs_as_mount_8_calls_it(own_disk: Disk) -> None:
     (machine.mnt / "f").write_text("x")
     pid = machine.pid
     run("umount", machine.mnt)
-    assert control_client.wait_for_end(pid, 30)
+    assert wait_for_end(pid, 30)
     own_disk.mount()
     assert (own_disk.mnt / "f").read_text() == "x"
     own_disk.umount()

@@ -327,7 +327,7 @@ class Machine:
                 self.world.tell(f"{self.host}:     {_brief(op)}")
 
         volume.replica.record = record  # type: ignore[method-assign]
-        volume.fs.on_invalidate = self._invalidate
+        volume.fs.attach_kernel(self._invalidate)
 
     def _went_down(self) -> None:
         if self.volume is not None:
@@ -962,8 +962,8 @@ async def _event(world: World, when: float, kind: str, machine: Machine, seconds
         await trio.sleep(seconds)
         machine.weather(cut=False)
     elif kind == "checkpoint":
-        if machine.volume is not None and machine.volume.fs.spawner.start is not None:
-            machine.volume.fs.spawner.start(write_checkpoint, machine.volume)
+        if machine.volume is not None:
+            machine.volume.background.start(write_checkpoint, machine.volume)
     elif machine.scope is not None and machine.volume is not None:
         machine.go_down(kind, max(seconds, 0.01))
 

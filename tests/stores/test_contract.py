@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from megafs.metrics import Registry
-from megafs.stores import local
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.limit import Limited
-from megafs.stores.local import LocalStore
+from megafs.stores.local import placing
+from megafs.stores.local.driver import LocalStore
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.stores.stack import cached, open_store
@@ -36,7 +36,7 @@ class TestLocalWithoutHardLinks(StoreContract):
     async def store(self, tmp_path):
         store = LocalStore(tmp_path)
         store._ways = store._ways[1:]
-        assert store._ways[0][0] is local._by_rename
+        assert store._ways[0][0] is placing.by_rename
         return store
 
 

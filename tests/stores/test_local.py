@@ -12,9 +12,10 @@ import pytest
 import trio
 
 from megafs.errors import BadStore, Denied, Exists, Full, Missing, NoStore, Unavailable
-from megafs.stores import local
 from megafs.stores.base import list_all
-from megafs.stores.local import LocalStore
+from megafs.stores.local import driver as local
+from megafs.stores.local import placing
+from megafs.stores.local.driver import LocalStore
 from megafs.stores.retry import Retrying
 
 
@@ -30,9 +31,11 @@ def traced(monkeypatch, tmp_path):
     """The calls that change a directory or reach the disk, in order, with short paths."""
     calls = []
 
-    def short(path):
+    def short(path, directory):
         if isinstance(path, int):
             path = os.readlink(f"/proc/self/fd/{path}")
+        elif directory is not None:
+            path = os.path.join(os.readlink(f"/proc/self/fd/{directory}"), path)
         parts = os.path.relpath(path, tmp_path / "store").split("/")
         return ".tmp/*" if parts[0] == ".tmp" and len(parts) > 1 else "/".join(parts)
 
@@ -40,7 +43,9 @@ def traced(monkeypatch, tmp_path):
         real = getattr(os, name)
 
         def call(*args, **kwargs):
-            calls.append((name, *map(short, args[:count])))
+            one = kwargs.get("dir_fd")
+            directories = (kwargs.get("src_dir_fd", one), kwargs.get("dst_dir_fd", one))
+            calls.append((name, *map(short, args[:count], directories)))
             return real(*args, **kwargs)
 
         monkeypatch.setattr(local.os, name, call)
@@ -186,7 +191,7 @@ async def test_a_missing_store_is_one_clear_line(tmp_path):
 async def test_what_the_disk_says_is_translated(store, tmp_path, monkeypatch, call, code, error):
     await store.put_new("packs/ab/one", b"x")
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(local.os, call, fail)
@@ -223,21 +228,22 @@ async def test_an_object_whose_name_may_not_be_on_disk_is_not_called_stored(stor
 async def test_left_over_files_of_the_dead_are_removed_and_others_kept(store, tmp_path):
     temporary = tmp_path / "store/.tmp"
     temporary.mkdir()
-    (temporary / "dead").write_bytes(b"half a pack")
+    (temporary / ("dead" * 8)).write_bytes(b"half a pack")
+    alive = "a11fe0" * 5 + "00"
     script = (
         "import sys, fcntl\n"
         "f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX)\n"
         "print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, temporary / "alive"],
+        [sys.executable, "-c", script, temporary / alive],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     ) as other:
         assert other.stdout
         other.stdout.readline()
         await store.put_new("commits/1", b"x")
-        assert [path.name for path in temporary.iterdir()] == ["alive"]
+        assert [path.name for path in temporary.iterdir()] == [alive]
         other.kill()
     # One that opens the store later finds its writer dead.
     await LocalStore(tmp_path / "store").put_new("commits/2", b"x")
@@ -284,7 +290,7 @@ async def test_a_page_reads_only_the_directories_it_needs(store, tmp_path, monke
     scandir = os.scandir
 
     def trace(path):
-        read.append(os.path.relpath(path, tmp_path / "store"))
+        read.append(os.path.relpath(os.readlink(f"/proc/self/fd/{path}"), tmp_path / "store"))
         return scandir(path)
 
     monkeypatch.setattr(local.os, "scandir", trace)
@@ -306,7 +312,7 @@ async def test_of_racing_processes_exactly_one_wins(store, tmp_path):
     script = """
 import sys, trio
 from megafs.errors import Exists
-from megafs.stores.local import LocalStore
+from megafs.stores.local.driver import LocalStore
 async def main():
     store = LocalStore(sys.argv[1])
     store._ways = store._ways[int(sys.argv[2]):]
@@ -344,16 +350,16 @@ trio.run(main)
 
 
 async def test_a_file_system_without_hard_links_is_noticed(store, monkeypatch):
-    def refuse(*args):
+    def refuse(*args, **kwargs):
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(local.os, "link", refuse)
     await store.put_new("commits/1", b"ours")
     with pytest.raises(Exists):
         await store.put_new("commits/1", b"theirs")
-    assert store._ways[0][0] is local._by_rename
+    assert store._ways[0][0] is placing.by_rename
 
-    monkeypatch.setattr(local.ctypes, "CDLL", lambda *args, **kwargs: None)
+    monkeypatch.setattr(placing.ctypes, "CDLL", lambda *args, **kwargs: None)
     await store.put_new("commits/2", b"ours")
     with pytest.raises(Exists):
         await store.put_new("commits/2", b"theirs")

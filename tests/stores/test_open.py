@@ -8,7 +8,7 @@ from megafs.errors import BadStore, Missing
 from megafs.metrics import Registry
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.drivers import known_options
-from megafs.stores.local import LocalStore
+from megafs.stores.local.driver import LocalStore
 from megafs.stores.retry import Retrying
 from megafs.stores.s3.driver import S3Store
 from megafs.stores.stack import cached, open_driver, open_store

@@ -11,7 +11,7 @@ from megafs import clock, concurrency
 from megafs.errors import Denied, Exists, Missing, Unavailable
 from megafs.stores import retry
 from megafs.stores.limit import Limited
-from megafs.stores.local import LocalStore
+from megafs.stores.local.driver import LocalStore
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Budget, Retrying
 from tests.fakes.faulty import Fault, Faulty, before, hang, lost_reply, slow

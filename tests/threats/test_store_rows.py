@@ -26,7 +26,7 @@ from megafs.crypto.volume_keys import chunk_key
 from megafs.errors import Corrupt, Denied, Missing, Refused, Rollback, TooNew, Unavailable
 from megafs.journal import checkpoint as checkpoints
 from megafs.journal.commit import object_name
-from megafs.stores.local import LocalStore
+from megafs.stores.local.driver import LocalStore
 from megafs.volume import header_store
 from megafs.volume.header import Credential
 from megafs.volume.open import write_checkpoint
