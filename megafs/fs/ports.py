@@ -11,8 +11,8 @@ from typing import Protocol
 
 from megafs.chunks.store import StagedChunks
 from megafs.errors import Fault
+from megafs.journal.batches import StrictOutcome
 from megafs.journal.follower import Subscriber
-from megafs.journal.replica import Ticket
 from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
 
@@ -49,7 +49,7 @@ class Replica(Protocol):
     def number(self) -> int:
         """A number that no inode, entry or version has."""
 
-    def record(self, op: Operation, ticket: Ticket | None = None) -> None:
+    def record(self, op: Operation, ticket: StrictOutcome | None = None) -> None:
         """Apply an operation; raises Refused if it does not fit."""
 
     def log(self) -> int:

@@ -123,3 +123,31 @@ class Parts:
             )
             self._parts[number] = parts
             self._lows[number] = [part.low for part in parts]
+
+    def adopt(self, tables: dict[str, list[Part]]) -> None:
+        """`replace`, where rows may have changed while the checkpoint was written.
+
+        What changed meanwhile is marked in the parts as they were; the new ones take that over.
+        """
+        for table, made in tables.items():
+            known = self.of(table)
+            changed = {part.low for part in known if part.dirty}
+            if changed:
+                _carry_marks([part.low for part in known], changed, made)
+            if table in self.blind:
+                for part in made:
+                    part.dirty = True
+        self.replace(tables)
+
+
+def _carry_marks(old: list[Key], changed: set[Key], made: list[Part]) -> None:
+    """Mark in *made* every part that overlaps a changed part of the division before."""
+    lows = [part.low for part in made]
+    for m, low in enumerate(old):
+        if low not in changed:
+            continue
+        end = old[m + 1] if m + 1 < len(old) else None
+        n = max(0, bisect_right(lows, low) - 1)
+        while n < len(made) and (end is None or lows[n] < end):
+            made[n].dirty = True
+            n += 1

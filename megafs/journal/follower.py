@@ -24,9 +24,10 @@ from megafs.crypto.volume_keys import digest
 from megafs.errors import Corrupt, Fault, Missing, Rollback, StoreError, TooNew
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
-from megafs.journal.head import HeadKeeper, Seen
+from megafs.journal.head import HeadKeeper, RememberedHead
 from megafs.journal.reader import JournalReader, Position
-from megafs.journal.replica import News, Replica
+from megafs.journal.rebase import RemoteChanges
+from megafs.journal.replica import Replica
 from megafs.tree.schema import Ino
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class Subscriber(Protocol):
     async def before_commits(self, touched: Set[Ino], removed: Set[Ino]) -> None:
         """Commits that change *touched*, and remove *removed* of them, are about to be applied."""
 
-    def after_commits(self, news: News) -> None:
+    def after_commits(self, news: RemoteChanges) -> None:
         """They were applied."""
 
 
@@ -92,7 +93,7 @@ class Follower:
         replica: Replica,
         reader: JournalReader,
         heads: HeadKeeper,
-        seen: Seen | None,
+        seen: RememberedHead | None,
         *,
         interval: float,
     ) -> None:
@@ -284,7 +285,7 @@ class Follower:
 
     async def copy_wal(self) -> None:
         """Copy SQLite's log into the database in a thread, should it be long."""
-        copy = self._replica.tidying()
+        copy = self._replica.wal_copier()
         if copy is not None:
             await offload(copy, kind="disk")
 
@@ -336,7 +337,7 @@ class Follower:
                     )
         self._tail_seen = listing.at
 
-    def check_seen(self, seen: Seen | None) -> None:
+    def check_seen(self, seen: RememberedHead | None) -> None:
         """Raise Rollback if the store's history is not the one this machine has seen."""
         if seen is None:
             return

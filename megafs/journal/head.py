@@ -27,7 +27,7 @@ from megafs.errors import Corrupt, Full
 _PLACE: Final = 512
 
 
-class Seen(Struct, frozen=True):
+class RememberedHead(Struct, frozen=True):
     """sequence, hash: of the newest commit.  generation: of the key header.  slot: which opened."""
 
     fsid: str
@@ -37,7 +37,7 @@ class Seen(Struct, frozen=True):
     slot: str = ""
 
 
-def read(directory: Path) -> Seen | None:
+def read(directory: Path) -> RememberedHead | None:
     """What was remembered, or None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
@@ -52,7 +52,7 @@ def read(directory: Path) -> Seen | None:
     return newest[2]
 
 
-def write(directory: Path, seen: Seen) -> None:
+def write(directory: Path, seen: RememberedHead) -> None:
     """Remember *seen*, durably; blocks for a sync.  Not for two threads at once."""
     path = directory / "head"
     try:
@@ -86,9 +86,11 @@ class HeadKeeper:
         self._slot = slot
         self._syncs = Syncs()
 
-    def at(self, sequence: int, newest: bytes) -> Seen:
+    def at(self, sequence: int, newest: bytes) -> RememberedHead:
         """What is remembered of a commit with the hash *newest*."""
-        return Seen(self._fsid.hex(), sequence, newest.hex(), self._generation, self._slot)
+        return RememberedHead(
+            self._fsid.hex(), sequence, newest.hex(), self._generation, self._slot
+        )
 
     async def remember(self, sequence: int, newest: bytes) -> None:
         """Remember a commit, durably; Full if it cannot be written."""
@@ -98,7 +100,7 @@ class HeadKeeper:
             raise Full(f"{self._directory}/head cannot be written: {exc.strerror}") from exc
 
 
-def _line(turn: int, seen: Seen) -> bytes:
+def _line(turn: int, seen: RememberedHead) -> bytes:
     text = json.dumps({"turn": turn, **asdict(seen)}).encode()
     return (text + b" " + _check(text)).ljust(_PLACE - 1) + b"\n"
 
@@ -108,7 +110,7 @@ def _check(text: bytes) -> bytes:
     return blake3(text).hexdigest(8).encode()
 
 
-def _places(data: bytes) -> list[tuple[int, int, Seen]]:
+def _places(data: bytes) -> list[tuple[int, int, RememberedHead]]:
     """The places that are whole: (turn, its number, what it says)."""
     found = []
     for number in (0, 1):
@@ -119,7 +121,7 @@ def _places(data: bytes) -> list[tuple[int, int, Seen]]:
                 continue
             fields = json.loads(text)
             turn = int(fields.pop("turn"))
-            found.append((turn, number, Seen(**fields)))
+            found.append((turn, number, RememberedHead(**fields)))
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
     return found

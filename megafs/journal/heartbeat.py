@@ -1,21 +1,14 @@
-"""Who has the volume mounted: heartbeats, and the lease where only one mount may write.
+"""Who has the volume mounted: heartbeats.
 
 `mounts/<16 hex digits>` is one mount's heartbeat, the only object that is ever overwritten: sealed
-as commits are, of MessagePack of `Beat`.  It tells others (and gc) how far the mount stands.  It is
-written every half minute or so and removed when the mount ends; one that has not changed for `DEAD`
-seconds belongs to a machine that is gone, or away.
-
-Where a store cannot create an object only if it is absent, no two mounts may commit at once.  Then
-`mounts/lease` names the one that may: it is taken by writing it, waiting `SETTLE` seconds for
-others who do the same, and reading it back; it is kept by writing it again.  A lease that did not
-change for `LEASE_DEAD` seconds, by the clock of whoever looks, is free.  Nobody compares two
-machines' clocks.
+as commits are, of MessagePack of `Heartbeat`.  It tells others (and gc) how far the mount stands.
+It is written every half minute or so and removed when the mount ends; one that has not changed for
+`DEAD` seconds belongs to a machine that is gone, or away.  Nobody compares two machines' clocks.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -38,13 +31,11 @@ MAX_OBJECT: Final = 64 << 10
 #: The most packs that a heartbeat names; each takes 18 bytes.
 HOLDS: Final = 2500
 
+#: The one object in `mounts/` that is no heartbeat: journal/lease.py.
 LEASE: Final = "mounts/lease"
-SETTLE: Final = 10.0
-LEASE_INTERVAL: Final = 20.0
-LEASE_DEAD: Final = 120.0
 
 
-class Beat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+class Heartbeat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One mount's heartbeat.  beat: counts up.  time_ns: by the mount's own clock.
 
     holds: the ids of packs that its pending operations name, which gc must leave alone.
@@ -64,20 +55,20 @@ def name_of(mount: int) -> str:
     return f"mounts/{mount:016x}"
 
 
-def seal(keyring: Keyring, name: str, beat: Beat) -> bytes:
+def seal(keyring: Keyring, name: str, beat: Heartbeat) -> bytes:
     return seal_padded(keyring, "mount", FORMAT, msgspec.msgpack.encode(beat), name)
 
 
-def open_beat(keyring: Keyring, name: str, data: bytes) -> Beat:
+def open_heartbeat(keyring: Keyring, name: str, data: bytes) -> Heartbeat:
     """The heartbeat in *data*; Corrupt if it is not one, or another's."""
     body = open_padded(keyring, "mount", FORMAT, data, name, name)
     try:
-        return msgspec.msgpack.decode(body, type=Beat)
+        return msgspec.msgpack.decode(body, type=Heartbeat)
     except msgspec.MsgspecError as exc:
         raise Corrupt(f"{name}: {exc}") from exc
 
 
-class Presence:
+class Heartbeats:
     """Writes this mount's heartbeat and reads the others'.
 
     others: by mount number, the last beat that was read and when it last changed (trio's clock).
@@ -91,14 +82,14 @@ class Presence:
         self._keyring = keyring
         self._read_only = read_only
         self._beat = 0
-        self.others: dict[int, tuple[Beat, float]] = {}
+        self.others: dict[int, tuple[Heartbeat, float]] = {}
 
-    def _own(self) -> Beat:
+    def _own(self) -> Heartbeat:
         self._beat += 1
         named = self._replica.named_packs
         # One that holds more than can be said stands nowhere: then gc deletes nothing at all.
         sequence = self._replica.sequence if len(named) <= HOLDS else 0
-        return Beat(
+        return Heartbeat(
             self._replica.mount,
             self._replica.host,
             sequence,
@@ -126,14 +117,14 @@ class Presence:
     async def look(self) -> None:
         """Read every other mount's heartbeat."""
         now = trio.current_time()
-        found: dict[int, tuple[Beat, float]] = {}
+        found: dict[int, tuple[Heartbeat, float]] = {}
         async for page in list_all(self._store, "mounts/"):
             for entry in page.entries:
                 if entry.name in (LEASE, name_of(self._replica.mount)):
                     continue
                 try:
                     data = await self._store.get(entry.name, 0, MAX_OBJECT)
-                    beat = open_beat(self._keyring, entry.name, data)
+                    beat = open_heartbeat(self._keyring, entry.name, data)
                 except Missing:
                     continue
                 except (Corrupt, TooNew) as exc:
@@ -179,105 +170,3 @@ class Presence:
                 }
             )
         return rows
-
-
-class Lease:
-    """The right to write where the store cannot keep two writers apart.
-
-    on_lost: called when somebody else has it although we kept it alive.
-    """
-
-    def __init__(
-        self, replica: Replica, store: ObjectStore, keyring: Keyring, on_lost: Callable[[str], None]
-    ) -> None:
-        self._replica = replica
-        self._store = store
-        self._keyring = keyring
-        self._on_lost = on_lost
-        self._token = clock.random_bytes(16)
-        self._beat = 0
-        self.held = False
-        self.holder = ""
-
-    async def acquire(self, *, wait: bool) -> bool:
-        """Try to take the lease; false if another mount has it (`holder` says which).
-
-        wait: watch another's lease for as long as it takes to tell whether it is dead.
-        """
-        there = await self._read()
-        if there is not None and there.mount != self._replica.mount:
-            self.holder = there.host
-            if not wait:
-                return False
-            deadline = trio.current_time() + LEASE_DEAD
-            while trio.current_time() < deadline:
-                await trio.sleep(LEASE_INTERVAL / 2)
-                now = await self._read()
-                if now is None:
-                    break
-                if (now.token, now.beat) != (there.token, there.beat):
-                    return False
-        await self._write()
-        await trio.sleep(SETTLE)
-        there = await self._read()
-        self.held = there is not None and there.token == self._token
-        if there is not None and not self.held:
-            self.holder = there.host
-        return self.held
-
-    async def keep(self) -> None:
-        """Keep the lease alive, for ever or until somebody else has it."""
-        last = trio.current_time()
-        while self.held:
-            await trio.sleep(LEASE_INTERVAL)
-            try:
-                there = await self._read()
-                if there is None or there.token != self._token:
-                    self._lose(there.host if there is not None else "nobody")
-                    return
-                await self._write()
-                last = trio.current_time()
-            except StoreError as exc:
-                log.debug("lease: %s", exc)
-                if trio.current_time() - last > LEASE_DEAD / 2:
-                    # Somebody may take it as dead from now on: stop before that.
-                    self._lose("nobody yet, but the store was away for too long")
-                    return
-
-    def _lose(self, who: str) -> None:
-        self.held = False
-        self.holder = who
-        self._on_lost(
-            f"the right to write to this volume was lost (it is held by {who}): the store cannot"
-            " keep two writers apart"
-        )
-
-    async def release(self) -> None:
-        """Let others have it at once."""
-        if not self.held:
-            return
-        self.held = False
-        try:
-            await self._store.delete(LEASE)
-        except StoreError as exc:
-            log.debug("lease: %s", exc)
-
-    async def _read(self) -> Beat | None:
-        try:
-            data = await self._store.get(LEASE, 0, MAX_OBJECT)
-        except Missing:
-            return None
-        return open_beat(self._keyring, LEASE, data)
-
-    async def _write(self) -> None:
-        self._beat += 1
-        beat = Beat(
-            self._replica.mount,
-            self._replica.host,
-            self._replica.sequence,
-            clock.now_ns(),
-            self._beat,
-            False,
-            self._token,
-        )
-        await self._store.put(LEASE, seal(self._keyring, LEASE, beat))

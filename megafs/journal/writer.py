@@ -18,9 +18,10 @@ from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, TooNew, Unavailable
 from megafs.journal import commit as commit_format
+from megafs.journal.batches import CommitDraft
 from megafs.journal.commit import Commit
 from megafs.journal.follower import TAIL_TRUST, Follower, Subscriber, Trust
-from megafs.journal.replica import Candidate, Replica
+from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -181,8 +182,8 @@ class Writer:
         target = self._replica.seal()
         self._packs.cut()
         while self._replica.committed < target and self._replica.pending:
-            candidate = self._replica.next_commit(self._packs.blocked)
-            if candidate is None:
+            draft = self._replica.next_commit(self._packs.blocked)
+            if draft is None:
                 error = self._packs.last_error
                 if error is not None:
                     raise error
@@ -190,14 +191,14 @@ class Writer:
                 self._packs.cut()
                 await self._packs.wait_change()
                 continue
-            await self._publish(candidate)
+            await self._publish(draft)
 
-    async def _publish(self, candidate: Candidate) -> None:
+    async def _publish(self, draft: CommitDraft) -> None:
         replica, follower = self._replica, self.follower
         async with follower.turn:
             if self.frozen is not None:
                 raise Corrupt(f"the mount is read-only: {self.frozen}")
-            if replica.committed >= candidate.first or candidate.first not in replica.pending:
+            if replica.committed >= draft.first or draft.first not in replica.pending:
                 return  # the follower changed what is pending while we waited for our turn
             if follower.trust is Trust.DOUBTFUL:
                 await follower.apply_new()

@@ -61,7 +61,7 @@ from megafs.tree.tree import Extent, Tree
 LOST_FOUND = b"lost+found"
 
 
-class Seen(Struct):
+class SeenInode(Struct):
     """One inode as this mount saw it before the others' commits were applied."""
 
     inode: Inode
@@ -71,17 +71,17 @@ class Seen(Struct):
     extents: list[Extent]
 
 
-class View(Struct):
+class SeenInodes(Struct):
     """The inodes that others changed, as this mount saw them, with the directories above.
 
     complete: an inode that others changed and that is not here, this mount had removed itself.
     """
 
-    seen: dict[int, Seen] = field(default_factory=dict)
+    seen: dict[int, SeenInode] = field(default_factory=dict)
     complete: bool = False
 
     @classmethod
-    def of(cls, tree: Tree, inos: Iterable[int]) -> View:
+    def of(cls, tree: Tree, inos: Iterable[int]) -> SeenInodes:
         """Look at these inodes now; those that do not exist are left out."""
         view = cls(complete=True)
         for ino in inos:
@@ -94,7 +94,7 @@ class View(Struct):
             if inode is None:
                 return
             places = tree.places(ino)
-            self.seen[ino] = Seen(
+            self.seen[ino] = SeenInode(
                 inode,
                 tree.target(ino) if inode.is_symlink else None,
                 places,
@@ -122,7 +122,7 @@ class Merge:
     def __init__(
         self,
         tree: Tree,
-        view: View,
+        view: SeenInodes,
         number: Callable[[], int],
         host: str,
         date: str,

@@ -45,17 +45,20 @@ from megafs.errors import (
     TooNew,
     Unavailable,
 )
-from megafs.fs.filesystem import Below, FileSystem
+from megafs.fs.core import Below
+from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
-from megafs.history.moments import History
+from megafs.history.earlier_trees import History
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
+from megafs.journal.database import remove_files
 from megafs.journal.follower import Follower, Standing
 from megafs.journal.head import HeadKeeper
-from megafs.journal.heartbeat import Lease, Presence
+from megafs.journal.heartbeat import Heartbeats
+from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader, ask_for_commits, ask_for_standing
-from megafs.journal.replica import Replica, remove_files
+from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
@@ -113,7 +116,7 @@ class Volume(Struct):
     chunks: ChunkStore
     writer: Writer
     checkpointer: Checkpointer
-    presence: Presence
+    heartbeats: Heartbeats
     history: History
     metrics: Registry
     background: Background
@@ -237,7 +240,7 @@ class Volume(Struct):
 
     def mounts(self) -> list[dict[str, Any]]:
         """Every mount that is known of, this one first."""
-        return self.presence.mounts()
+        return self.heartbeats.mounts()
 
     async def clear_cache(self) -> None:
         """Forget everything that is only cached, on disk and in memory."""
@@ -256,7 +259,7 @@ async def unlock(
     credential: Credential,
     settings: Settings,
     early: Derivation | None = None,
-) -> tuple[Unlocked, StateDirectory, head.Seen | None, bool]:
+) -> tuple[Unlocked, StateDirectory, head.RememberedHead | None, bool]:
     """Open the key header, with what this machine remembers of the volume.
 
     early: as `deriving.begin` returned it.
@@ -371,7 +374,7 @@ def _ask_ahead(ahead: EarlyRequests, url: str, settings: Settings) -> None:
     Nothing is decided here: every check is made later, in its order, on these answers.
     """
     ahead.ask_list(header_store.PREFIX)
-    seen: head.Seen | None = None
+    seen: head.RememberedHead | None = None
     fsid = remembered_fsid(settings.state_dir, url)
     if fsid is not None:
         try:
@@ -397,7 +400,7 @@ async def _opened(
     ahead: EarlyRequests,
     unlocked: Unlocked,
     places: StateDirectory,
-    seen: head.Seen | None,
+    seen: head.RememberedHead | None,
     offline: bool,
     settings: Settings,
     host: str,
@@ -465,7 +468,7 @@ async def _opened(
         ahead.drop()
         follower.opened(offline=offline)
         # Should others have dropped a pack that lies here and that pending operations name.
-        replica.gone_packs.update(staged_ids(places.packs))
+        replica.keep_packs(staged_ids(places.packs))
         taken = replica.recover(stage.restore if rebooted else None)
         if taken:
             say(f"taking up {taken} operations that were not committed")
@@ -516,7 +519,7 @@ async def _opened(
             chunks,
             writer,
             Checkpointer(replica, store, keyring),
-            Presence(replica, store, keyring, read_only=settings.read_only),
+            Heartbeats(replica, store, keyring, read_only=settings.read_only),
             history,
             metrics,
             background,
@@ -525,7 +528,7 @@ async def _opened(
         )
         _check_head(replica, settings)
         # Never backwards: away from the store, an old copy of the replica proves nothing.
-        now: head.Seen | None = None
+        now: head.RememberedHead | None = None
         if seen is None or settings.accept_state or replica.sequence >= seen.sequence:
             now = heads.at(replica.sequence, replica.head)
         new = None if now == seen else now
@@ -541,7 +544,7 @@ async def _opened(
                 nursery.start_soon(writer.run)
                 nursery.start_soon(fs.writeback.run)
                 nursery.start_soon(_checkpoints, volume)
-            nursery.start_soon(volume.presence.run)
+            nursery.start_soon(volume.heartbeats.run)
             if volume.lease is not None:
                 nursery.start_soon(_keep_lease, volume)
             if cache is not None:
@@ -550,7 +553,7 @@ async def _opened(
         stage.close()
         history.close()
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
-            await volume.presence.leave()
+            await volume.heartbeats.leave()
             if volume.lease is not None:
                 await volume.lease.release()
     finally:
@@ -558,7 +561,11 @@ async def _opened(
 
 
 def _remember(
-    state_dir: Path, url: str, places: StateDirectory, header: Header, now: head.Seen | None
+    state_dir: Path,
+    url: str,
+    places: StateDirectory,
+    header: Header,
+    now: head.RememberedHead | None,
 ) -> None:
     """Keep what the next mount goes by, durably; blocks for syncs.
 
@@ -620,7 +627,7 @@ async def _catch_up(
     store: ObjectStore,
     follower: Follower,
     header: Header,
-    seen: head.Seen | None,
+    seen: head.RememberedHead | None,
     settings: Settings,
     say: Callable[[str], None],
 ) -> None:

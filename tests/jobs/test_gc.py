@@ -13,7 +13,7 @@ from megafs.chunks.codec import pack_name
 from megafs.errors import BadUsage, Corrupt, Missing
 from megafs.jobs import registry
 from megafs.journal import heartbeat
-from megafs.journal.heartbeat import Beat
+from megafs.journal.heartbeat import Heartbeat
 from megafs.stores.memory import MemoryStore
 from megafs.tree.ops import Snapshot
 from megafs.volume.open import Volume
@@ -60,7 +60,7 @@ async def store(calendar: Calendar) -> MemoryStore:
     return made
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 
@@ -221,7 +221,7 @@ async def test_a_live_mount_that_is_behind_is_waited_for(
         name = heartbeat.name_of(77)
 
         async def beat(sequence: int, holds: tuple[bytes, ...] = ()) -> None:
-            made = Beat(77, "slow", sequence, clock.now_ns(), 1, False, holds=holds)
+            made = Heartbeat(77, "slow", sequence, clock.now_ns(), 1, False, holds=holds)
             await store.put(name, heartbeat.seal(volume.keyring, name, made))
 
         await beat(behind)
@@ -267,14 +267,14 @@ async def test_a_pending_operation_brings_back_a_pack_that_was_dropped_elsewhere
         calendar.later(2 * 3600)
         await gc(a)
         calendar.later(31 * DAY)
-        await b.presence.write()
+        await b.heartbeats.write()
         result = await gc(a)
         assert result["dropped"] == len(pack)
         assert result["waiting"] > 0  # b is alive and stands before it
         await b.flush()
         await a.writer.catch_up()
         calendar.later(40 * DAY)
-        await b.presence.write()
+        await b.heartbeats.write()
         await gc(a)
 
         for volume in (a, b):
@@ -309,7 +309,7 @@ async def test_packs_that_are_mostly_dead_are_copied_and_go(
         calendar.later(2 * 3600)
         await gc(a)
         calendar.later(31 * DAY)
-        await b.presence.write()
+        await b.heartbeats.write()
         await gc(a)
         assert before.isdisjoint(store.objects)
         for volume in (a, b):
@@ -411,7 +411,7 @@ async def test_the_past_of_a_snapshot_can_be_read_after_folding(
         # A second run finds the same to be needed.
         assert (await gc(a))["folded_commits"] == 0
         from megafs.concurrency import Background
-        from megafs.history.moments import History
+        from megafs.history.earlier_trees import History
 
         background = Background()
         async with background.running():

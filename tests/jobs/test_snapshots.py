@@ -13,7 +13,7 @@ from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage, Full, Missing, Refused
 from megafs.jobs import registry
 from megafs.jobs.snapshots import check_name
-from megafs.journal.replica import Ticket
+from megafs.journal.batches import StrictOutcome
 from megafs.stores.base import ObjectStore
 from megafs.tree.inode import SetAttr
 from megafs.tree.ops import Operation
@@ -269,7 +269,7 @@ async def test_a_restore_that_fails_leaves_nothing(tmp_path: Path) -> None:
         await remove(volume, b"/d")
         record, calls = volume.replica.record, 0
 
-        def failing(op: Operation, ticket: Ticket | None = None) -> None:
+        def failing(op: Operation, ticket: StrictOutcome | None = None) -> None:
             nonlocal calls
             calls += 1
             if calls == 9:

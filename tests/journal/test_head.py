@@ -10,8 +10,8 @@ from megafs.errors import Corrupt
 from megafs.journal import head
 
 
-def seen(sequence: int) -> head.Seen:
-    return head.Seen("ab" * 16, sequence, f"{sequence:064x}", 3, "cd" * 8)
+def seen(sequence: int) -> head.RememberedHead:
+    return head.RememberedHead("ab" * 16, sequence, f"{sequence:064x}", 3, "cd" * 8)
 
 
 def test_the_last_one_written_counts(tmp_path: Path) -> None:

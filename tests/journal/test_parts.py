@@ -9,8 +9,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.journal.checkpoint_parts import Part, Parts
-from megafs.journal.replica import _carry_marks
+from megafs.journal.checkpoint_parts import Part, Parts, _carry_marks
 from megafs.tree.schema import LOCAL
 
 LOWS = st.lists(st.integers(1, 30), unique=True, max_size=8).map(

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from megafs.errors import Full
+from megafs.journal import database
 from megafs.journal import replica as replica_module
 from megafs.journal.operation_log import OperationLog
 from megafs.tree import ops
@@ -99,13 +100,14 @@ def test_a_process_that_ends_between_the_log_and_sqlites_commit(
     mount.create("/a", b"a")
     mount.replica.log()
     mount.create("/b", b"b")
-    finish = mount.replica._finish
+    rebase = mount.replica._rebase
+    finish = rebase.finish
 
-    def copied(*args: Any) -> None:
+    def copied(*args: Any) -> bytes:
         shutil.copytree(tmp_path / "a", tmp_path / "between")
-        finish(*args)
+        return finish(*args)
 
-    monkeypatch.setattr(mount.replica, "_finish", copied)
+    monkeypatch.setattr(rebase, "finish", copied)
     batch = mount.replica.seal()
 
     found = Mount(mount.journal, tmp_path / "between", 1, "a")
@@ -318,14 +320,14 @@ def test_sqlites_own_log_stays_short(
     tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch, tidied: bool
 ) -> None:
     """A thread copies it; should none, a COMMIT does."""
-    monkeypatch.setattr(replica_module, "_WAL_PAGES", 50)
-    monkeypatch.setattr(replica_module, "_WAL_MOST", 100 if not tidied else 10**6)
-    mount.replica._wal_due = 50
+    monkeypatch.setattr(database, "_WAL_PAGES", 50)
+    monkeypatch.setattr(database, "_WAL_MOST", 100 if not tidied else 10**6)
+    mount.replica._database._wal_due = 50
     copied = 0
     for n in range(200):
         mount.create(f"/f{n}", b"%d" % n)
         mount.replica.seal()
-        tidying = mount.replica.tidying() if tidied else None
+        tidying = mount.replica.wal_copier() if tidied else None
         if tidying is not None:
             thread = threading.Thread(target=tidying)
             thread.start()

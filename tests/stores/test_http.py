@@ -15,6 +15,7 @@ import trio
 
 from megafs.errors import BadStore, StoreError, Unavailable
 from megafs.stores.http import session
+from megafs.stores.http.httpx_transport import HttpxTransport
 from megafs.stores.http.session import ERROR_LIMIT, Session, Timeouts
 from tests.fakes.authority import authority
 from tests.fakes.proxy import (
@@ -40,7 +41,9 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     if name == "httpx":
         monkeypatch.setattr(
-            session, "_direct", lambda base, times, context: session._pooled(4, context, None)
+            session,
+            "DirectTransport",
+            lambda origin, times, context: HttpxTransport(origin, 4, times, context, None),
         )
     return name
 

@@ -14,7 +14,8 @@ from megafs.crypto.volume_keys import FSID_SIZE, Keyring, digest
 from megafs.errors import Refused
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit, VerifiedCommit
-from megafs.journal.replica import News, Replica
+from megafs.journal.rebase import RemoteChanges
+from megafs.journal.replica import Replica
 from megafs.stores.memory import MemoryStore
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
@@ -53,7 +54,7 @@ class Mount:
 
     # ---- the journal ------------------------------------------------------------------------
 
-    def follow(self) -> News:
+    def follow(self) -> RemoteChanges:
         return self.replica.follow(self.journal.commits[self.replica.sequence :])
 
     def publish(self) -> None:
@@ -61,8 +62,8 @@ class Mount:
         self.replica.seal()
         self.follow()
         while self.replica.pending:
-            candidate = self.replica.next_commit()
-            assert candidate is not None
+            draft = self.replica.next_commit()
+            assert draft is not None
             replica = self.replica
             sequence = replica.sequence + 1
             commit = Commit(
@@ -70,18 +71,18 @@ class Mount:
                 replica.mount,
                 replica.host,
                 clock.random_bytes(16),
-                candidate.first,
-                candidate.last,
+                draft.first,
+                draft.last,
                 clock.now_ns(),
                 1,
-                candidate.operations,
-                commit_format.pack_changeset(candidate.changeset),
+                draft.operations,
+                commit_format.pack_changeset(draft.changeset),
             )
             data = commit_format.seal(KEYRING, sequence, commit)
             self.journal.commits.append(
                 VerifiedCommit(SequenceNumber(sequence), digest(data), commit)
             )
-            replica.won(sequence, digest(data), commit, candidate.changeset)
+            replica.won(sequence, digest(data), commit, draft.changeset)
 
     # ---- what programs do -------------------------------------------------------------------
 

@@ -43,7 +43,9 @@ def remember(state: Path, header: Header, slot_id: bytes) -> None:
     state_directory.remember_fsid(state, URL, FSID)
     kept = state_directory.StateDirectory.of(state, state / "cache", FSID).volume
     (kept / state_directory.HEADER).write_bytes(header.encode())
-    head.write(kept, head.Seen(FSID.hex(), 1, "00" * 32, header.generation, slot_id.hex()))
+    head.write(
+        kept, head.RememberedHead(FSID.hex(), 1, "00" * 32, header.generation, slot_id.hex())
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Refused
-from megafs.journal import heartbeat
+from megafs.journal import heartbeat, lease
 from megafs.stores.base import Buffer
 from megafs.stores.memory import MemoryStore
 from megafs.stores.probe import probe_create_if_absent
@@ -99,17 +99,17 @@ async def test_the_right_to_write_passes_on_when_its_holder_leaves_or_dies(
     async with open_volume("memory://x", CREDENTIAL, _settings(tmp_path, "b"), store=store) as b:
         assert b.lease is not None and b.lease.held
         # Another machine took it, and died with it.
-        dead = heartbeat.Beat(7, "dead", 1, 1, 1, False, b"t" * 16)
+        dead = heartbeat.Heartbeat(7, "dead", 1, 1, 1, False, b"t" * 16)
         await store.put(heartbeat.LEASE, heartbeat.seal(b.keyring, heartbeat.LEASE, dead))
-        await trio.sleep(heartbeat.LEASE_INTERVAL * 1.5)
+        await trio.sleep(lease.LEASE_INTERVAL * 1.5)
         assert not b.lease.held
         with pytest.raises(Refused):
             await _makes(b, b"x")
         lost = trio.current_time()
-        with trio.fail_after(heartbeat.LEASE_DEAD * 3):
+        with trio.fail_after(lease.LEASE_DEAD * 3):
             while not b.lease.held:
                 await trio.sleep(5)
-        assert trio.current_time() - lost > heartbeat.LEASE_DEAD - heartbeat.LEASE_INTERVAL
+        assert trio.current_time() - lost > lease.LEASE_DEAD - lease.LEASE_INTERVAL
         await trio.sleep(1)
         await _makes(b, b"y")
         await b.drain()
@@ -160,7 +160,7 @@ async def test_mounts_know_of_each_other_and_how_far_they_are(
         assert [row["host"] for row in a.status()["mounts"]] == ["anna"]
         # One that vanished without a word is shown, and shown as dead, after a while.
         name = heartbeat.name_of(99)
-        beat = heartbeat.Beat(99, "gone", 1, 1, 1, False)
+        beat = heartbeat.Heartbeat(99, "gone", 1, 1, 1, False)
         await store.put(name, heartbeat.seal(a.keyring, name, beat))
         await trio.sleep(heartbeat.DEAD + 100)
         rows = {row["host"]: row for row in a.status()["mounts"]}
@@ -173,7 +173,7 @@ async def test_a_heartbeat_that_does_not_open_freezes_nothing(
     store = MemoryStore()
     await format_volume(store, CREDENTIAL, SMALL, profile="low-memory")
     name = heartbeat.name_of(5)
-    forged = heartbeat.seal(KEYS, name, heartbeat.Beat(5, "evil", 10**9, 1, 1, False))
+    forged = heartbeat.seal(KEYS, name, heartbeat.Heartbeat(5, "evil", 10**9, 1, 1, False))
     await store.put(name, forged)
     async with open_volume("memory://x", CREDENTIAL, _settings(tmp_path, "a"), store=store) as a:
         await trio.sleep(50)

@@ -1,0 +1,204 @@
+"""Commits of other mounts go beneath what this mount has done since.
+
+The pending batches are undone, the commits are applied, and the batches are done again, one
+operation after the other, by the rules of tree/merge.py.  All of it is one transaction.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import Protocol
+
+import apsw
+from msgspec import Struct, field
+
+from megafs import clock
+from megafs.errors import Corrupt, Refused
+from megafs.journal.batches import PendingBatches
+from megafs.journal.checkpoint_parts import Parts
+from megafs.journal.database import ReplicaDatabase
+from megafs.tree import ops as tree_ops
+from megafs.tree.changeset import Changes
+from megafs.tree.merge import Merge, SeenInodes
+from megafs.tree.ops import AddPack, Operation
+from megafs.tree.schema import BY_NAME, Ino
+from megafs.tree.tree import Tree
+
+log = logging.getLogger(__name__)
+
+
+class RemoteChanges(Struct):
+    """What others' commits changed: for the kernel's caches and for open files.
+
+    inodes: attributes or contents changed.  names: (directory, name) that stand for something else.
+    contents: inodes whose bytes changed.  notes: conflicts that were settled.
+    """
+
+    inodes: set[Ino] = field(default_factory=set)
+    names: set[tuple[Ino, bytes]] = field(default_factory=set)
+    contents: set[Ino] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+class OpenBatch(Protocol):
+    """What a rebase needs of the replica, whose open batch is empty meanwhile."""
+
+    def number(self) -> int:
+        """A number that nothing in the volume has ever had; may claim a range of them."""
+
+    def take_claims(self) -> list[Operation]:
+        """The claims that `number` made since the last time."""
+
+
+class Rebase:
+    """Changes the tree beneath, and the batches on top of it; the caller's transaction is open.
+
+    aliases: directories of ours that became one with somebody else's of the same name.
+    gone_packs: packs that others dropped as garbage, or that are staged here: (random id, epoch).
+    """
+
+    def __init__(
+        self,
+        database: ReplicaDatabase,
+        tree: Tree,
+        batches: PendingBatches,
+        parts: Parts,
+        open_batch: OpenBatch,
+        mount: int,
+        host: str,
+    ) -> None:
+        self._database = database
+        self._db = database.db
+        self._tree = tree
+        self._batches = batches
+        self._parts = parts
+        self._open_batch = open_batch
+        self._mount = mount
+        self._host = host
+        self.aliases: dict[int, int] = {}
+        self.gone_packs: dict[int, tuple[bytes, int]] = {}
+
+    def apply(self, changes: Changes, what: str, news: RemoteChanges) -> None:
+        """Apply a changeset that the tree does not know of yet; *what* it is, for messages."""
+        if not changes.changeset:
+            return
+        try:
+            apsw.Changeset.apply(
+                changes.changeset, self._db, filter=BY_NAME.__contains__, conflict=_no_conflict
+            )
+        except apsw.FullError:
+            raise  # the caller goes back to the last sealed batch
+        except apsw.Error as exc:
+            raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
+        self._tree.charge(changes.used, changes.files)
+        self.note(changes, news)
+
+    def note(self, changes: Changes, news: RemoteChanges | None) -> None:
+        """The tree has changed: parts to write anew, and what the kernel must forget."""
+        for pack in changes.dropped_packs.values():
+            self._tree.forget_pack(pack.pack)
+            self.gone_packs[pack.pack] = (pack.name, pack.epoch)
+        if news is not None:
+            news.inodes |= changes.inodes
+            news.contents |= changes.contents
+            news.names |= changes.names
+            for parent, name in changes.names:
+                self._tree.forget_name(parent, name)
+        self._parts.mark(changes.keys)
+
+    def undo(self, batches: list[int], news: RemoteChanges) -> None:
+        """Take back what these batches changed; they stay pending."""
+        for batch in reversed(batches):
+            inverse = apsw.Changeset.invert(self._batches.changeset(batch))
+            self.apply(Changes.of(inverse), f"undoing batch {batch}", news)
+
+    def redo(self, view: SeenInodes, news: RemoteChanges) -> None:
+        """Do every pending batch again, as far as what others did allows.
+
+        view: what this mount had seen of the inodes that others changed.
+        """
+        for ino in [ino for ino in self.aliases if self._tree.find(ino) is not None]:
+            del self.aliases[ino]  # somebody brought the directory back: it is itself again
+        left = list(self._batches.infos)
+        if not left:
+            return
+        merge = self._merge(view)
+        merge.aliases = dict(self.aliases)
+        for batch in left:
+            self._redo_batch(batch, self._batches.operations(batch), merge, news)
+        self.aliases = merge.aliases
+        self._log_conflicts(merge.notes, news)
+
+    def redo_logged(self, batches: list[tuple[int, list[Operation]]]) -> None:
+        """Do batches again that only the log of operations holds: (number, operations)."""
+        news = RemoteChanges()
+        merge = self._merge(SeenInodes())
+        for batch, ops in batches:
+            self._redo_batch(batch, ops, merge, news)
+        self.aliases.update(merge.aliases)
+        self._log_conflicts(merge.notes, news)
+
+    def _merge(self, view: SeenInodes) -> Merge:
+        date = _date(clock.now_ns())
+        return Merge(self._tree, view, self._open_batch.number, self._host, date, self._mount)
+
+    def _redo_batch(
+        self, batch: int, ops: list[Operation], merge: Merge, news: RemoteChanges
+    ) -> None:
+        """Do one batch's operations again, inside the open transaction, as a batch of its own."""
+        self._database.record()
+        done: list[Operation] = []
+        tickets = self._batches.tickets.pop(batch, {})
+        for n, op in enumerate(ops):
+            ticket = tickets.get(n)
+            if ticket is None:
+                done.extend(merge.redo(op))
+                continue
+            try:
+                merge.check_unchanged(op)
+                op.apply(self._tree)
+            except Refused as no:
+                ticket.refused = no
+                merge.refused(op)
+            else:
+                self._batches.tickets.setdefault(batch, {})[len(done)] = ticket
+                done.append(op)
+        done.extend(self._open_batch.take_claims())  # for conflict copies
+        packs = frozenset(piece.pack for op in done for piece in op.laid() if piece.pack)
+        if self.gone_packs:
+            for pack in packs & self.gone_packs.keys():
+                if self._tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)) is None:
+                    # Ours names it again, so gc must not take it: heartbeats hold it until this
+                    # is committed (docs/maintenance.md).
+                    again = AddPack(pack, *self.gone_packs[pack])
+                    again.apply(self._tree)
+                    done.insert(0, again)
+        changeset = self.finish(batch, tree_ops.encode(done), len(done), packs)
+        self.note(Changes.of(changeset), news)
+
+    def finish(self, batch: int, ops: bytes, count: int, packs: frozenset[int]) -> bytes:
+        """End the open batch: it is pending from here on.  Returns its changeset."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO writers VALUES(?,?,?)", (self._mount, batch, self._host)
+        )
+        changeset = self._database.recorded()
+        self._batches.put(batch, ops, count, changeset, packs)
+        return changeset
+
+    def _log_conflicts(self, notes: list[str], news: RemoteChanges) -> None:
+        now = clock.now_ns()
+        for note in notes:
+            log.warning("conflict settled: %s", note)
+            self._db.execute("INSERT INTO conflicts(time, text) VALUES(?,?)", (now, note))
+        news.notes.extend(notes)
+
+
+def _no_conflict(_reason: int, _change: apsw.TableChange) -> int:
+    return apsw.SQLITE_CHANGESET_ABORT
+
+
+def _date(now_ns: int) -> str:
+    """The date in the name of a conflict copy: UTC, without characters that names do not like."""
+    when = datetime.datetime.fromtimestamp(now_ns // 10**9, datetime.UTC)
+    return when.strftime("%Y-%m-%d %H.%M.%S")
