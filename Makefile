@@ -24,9 +24,11 @@ ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 demo: setup
 	@contrib/demo.sh "$(MOUNTPOINT)"
 
-# The linters first, as they are quick; pytest's own summary is the last line.
+# The linters first, as they are quick; pytest's own summary is the last line.  Before it stands which
+# branches were taken; COVERAGE= goes without (a sixth of the time less).
+COVERAGE ?= -p tests.branch_coverage
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -40,7 +40,8 @@ from msgspec import Struct
 from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
-from megafs.fs.filesystem import Caller, FileSystem, Invalidation
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Caller, Invalidation
 from megafs.fs.snapshot_view import is_past, is_top
 from megafs.metrics import Registry
 from megafs.mount import fuse_loop

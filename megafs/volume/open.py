@@ -45,9 +45,10 @@ from megafs.errors import (
     TooNew,
     Unavailable,
 )
-from megafs.fs.filesystem import Below, FileSystem
+from megafs.fs.core import Below
+from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
-from megafs.history.moments import History
+from megafs.history.earlier_trees import History
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
