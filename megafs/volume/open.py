@@ -27,7 +27,7 @@ import trio
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.chunks.stage import Adopter, Stage, staged_ids
+from megafs.chunks.stage import Adopter, Stage, StageLimits, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
@@ -417,15 +417,10 @@ async def _opened(
             places.packs,
             store,
             keyring,
-            number=replica.number,
-            announce=replica.announce_pack,
-            unlogged=unlogged,
-            pack_size=params.pack_size,
-            compress=params.compression == "zstd",
-            limit=settings.stage_limit,
-            min_free=settings.stage_min_free,
-            uploads=settings.uploads,
-            adopt=_adopter(cache),
+            replica,
+            unlogged,
+            StageLimits.of(params, settings),
+            _adopter(cache),
         )
         reader = JournalReader(store, keyring)
         heads = HeadKeeper(places.volume, header.fsid, header.generation, unlocked.slot_id.hex())
