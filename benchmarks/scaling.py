@@ -39,7 +39,7 @@ from typing import Any
 import trio
 
 from megafs.config import Parameters, Settings
-from megafs.fs.filesystem import Caller
+from megafs.fs.requests import Caller
 from megafs.stores.stack import open_store
 from megafs.tree.inode import SetAttr
 from megafs.volume.create import format_volume

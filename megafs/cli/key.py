@@ -286,13 +286,13 @@ def reencrypt(where: str, rate: str | None, limit: str | None, as_json: bool, **
     """
     from megafs.cli import run_job
     from megafs.config import parse_size
+    from megafs.jobs.messages import REENCRYPT, ReencryptArgs
 
-    args = {
-        "rate": parse_size(rate) if rate else None,
-        "limit": parse_size(limit) if limit else None,
-    }
-    result = run_job.run(where, "reencrypt", args, **given)
-    return run_job.finish(result, as_json, list(result["notes"]))
+    args = ReencryptArgs(
+        rate=parse_size(rate) if rate else None, limit=parse_size(limit) if limit else None
+    )
+    result = run_job.run(where, REENCRYPT, args, **given)
+    return run_job.finish(result, as_json, result.notes)
 
 
 # -- what they share

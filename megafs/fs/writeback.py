@@ -2,7 +2,7 @@
 
 The order of one close(2) after writing, which is the promise of docs/ordering.md:
 
-    1  seal what was written into staged packs        (Contents.flush)
+    1  seal what was written into staged packs        (FileData.flush)
     2  record the operation that names them           (Replica.record)
     3  append it to the log of operations, and with   (Replica.log)
        it the chunks of a small flush
@@ -22,7 +22,7 @@ import trio
 
 from megafs.concurrency import Syncs
 from megafs.errors import Fault, Full, Refused
-from megafs.fs.contents import Contents
+from megafs.fs.file_data import FileData
 from megafs.fs.ports import Replica, Stage, Writer
 
 log = logging.getLogger(__name__)
@@ -114,13 +114,13 @@ class Writeback:
         stage: Stage,
         writer: Writer,
         limit: int,
-        on_clean: Callable[[Contents], None],
+        on_clean: Callable[[FileData], None],
     ) -> None:
         self._replica = replica
         self._stage = stage
         self._writer = writer
         self._limit = limit
-        self._files: dict[int, Contents] = {}
+        self._files: dict[int, FileData] = {}
         self._wake = trio.Event()
         self._drained = trio.Event()
         self._on_clean = on_clean
@@ -138,7 +138,7 @@ class Writeback:
             self._drained.set()
             self._drained = trio.Event()
 
-    def wrote(self, contents: Contents) -> None:
+    def wrote(self, contents: FileData) -> None:
         """A file has bytes waiting."""
         self._files[contents.ino] = contents
         if contents.dirty >= _FLUSH_AT or self.dirty > self._limit // 2:
@@ -206,7 +206,7 @@ class Writeback:
                     log.debug("%s", exc)  # whoever needs it to be durable is told
                 self._writer.poke()
 
-    async def _flush(self, contents: Contents) -> None:
+    async def _flush(self, contents: FileData) -> None:
         try:
             await contents.flush()
         except Refused:

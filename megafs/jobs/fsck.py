@@ -28,14 +28,16 @@ from megafs.chunks.codec import pack_name
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import digest
 from megafs.errors import Corrupt, Missing, Refused, TooNew
-from megafs.jobs import registry
-from megafs.jobs.registry import Args, Progress, Result
+from megafs.jobs.committing import check_writable, commit_all
+from megafs.jobs.messages import FsckArgs, FsckProblem, FsckResult
 from megafs.journal import checkpoint, commit
+from megafs.progress import OnProgress, Progress
 from megafs.stores.abilities import uncached
 from megafs.stores.base import list_all
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
 from megafs.tree.merge import LOST_FOUND
+from megafs.tree.paths import show
 from megafs.tree.schema import BY_NAME
 from megafs.volume.open import Volume
 
@@ -74,26 +76,21 @@ class Problem(Struct):
     def can_mend(self) -> bool:
         return bool(self.mends or self.adopt)
 
-    def shown(self) -> dict[str, Any]:
-        """For --json."""
-        made: dict[str, Any] = {"kind": self.kind, "text": self.text, "can_repair": self.can_mend}
-        if self.path:
-            made["path"] = self.path
-        if self.start is not None:
-            made["start"], made["end"] = self.start, self.end
-        return made
+    def shown(self) -> FsckProblem:
+        """For the answer."""
+        return FsckProblem(self.kind, self.text, self.can_mend, self.path, self.start, self.end)
 
 
-async def job(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Check the volume; args: repair (bool), store (bool, default true: ask the store too)."""
-    repair = bool(args.get("repair"))
+async def fsck(volume: Volume, args: FsckArgs, on_progress: OnProgress) -> FsckResult:
+    """Check the volume, and repair it if that is asked for."""
+    repair = args.repair
     if repair:
-        registry.check_writable(volume, "repairing")
+        check_writable(volume, "repairing")
     found: list[Problem] = []
     repaired: list[Problem] = []
     notes: list[str] = []
     for _ in range(_ROUNDS):
-        progress({"done": 0, "total": 0, "text": "checking the tree"})
+        on_progress(Progress(0, 0, "checking the tree"))
         found = await _tree_problems(volume)
         if not repair or not any(problem.can_mend for problem in found):
             break
@@ -102,27 +99,27 @@ async def job(volume: Volume, args: Args, progress: Progress) -> Result:
         if not done:
             break
     found.extend(_usage_problems(volume, repair, repaired))
-    if args.get("store", True):
-        found.extend(await _pack_problems(volume, progress))
-        found.extend(await _checkpoint_problems(volume, progress, notes))
-        found.extend(await _journal_problems(volume, progress, notes))
+    if args.store:
+        found.extend(await _pack_problems(volume, on_progress))
+        found.extend(await _checkpoint_problems(volume, on_progress, notes))
+        found.extend(await _journal_problems(volume, on_progress, notes))
     code = LEFT if found else REPAIRED if repaired else CLEAN
     tree = volume.replica.tree
     text = f"{tree.files} inodes, {tree.used} bytes, commit {volume.replica.sequence}: " + (
         "clean" if code == CLEAN else f"{len(repaired)} problems repaired, {len(found)} left"
     )
-    return {
-        "exit_code": code,
-        "text": text,
-        "files": tree.files,
-        "used_bytes": tree.used,
-        "sequence": volume.replica.sequence,
-        "problems": [problem.shown() for problem in found[:_SHOWN]],
-        "problem_count": len(found),
-        "repaired": [problem.shown() for problem in repaired[:_SHOWN]],
-        "repaired_count": len(repaired),
-        "notes": notes,
-    }
+    return FsckResult(
+        exit_code=code,
+        text=text,
+        files=tree.files,
+        used_bytes=tree.used,
+        sequence=volume.replica.sequence,
+        problems=[problem.shown() for problem in found[:_SHOWN]],
+        problem_count=len(found),
+        repaired=[problem.shown() for problem in repaired[:_SHOWN]],
+        repaired_count=len(repaired),
+        notes=notes,
+    )
 
 
 # ---- the tree ----------------------------------------------------------------------------------
@@ -186,7 +183,7 @@ def _names(db: apsw.Connection) -> Iterator[Problem]:
     ):
         yield Problem(
             "name-of-nothing",
-            f"the name {_show(row[1])} in directory {row[0]} stands for inode {row[2]}, which"
+            f"the name {show(row[1])} in directory {row[0]} stands for inode {row[2]}, which"
             " is not there",
             [("dirents", row, None)],
             path=_path(db, row[0], row[1]),
@@ -197,7 +194,7 @@ def _names(db: apsw.Connection) -> Iterator[Problem]:
     ):
         yield Problem(
             "name-in-nothing",
-            f"the name {_show(row[1])} (inode {row[2]}) lies in {row[0]}, which is no directory",
+            f"the name {show(row[1])} (inode {row[2]}) lies in {row[0]}, which is no directory",
             [("dirents", row, None)],
         )
 
@@ -245,7 +242,7 @@ def _directories(db: apsw.Connection) -> Iterator[Problem]:
             for place in places:
                 yield Problem(
                     "root-named",
-                    f"{_show(place[1])} in directory {place[0]} stands for the root directory",
+                    f"{show(place[1])} in directory {place[0]} stands for the root directory",
                     [("dirents", place, None)],
                 )
         elif not places:
@@ -258,7 +255,7 @@ def _directories(db: apsw.Connection) -> Iterator[Problem]:
                 if place is not kept:
                     yield Problem(
                         "two-names",
-                        f"directory {ino} has a second name, {_show(place[1])} in {place[0]}",
+                        f"directory {ino} has a second name, {show(place[1])} in {place[0]}",
                         [("dirents", place, None)],
                         path=_path(db, place[0], place[1]),
                     )
@@ -485,7 +482,7 @@ async def _repair(volume: Volume, found: list[Problem]) -> list[Problem]:
         changed |= keys
         done.append(problem)
     if made:
-        await registry.settle(volume)
+        await commit_all(volume)
     return done
 
 
@@ -546,7 +543,7 @@ def _with_extent(row: Row | list[Any], *, length: int) -> Row:
 # ---- the store ---------------------------------------------------------------------------------
 
 
-async def _pack_problems(volume: Volume, progress: Progress) -> list[Problem]:
+async def _pack_problems(volume: Volume, on_progress: OnProgress) -> list[Problem]:
     """Packs that files need and the store does not have, or not whole."""
     reader = volume.replica.committed_reader()
     try:
@@ -558,9 +555,7 @@ async def _pack_problems(volume: Volume, progress: Progress) -> list[Problem]:
         for entry in page.entries:
             if entry.name in needed:
                 sizes[entry.name] = entry.size
-        progress(
-            {"done": len(sizes), "total": len(needed), "text": "looking for the packs of files"}
-        )
+        on_progress(Progress(len(sizes), len(needed), "looking for the packs of files"))
     bad = [
         (name, number, size, sizes.get(name))
         for name, (number, size) in needed.items()
@@ -612,7 +607,7 @@ def _files_of_packs(
 
 
 async def _checkpoint_problems(
-    volume: Volume, progress: Progress, notes: list[str]
+    volume: Volume, on_progress: OnProgress, notes: list[str]
 ) -> list[Problem]:
     """Manifests that do not open, and parts that are not there."""
     store = uncached(volume.store)
@@ -623,7 +618,7 @@ async def _checkpoint_problems(
     numbers = await checkpoint.newest(store)
     good = 0
     for done, sequence in enumerate(numbers):
-        progress({"done": done, "total": len(numbers), "text": "reading checkpoints"})
+        on_progress(Progress(done, len(numbers), "reading checkpoints"))
         try:
             manifest = await checkpoint.read_manifest(store, volume.keyring, sequence)
         except Missing:
@@ -654,7 +649,9 @@ async def _checkpoint_problems(
     return found
 
 
-async def _journal_problems(volume: Volume, progress: Progress, notes: list[str]) -> list[Problem]:
+async def _journal_problems(
+    volume: Volume, on_progress: OnProgress, notes: list[str]
+) -> list[Problem]:
     """The commits since the newest checkpoint, each of which must follow the one before."""
     store = uncached(volume.store)
     last = volume.replica.sequence
@@ -668,9 +665,7 @@ async def _journal_problems(volume: Volume, progress: Progress, notes: list[str]
     found: list[Problem] = []
     for sequence in range(first + 1, last + 1):
         if sequence % 16 == 0:
-            progress(
-                {"done": sequence - first, "total": last - first, "text": "reading the journal"}
-            )
+            on_progress(Progress(sequence - first, last - first, "reading the journal"))
         name = commit.object_name(sequence)
         try:
             data = await store.get(name, 0, commit.MAX_OBJECT)
@@ -711,11 +706,7 @@ def _path(db: apsw.Connection, parent: int, name: bytes) -> str:
         seen.add(parent)
         parts.append(row[1])
         parent = row[0]
-    return "/" + "/".join(_show(part) for part in reversed(parts))
-
-
-def _show(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")
+    return "/" + "/".join(show(part) for part in reversed(parts))
 
 
 def _kind(mode: int) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from megafs.concurrency import offload
 from megafs.config import Settings
-from megafs.jobs import registry
+from megafs.jobs.committing import commit
 from megafs.journal import head
 from megafs.stores.base import ObjectStore
 from megafs.tree.ops import MarkGarbage
@@ -69,7 +69,7 @@ async def rotate(
         os.close(lock)
     # The volume is rotated from here on; what follows only shuts the door at once.
     async with open_volume(url, after, settings, store=store) as volume:
-        await registry.commit(volume, [MarkGarbage((), 0)])  # says nothing; its key is what counts
+        await commit(volume, [MarkGarbage((), 0)])  # says nothing; its key is what counts
         await volume.drain()
         await write_checkpoint(volume)
     return changed

@@ -40,10 +40,10 @@ from msgspec import Struct
 from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
-from megafs.fs.filesystem import Caller, FileSystem, Invalidation
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Caller, Invalidation
 from megafs.fs.snapshot_view import is_past, is_top
 from megafs.metrics import Registry
-from megafs.mount import fuse_loop
 from megafs.tree.inode import Inode, SetAttr
 
 log = logging.getLogger(__name__)
@@ -620,7 +620,6 @@ class KernelMount:
         with self._scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._news.telling)
-                fuse_loop.install(pyfuse3)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
 

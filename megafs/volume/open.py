@@ -27,7 +27,7 @@ import trio
 from msgspec import Struct, field
 
 from megafs import clock
-from megafs.chunks.stage import Adopter, Stage, staged_ids
+from megafs.chunks.stage import Adopter, Stage, StageLimits, staged_ids
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
@@ -45,9 +45,10 @@ from megafs.errors import (
     TooNew,
     Unavailable,
 )
-from megafs.fs.filesystem import Below, FileSystem
+from megafs.fs.core import Below
+from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
-from megafs.history.moments import History
+from megafs.history.earlier_trees import History
 from megafs.journal import checkpoint, head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.commit import MAX_OBJECT, open_commit, sequence_of
@@ -416,15 +417,10 @@ async def _opened(
             places.packs,
             store,
             keyring,
-            number=replica.number,
-            announce=replica.announce_pack,
-            unlogged=unlogged,
-            pack_size=params.pack_size,
-            compress=params.compression == "zstd",
-            limit=settings.stage_limit,
-            min_free=settings.stage_min_free,
-            uploads=settings.uploads,
-            adopt=_adopter(cache),
+            replica,
+            unlogged,
+            StageLimits.of(params, settings),
+            _adopter(cache),
         )
         reader = JournalReader(store, keyring)
         heads = HeadKeeper(places.volume, header.fsid, header.generation, unlocked.slot_id.hex())
@@ -471,9 +467,7 @@ async def _opened(
         taken = replica.recover(stage.restore if rebooted else None)
         if taken:
             say(f"taking up {taken} operations that were not committed")
-        stage.take_up(
-            lambda pack: bool(replica.tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)))
-        )
+        stage.take_up(replica.tree.has_pack)
         if rebooted:
             _drop_unsynced(replica, stage)
             places.note_boot()

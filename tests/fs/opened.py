@@ -17,7 +17,8 @@ from typing import Any
 import trio
 
 from megafs.config import KIB, Parameters, Settings
-from megafs.fs.filesystem import Caller, FileSystem
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Caller
 from megafs.stores.base import ObjectStore
 from megafs.stores.memory import MemoryStore
 from megafs.volume.create import format_volume

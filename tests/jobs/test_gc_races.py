@@ -92,7 +92,7 @@ def calendar() -> Iterator[Calendar]:
         yield made
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 

@@ -16,7 +16,7 @@ from megafs.volume.open import Volume
 from tests.fakes.machine import Machine, make_volume, mkdir, resolve, write_file
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from megafs.crypto.volume_keys import digest
 from megafs.errors import Corrupt, Unavailable
-from megafs.fs.filesystem import Invalidation
+from megafs.fs.requests import Invalidation
 from megafs.journal import commit as commit_format
 from megafs.journal import head
 from megafs.journal.commit import VerifiedCommit, object_name, open_commit

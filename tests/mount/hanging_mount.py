@@ -16,7 +16,7 @@ from pathlib import Path
 
 import trio
 
-from megafs.fs.filesystem import Invalidation
+from megafs.fs.requests import Invalidation
 from megafs.mount import connection, mountpoint
 from megafs.mount.fuse import KernelMount, View
 from megafs.mount.guardian import Guardian

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from megafs.errors import Corrupt, Refused
-from megafs.fs.filesystem import Invalidation
+from megafs.fs.requests import Invalidation
 from megafs.mount.fuse import KernelMount, View
 from tests.fakes.memfs import MemoryFS
 

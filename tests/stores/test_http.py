@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import trio
 
 from megafs.errors import BadStore, StoreError, Unavailable
 from megafs.stores.http import session
+from megafs.stores.http.httpx_transport import HttpxTransport
 from megafs.stores.http.session import ERROR_LIMIT, Session, Timeouts
 from tests.fakes.authority import authority
 from tests.fakes.proxy import (
@@ -23,6 +25,7 @@ from tests.fakes.proxy import (
     Fault,
     Hang,
     Proxy,
+    Request,
     Reset,
     Response,
     ShiftDate,
@@ -38,7 +41,9 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     if name == "httpx":
         monkeypatch.setattr(
-            session, "_direct", lambda base, times, context: session._pooled(4, context, None)
+            session,
+            "DirectTransport",
+            lambda origin, times, context: HttpxTransport(origin, 4, times, context, None),
         )
     return name
 
@@ -66,7 +71,7 @@ class Says(Answer):
         super().__init__(**answer)  # type: ignore[arg-type]
         object.__setattr__(self, "fault", fault)
 
-    async def before(self, request, client) -> Response:  # type: ignore[no-untyped-def]
+    async def before(self, request: Request, client: trio.SocketStream) -> Response:
         response = await super().before(request, client)
         await self.fault.after(response, client)  # type: ignore[attr-defined]
         return response
@@ -197,7 +202,7 @@ async def test_never_more_requests_are_out_than_connections(server: Proxy) -> No
         trio.open_nursery() as nursery,
     ):
         for i in range(40):
-            nursery.start_soon(lambda i=i: session.request("GET", f"/{i}", {}, limit=9999))
+            nursery.start_soon(partial(session.request, "GET", f"/{i}", {}, limit=9999))
 
     assert server.most_in_flight <= 4
     assert server.connections <= 4
@@ -325,7 +330,9 @@ async def test_only_the_given_authority_is_trusted(tmp_path: Path) -> None:
         except trio.BrokenResourceError:
             pass
 
-    port = listeners[0].transport_listener.socket.getsockname()[1]
+    (tcp,) = (listener.transport_listener for listener in listeners)
+    assert isinstance(tcp, trio.SocketListener)
+    port = tcp.socket.getsockname()[1]
     address = f"https://127.0.0.1:{port}"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, answer, listeners)

@@ -2,8 +2,7 @@
 
 httpx's own path gives a body away in pieces of 64 KiB through nine generators, which costs more
 than decrypting it (docs/decisions/0004-transport.md).  Here a body of known length is received into
-place, a small one into a buffer that the connection keeps.  stores/http/session.py puts
-this under httpx as a transport.
+place, a small one into a buffer that the connection keeps.
 
 Strict in what it takes (RFC 9112): a head of at most 64 KiB, without folded lines; a length that is
 said once; "chunked" as the only transfer coding.  What is not understood is `Garbled`, and then, as
@@ -20,14 +19,13 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import cast
 
 import trio
 from msgspec import Struct
 
 from megafs.buffers import aligned
-
-Headers = list[tuple[bytes, bytes]]
+from megafs.stores.http.tls import Tls
+from megafs.stores.http.transport import Headers
 
 _HEAD_LIMIT = 64 << 10
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\Z")
@@ -81,7 +79,7 @@ class Connection:
         self._at = self._end = 0  # what has been received and not yet used: buffer[at:end]
         self.idle_since = 0.0
         #: Told of every byte that comes or goes.
-        self.moved: Callable[[int], None] = untold
+        self.moved: Callable[[int], None] = ignore
 
     # The life of a connection
 
@@ -334,58 +332,8 @@ class Connection:
         await self._flush(tls)
 
 
-class Tls:
-    """TLS between two buffers: bytes of the wire on one side, bytes of HTTP on the other."""
-
-    def __init__(self, context: ssl.SSLContext, host: str) -> None:
-        self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._ssl = context.wrap_bio(self._in, self._out, server_hostname=host)
-        #: What has come from the wire, on its way to `feed()`.
-        self.scratch = memoryview(aligned(256 << 10))
-
-    def shake_hands(self) -> bool:
-        """Go on with the handshake; True when it is done."""
-        try:
-            self._ssl.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
-
-    def feed(self, size: int) -> None:
-        """Take in *size* bytes of the scratch; none at all is the end of the stream."""
-        if size:
-            self._in.write(self.scratch[:size])
-        else:
-            self._in.write_eof()
-
-    def read(self, view: memoryview) -> int | None:
-        """Decrypt into *view* what is there; None if more of the wire is needed, 0 at the end."""
-        got = 0
-        try:
-            while got < len(view):  # a record is 16 KiB
-                n = cast(int, self._ssl.read(len(view) - got, view[got:]))
-                if not n:
-                    break
-                got += n
-        except ssl.SSLWantReadError:
-            return got or None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            # Whether the end came too early is known by the length of the answer.
-            pass
-        return got
-
-    def write(self, view: memoryview) -> None:
-        """Encrypt *view*; `pending()` then gives what to send."""
-        while view:
-            view = view[self._ssl.write(view) :]
-
-    def pending(self) -> bytes:
-        """What is to be sent, b"" if nothing."""
-        return self._out.read() if self._out.pending else b""
-
-
-def untold(size: int) -> None:
-    """Nobody wants to know."""
+def ignore(size: int) -> None:
+    """Whom nobody asked to count."""
 
 
 def _parse(text: bytes, method: bytes) -> Head:

@@ -1,0 +1,94 @@
+"""What went wrong on the wire, as an error of megafs: the one place where it is translated.
+
+Texts name the request without its headers and its query.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from enum import Enum
+from typing import TypeVar
+
+from megafs.errors import BadStore, StoreError, Unavailable
+from megafs.stores.http.transport import Request, Timeouts
+
+E = TypeVar("E", bound=BaseException)
+
+
+class Step(Enum):
+    """How far a request had come."""
+
+    CONNECTING = "connecting"  # nothing of it was sent
+    SENDING = "sending"
+    RECEIVING = "receiving"
+
+
+def failure(
+    request: Request,
+    step: Step,
+    exc: BaseException,
+    timeouts: Timeouts,
+    *,
+    late: bool,
+    trusted: bool,
+) -> StoreError:
+    """Return the error that *exc* is, raised by a socket, TLS or an HTTP library.
+
+    late: a step took longer than its time in *timeouts*.
+    trusted: the server was trusted before: a certificate that is refused now is a passing trouble.
+    """
+    if not trusted and (untrusted := _find(exc, ssl.SSLCertVerificationError)):
+        return BadStore(
+            f"{request.server} is not trusted: {untrusted.verify_message}; for a private"
+            " certificate authority give its file with the option ca="
+        )
+    return unavailable(request, step, _late(step, timeouts) if late else _reason(step, exc))
+
+
+def unavailable(request: Request, step: Step, reason: str) -> Unavailable:
+    """Return the error for a request that got no answer."""
+    maybe_done = step is not Step.CONNECTING and request.may_change
+    return Unavailable(f"{request.text}: {reason}", maybe_done=maybe_done)
+
+
+def unsendable(request: str) -> BadStore:
+    """Return the error for what breaks its line.  request: its method and server."""
+    return BadStore(f"{request}: cannot be put into a request")
+
+
+def _late(step: Step, timeouts: Timeouts) -> str:
+    if step is Step.CONNECTING:
+        return f"no connection within {timeouts.connect:g} s"
+    if step is Step.SENDING:
+        return f"nothing accepted for {timeouts.write:g} s"
+    return f"nothing received for {timeouts.read:g} s"
+
+
+def _reason(step: Step, exc: BaseException) -> str:
+    said = _system_error(exc) or str(exc) or type(exc).__name__
+    return f"cannot connect: {said[:200]}" if step is Step.CONNECTING else said[:200]
+
+
+def _system_error(exc: BaseException | None) -> str:
+    """What the operating system said, the innermost cause first; "" if it said nothing."""
+    if exc is None:
+        return ""
+    if isinstance(exc, BaseExceptionGroup):  # of the addresses of one name, any failure will do
+        return next(filter(None, map(_system_error, exc.exceptions)), "")
+    inner = _system_error(exc.__cause__ or exc.__context__)
+    if inner or not isinstance(exc, OSError):
+        return inner
+    if exc.errno and not isinstance(exc, socket.gaierror | ssl.SSLError):
+        return os.strerror(exc.errno)  # trio's own text repeats the address
+    return exc.strerror or ""
+
+
+def _find(exc: BaseException | None, kind: type[E]) -> E | None:
+    """The first error of *kind* among *exc* and what caused it."""
+    while exc is not None:
+        if isinstance(exc, kind):
+            return exc
+        exc = exc.__cause__ or exc.__context__
+    return None
