@@ -290,8 +290,8 @@ def _remains(pid: int) -> str:
 
 
 def _process_of(record: MountRecord) -> tuple[int, int]:
-    """Return pid and pidfd of the mount's process: of the one that listens on its socket, or, without a
-    socket, of the one that the record names if that is still the same and its user's.
+    """Return pid and pidfd of the mount's process: of the one that listens on its socket, or, if
+    none does, of the one that the record names if that is still the same and its user's.
     """
     try:
         return control_client.process_of(record)

@@ -83,8 +83,8 @@ def ask(
 
 
 def process_of(record: MountRecord) -> tuple[int, int]:
-    """Return pid and pidfd of the process that listens on the socket of *record*, whatever the record
-    says; a process that hangs listens, too.
+    """Return pid and pidfd of the process that listens on the socket of *record*, whichever the
+    record names; a process that hangs listens, too.
 
     Raises BadUsage if it is not the record's user's, OSError if nobody listens.
     """

@@ -131,7 +131,7 @@ def record_of(mountpoint: str, uid: int | None = None) -> MountRecord | None:
 def _names(directory: Path, uid: int) -> list[str]:
     """Return the names of the records in *directory*, which must be user *uid*'s alone."""
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
     except OSError as exc:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from megafs.errors import BadUsage, MountFailed
 from megafs.mount import control_client, mount_record
 from megafs.mount.processes import is_running, start_time
-from tests.mount.conftest import Processes, machine, place, processes, volume
+from tests.mount.conftest import Processes, machine, mounts_below, place, processes, volume
 from tests.mount.machine import Machine, is_mounted
 from tests.mount.test_user import GID, UID, User, device
 
@@ -30,10 +31,9 @@ pytestmark = [
 
 
 @pytest.fixture
-def user(device: None, place: Path) -> Iterator[User]:
+def user(device: None) -> Iterator[User]:
     """A user of this machine without XDG_RUNTIME_DIR."""
-    for path in (place, *place.parents[:2]):
-        path.chmod(0o755)
+    place = Path(tempfile.mkdtemp(prefix="megafs-user-"))  # others may not enter pytest's
     made = User(place)
     runtime = mount_record.runtime_dir(uid=UID)
     if runtime.exists():
@@ -48,7 +48,10 @@ def user(device: None, place: Path) -> Iterator[User]:
     for record in mount_record.records(runtime, UID) if runtime.exists() else []:
         if is_running(record.pid):
             os.kill(record.pid, signal.SIGKILL)
+    for point in mounts_below(place):
+        subprocess.run(["umount", "-l", point], check=False)
     shutil.rmtree(runtime, ignore_errors=True)
+    shutil.rmtree(place)
 
 
 def edit(record: mount_record.MountRecord, pid: int) -> None:
