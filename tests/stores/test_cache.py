@@ -15,6 +15,7 @@ import time
 from collections import namedtuple
 from pathlib import Path
 
+import diskcache
 import pytest
 import trio
 from hypothesis import given, settings
@@ -26,11 +27,11 @@ from megafs.stores.disk_cache import cache_directory as shelf_module
 from megafs.stores.disk_cache.cache_directory import (
     BytesDisk,
     CacheDirectory,
-    Open,
     file_name,
     is_file_name,
 )
 from megafs.stores.disk_cache.cached_store import DiskCached
+from megafs.stores.disk_cache.open_file import OpenFile
 from megafs.stores.limit import URGENT, background, current_level
 from megafs.stores.memory import MemoryStore
 from tests.fakes.faulty import Fault, Faulty, before, slow
@@ -110,6 +111,26 @@ async def test_only_packs_are_cached(cached, below):
 
     assert below.count("get") == 8
     assert cached.stats()["entries"] == 0
+
+
+async def test_a_cache_of_an_earlier_version_is_taken_over(below, tmp_path):
+    """Its keys did not say a range's size: those as long as they were asked for are known."""
+    directory = tmp_path / "cache"
+    whole = below.beneath.objects[ONE][:5000]
+    made = diskcache.Cache(str(directory), disk=BytesDisk, eviction_policy="none", cull_limit=0)
+    for letter in "0123456789abcdef":
+        (directory / letter).mkdir(mode=0o700)
+    made.set(f"{ONE}:0:5000", whole)
+    made.set(f"{ONE}:250000:99999999", whole[:7])  # at the end of the object
+    made.close()
+
+    store = DiskCached(below, directory, 64 * MIB)
+    assert await store.get(ONE, 0, 5000) == whole
+    assert below.count("get") == 0
+    assert not store.cached(ONE, 250000, 7)
+    await store.written()
+    assert not (directory / file_name(f"{ONE}:250000:99999999")).exists()
+    await store.aclose()
 
 
 async def test_it_is_there_after_a_restart(cached, below):
@@ -929,7 +950,7 @@ async def test_a_hung_disk_costs_a_few_seconds_and_no_error(below, tmp_path, mon
     good = await store.get(ONE, 0, 5000)
     await store.written()
     release = __import__("threading").Event()
-    monkeypatch.setattr(Open, "read", lambda self, offset, size: release.wait(20) and b"")
+    monkeypatch.setattr(OpenFile, "read", lambda self, offset, size: release.wait(20) and b"")
 
     with trio.fail_after(5):
         assert await store.get(ONE, 0, 5000) == good

@@ -40,9 +40,9 @@ from megafs.stores.disk_cache.cache_directory import (
     PREFIX,
     CacheDirectory,
     Measured,
-    Open,
     file_name,
 )
+from megafs.stores.disk_cache.open_file import OpenFile
 from megafs.stores.disk_cache.segments import Segment, Segments
 from megafs.stores.limit import BACKGROUND, URGENT, Priority, at_priority, current_level
 
@@ -71,7 +71,7 @@ _PAUSE = 60.0
 
 # `list` is a method's name below.
 Row = list[Segment]
-Drops = list[tuple[str, Open | None]]
+Drops = list[tuple[str, OpenFile | None]]
 Touches = list[tuple[float, str]]
 
 
@@ -136,7 +136,7 @@ class DiskCached(DiskCache):
         self._coming = 0  # bytes that read-ahead is fetching
         self._room = trio.Event()  # set when there may be some again
         self._hopeful = True  # that it will be soon
-        self._drops: deque[tuple[str, int, Open | None]] = deque()  # key, cost, handle
+        self._drops: deque[tuple[str, int, OpenFile | None]] = deque()  # key, cost, handle
 
         self._opened: CacheDirectory | None = None  # to be closed
         self._shelf: CacheDirectory | None = None  # in use; None while there is no usable cache
@@ -297,7 +297,7 @@ class DiskCached(DiskCache):
         if size <= 0:
             await trio.lowlevel.checkpoint()
             return b""
-        handle: Open | None = segment.handle
+        handle: OpenFile | None = segment.handle
         if handle is not None and size <= _IN_PLACE:
             data = handle.read_in_place(offset, size, self._scratch)
             if data is not None:
@@ -333,7 +333,7 @@ class DiskCached(DiskCache):
             data = segment.data[offset : offset + length]
         else:
             if segment.handle is None:
-                opened = Open.at_hand(self._path(segment))
+                opened = OpenFile.at_hand(self._path(segment))
                 if opened is not None:
                     self._keep_open(segment, opened)
             if segment.handle is not None:
@@ -354,7 +354,7 @@ class DiskCached(DiskCache):
         if segment in self._handles:
             self._handles.move_to_end(segment)
 
-    def _keep_open(self, segment: Segment, handle: Open) -> None:
+    def _keep_open(self, segment: Segment, handle: OpenFile) -> None:
         # While we read it may have been thrown out, or just written and so have a file of its own.
         if segment not in self._segments or not segment.on_disk or segment.handle is not None:
             return
@@ -385,7 +385,7 @@ class DiskCached(DiskCache):
             self._keep(Segment(name, start, len(kept), len(kept)), kept)
             return
         try:
-            source = await offload(Open, os.fspath(data), kind="disk")
+            source = await offload(OpenFile.at, os.fspath(data), kind="disk")
         except OSError as exc:
             log.debug("cache %s: %s: %s", self._directory, name, exc)
             return
@@ -395,7 +395,7 @@ class DiskCached(DiskCache):
         if self._keep(segment, source):
             await landed.wait()
 
-    def _keep(self, segment: Segment, data: bytes | Open) -> bool:
+    def _keep(self, segment: Segment, data: bytes | OpenFile) -> bool:
         """Index a segment and queue it to be written; readers get it from memory until then.
 
         Returns whether it will be.
@@ -559,7 +559,8 @@ class DiskCached(DiskCache):
                         await self._serve()
                     except Exception as exc:
                         # Anything: OSError, sqlite3.Error, what diskcache makes of them.
-                        self._sicken(getattr(exc, "strerror", None) or str(exc) or repr(exc))
+                        system = exc.strerror if isinstance(exc, OSError) else None
+                        self._sicken(system or str(exc) or repr(exc))
                     finally:
                         with trio.move_on_after(5, shield=True):
                             await self._shut()
@@ -768,9 +769,11 @@ class DiskCached(DiskCache):
         self._used = 0
 
 
-def _read_file(handle: Open | None, path: str, offset: int, size: int) -> tuple[Open, bytes]:
+def _read_file(
+    handle: OpenFile | None, path: str, offset: int, size: int
+) -> tuple[OpenFile, bytes]:
     if handle is None:
-        handle = Open(path)
+        handle = OpenFile.at(path)
     return handle, handle.read(offset, size)
 
 
