@@ -524,7 +524,9 @@ def test_ranges_are_those_of_the_store_and_the_limit_holds(steps, limit):
                 await store.written()
                 assert du(directory) <= limit
                 assert store.stats()["queued_bytes"] == 0
-                assert store._used == sum(s.cost for s in store._segments.oldest())
+                assert store._contents.used == sum(
+                    s.cost for s in store._contents.segments.oldest()
+                )
         await store.written()
         await store.aclose()
         assert du(directory) <= limit
@@ -820,7 +822,7 @@ trio.run(main)
     assert store.stats()["state"] == "ok"
     assert store.stats()["entries"] > 0
     assert du(tmp_path / "cache") <= 1 << 22
-    for segment in tuple(store._segments.oldest()):
+    for segment in tuple(store._contents.segments.oldest()):
         number = segment.name.rpartition("-")[2].encode()
         assert await store.get(segment.name, 0, segment.size) == number * 2000
     await store.aclose()
@@ -979,7 +981,7 @@ async def test_errors_of_the_store_pass(cached):
         await cached.get("packs/ab/none", 0, 10)
     with pytest.raises(Missing):
         await cached.get("packs/ab/none", 0, 10)
-    assert cached._flights == {}
+    assert len(cached._fetches) == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -1015,7 +1017,7 @@ async def test_readers_who_come_and_go_over_a_bad_line_get_the_right_bytes(
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(reader)
-        assert store._flights == {}
+        assert len(store._fetches) == 0
         await store.written()
         assert store.stats()["queued_bytes"] == 0
         assert du(tmp_path / "cache") <= 900_000
