@@ -107,7 +107,7 @@ class DiskCached(DiskCache):
         self._queue_limit = queue
 
         # Owned by the loop; the background task hands copies to its threads.
-        self._contents = Contents(handles, self._disturb)
+        self._contents = Contents(handles, self._wake_writer)
         self._scratch = memoryview(aligned(_IN_PLACE))
         self._fetches = Fetches()
         self._coming = 0  # bytes that read-ahead is fetching
@@ -115,7 +115,7 @@ class DiskCached(DiskCache):
         self._hopeful = True  # that it will be soon
 
         self._opened: CacheDirectory | None = None  # to be closed
-        self._shelf: CacheDirectory | None = None  # in use; None while there is no usable cache
+        self._usable: CacheDirectory | None = None  # None while there is no cache to be used
         self._started = False
         self._ready = trio.Event()
         self._wake = trio.Event()
@@ -206,7 +206,7 @@ class DiskCached(DiskCache):
     @property
     def _is_writing(self) -> bool:
         return (
-            self._shelf is not None
+            self._usable is not None
             and not self._closing
             and trio.current_time() >= self._paused_until
             and self._contents.queued + self._coming > 0
@@ -227,7 +227,7 @@ class DiskCached(DiskCache):
         finally:
             if ahead:
                 self._coming -= ahead
-                self._tell_of_room()
+                self._announce_room()
             self._fetches.remove(fetch)
             fetch.done.set()
         if not fetch.stale:
@@ -286,7 +286,7 @@ class DiskCached(DiskCache):
         log.debug("cache %s: %s: %s", self._directory, segment, trouble)
         self._contents.discard(segment)
         if scope.cancelled_caught:
-            self._sicken("the disk does not answer")
+            self._stop_using("the disk does not answer")
         return None
 
     def peek(self, name: str, start: int, length: int) -> bytes | None:
@@ -326,7 +326,7 @@ class DiskCached(DiskCache):
         check_name(name)
         if not self._ready.is_set():
             await self._start()
-        if self._shelf is None:
+        if self._usable is None:
             return
         if not isinstance(data, Path | str):
             await trio.lowlevel.checkpoint()
@@ -351,7 +351,7 @@ class DiskCached(DiskCache):
         """
         size = len(data) if isinstance(data, bytes) else 0
         if (
-            self._shelf is None
+            self._usable is None
             or self._closing
             or segment.size == 0
             or trio.current_time() < self._paused_until
@@ -362,7 +362,7 @@ class DiskCached(DiskCache):
             return False
         if not self._contents.add(segment, data):
             return False
-        self._disturb()
+        self._wake_writer()
         return True
 
     async def forget(self, name: str) -> None:
@@ -400,13 +400,13 @@ class DiskCached(DiskCache):
         """Wait until everything is written that waits to be."""
         if not self._ready.is_set():
             await self._start()
-        while self._shelf is not None and not self._quiet.is_set():
+        while self._usable is not None and not self._quiet.is_set():
             await self._quiet.wait()
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `megafs status`."""
         return {
-            "state": "ok" if self._shelf is not None else "off",
+            "state": "ok" if self._usable is not None else "off",
             "trouble": self._trouble,
             "directory": self._directory,
             "entries": len(self._contents.segments),
@@ -424,7 +424,7 @@ class DiskCached(DiskCache):
             "open_files": len(self._contents.handles),
         }
 
-    def _disturb(self) -> None:
+    def _wake_writer(self) -> None:
         """There is something to do."""
         if self._quiet.is_set():
             self._quiet = trio.Event()
@@ -483,7 +483,7 @@ class DiskCached(DiskCache):
                     except Exception as exc:
                         # Anything: OSError, sqlite3.Error, what diskcache makes of them.
                         system = exc.strerror if isinstance(exc, OSError) else None
-                        self._sicken(system or str(exc) or repr(exc))
+                        self._stop_using(system or str(exc) or repr(exc))
                     finally:
                         with trio.move_on_after(5, shield=True):
                             await self._shut()
@@ -497,11 +497,11 @@ class DiskCached(DiskCache):
             self._ended.set()
 
     async def _shut(self) -> None:
-        self._shelf = None
+        self._usable = None
         self._quiet.set()
-        shelf, self._opened = self._opened, None
-        if shelf is not None:
-            await offload(_close, shelf, kind="disk", abandon=True)
+        directory, self._opened = self._opened, None
+        if directory is not None:
+            await offload(_close, directory, kind="disk", abandon=True)
 
     async def _wake_up(self) -> None:
         """Wait for something to do."""
@@ -509,8 +509,8 @@ class DiskCached(DiskCache):
         self._wake = trio.Event()
 
     async def _open(self) -> None:
-        self._opened = shelf = CacheDirectory(self._directory, self._limit)
-        found = await offload(shelf.open, kind="disk", abandon=True)
+        self._opened = directory = CacheDirectory(self._directory, self._limit)
+        found = await offload(directory.open, kind="disk", abandon=True)
         self._contents.empty()
         for segment in found:
             for old in self._contents.segments.add(segment) or ():
@@ -519,31 +519,31 @@ class DiskCached(DiskCache):
                 self._contents.used += segment.cost
             else:
                 self._contents.throw_out(segment)
-        self._shelf = shelf
+        self._usable = directory
         self._ready.set()
 
     async def _serve(self) -> None:
         """Do what is queued until closed; look after the free space now and then."""
-        assert self._shelf is not None
+        assert self._usable is not None
         tick = trio.current_time() + _TICK
-        while self._shelf is not None:
+        while self._usable is not None:
             if self._contents.queue or self._contents.drops or trio.current_time() >= tick:
                 if trio.current_time() >= tick:
                     tick = trio.current_time() + _TICK
-                await self._round(self._shelf, flush=False)
+                await self._round(self._usable, flush=False)
                 continue
             self._quiet.set()
             if self._closing:
                 while self._contents.touched:
-                    await self._round(self._shelf, flush=True)
+                    await self._round(self._usable, flush=True)
                 return
             with trio.move_on_at(tick):
                 await self._wake_up()
 
-    async def _round(self, shelf: CacheDirectory, *, flush: bool) -> None:
+    async def _round(self, directory: CacheDirectory, *, flush: bool) -> None:
         """Write one batch, and make the room for it first."""
-        measured = await offload(shelf.measure, kind="disk", abandon=True)
-        drops, writes = self._plan(shelf, measured)
+        measured = await offload(directory.measure, kind="disk", abandon=True)
+        drops, writes = self._plan(directory, measured)
         touched: Touches = []
         if flush or len(self._contents.touched) > 1024 or not writes:
             while self._contents.touched and len(touched) < self._rows:
@@ -555,7 +555,7 @@ class DiskCached(DiskCache):
             (segment.key, segment.data if segment.data is not None else segment.handle)
             for segment in writes
         ]
-        results = await offload(shelf.apply, drops, values, touched, kind="disk", abandon=True)
+        results = await offload(directory.apply, drops, values, touched, kind="disk", abandon=True)
         for segment, error in zip(writes, results, strict=True):
             self._contents.queued -= len(segment.data or b"")
             segment.let_go()
@@ -572,11 +572,11 @@ class DiskCached(DiskCache):
             if segment not in self._contents.segments:  # forgotten while it was written
                 self._contents.throw_out(segment)
         self._hopeful = True
-        self._tell_of_room()
+        self._announce_room()
         if writes and not any(results):
-            self._well()
+            self._works_again()
 
-    def _plan(self, shelf: CacheDirectory, measured: Measured) -> tuple[Drops, Row]:
+    def _plan(self, directory: CacheDirectory, measured: Measured) -> tuple[Drops, Row]:
         """Choose what to write now, and what to throw out so that it fits."""
         drops: Drops = []
         free = measured.free
@@ -598,7 +598,7 @@ class DiskCached(DiskCache):
                 self._contents.queued -= len(segment.data or b"")
                 segment.let_go()
                 continue
-            segment.cost = shelf.cost(segment.size)
+            segment.cost = directory.cost(segment.size)
             spare += self._evict(
                 max(self._contents.used + segment.cost - room, segment.cost - spare), drops
             )
@@ -627,22 +627,22 @@ class DiskCached(DiskCache):
         self._evicted.add(len(drops) - before)
         return gained
 
-    def _sicken(self, why: str) -> None:
+    def _stop_using(self, why: str) -> None:
         """Do without the cache for a while."""
         self._trouble = why
         self._report(why)
-        self._shelf = None
+        self._usable = None
         self._contents.empty()
-        self._tell_of_room()
+        self._announce_room()
         self._quiet.set()
         self._wake.set()
         self._ready.set()
 
-    def _tell_of_room(self) -> None:
+    def _announce_room(self) -> None:
         self._room.set()
         self._room = trio.Event()
 
-    def _well(self) -> None:
+    def _works_again(self) -> None:
         """Something was written: whatever the trouble was, it is over."""
         self._trouble = ""
         self._backoff = 1.0
@@ -667,8 +667,8 @@ def _read_file(
     return handle, handle.read(offset, size)
 
 
-def _close(shelf: CacheDirectory) -> None:
+def _close(directory: CacheDirectory) -> None:
     try:
-        shelf.close()
+        directory.close()
     except Exception as exc:  # a disk that failed before fails again
         log.debug("cache: %s", exc)
