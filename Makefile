@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test lint acceptance soak bench setup setup-test clean
+.PHONY: demo test lint acceptance soak bench launchday setup setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup

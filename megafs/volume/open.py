@@ -24,7 +24,7 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
-from megafs.chunks.stage import Adopter, Stage
+from megafs.chunks.stage import Adopter, Stage, StageLimits
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
@@ -201,20 +201,14 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
-    params = header.parameters
     stage = Stage(
         found.directory.packs,
         store,
         keyring,
-        number=replica.number,
-        announce=replica.announce_pack,
-        unlogged=unlogged,
-        pack_size=params.pack_size,
-        compress=params.compression == "zstd",
-        limit=settings.stage_limit,
-        min_free=settings.stage_min_free,
-        uploads=settings.uploads,
-        adopt=_adopter(DiskCache.of(store)),
+        replica,
+        unlogged,
+        StageLimits.of(header.parameters, settings),
+        _adopter(DiskCache.of(store)),
     )
     heads = HeadKeeper(
         found.directory.volume, header.fsid, header.generation, found.unlocked.slot_id.hex()

@@ -11,7 +11,6 @@ from megafs.errors import Corrupt
 from megafs.journal.database import remove_files
 from megafs.journal.replica import Replica
 from megafs.tree.ops import AddPack
-from megafs.tree.queries_packs import pack
 from megafs.volume.state_directory import StateDirectory
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, reboot
     # Should others have dropped a pack that lies here and that pending operations name.
     replica.keep_packs(staged_ids(directory.packs))
     taken = replica.recover(stage.restore if rebooted else None)
-    stage.take_up(lambda number: pack(replica.tree.db, number) is not None)
+    stage.take_up(replica.tree.has_pack)
     if rebooted:
         _drop_unsynced(replica, stage)
         directory.note_boot()
