@@ -467,9 +467,7 @@ async def _opened(
         taken = replica.recover(stage.restore if rebooted else None)
         if taken:
             say(f"taking up {taken} operations that were not committed")
-        stage.take_up(
-            lambda pack: bool(replica.tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)))
-        )
+        stage.take_up(replica.tree.has_pack)
         if rebooted:
             _drop_unsynced(replica, stage)
             places.note_boot()

@@ -322,9 +322,9 @@ class Machine:
         self.world.by_replica[id(volume.replica)] = self
         apply = volume.replica.record
 
-        def record(op: ops.Operation, ticket: StrictOutcome | None = None) -> None:
+        def record(op: ops.Operation, outcome: StrictOutcome | None = None) -> None:
             destroys = self._destroys(op)
-            apply(op, ticket)
+            apply(op, outcome)
             self.world.witness.destroyed |= destroys
             if not isinstance(op, ops.AddPack | ops.ClaimRange):
                 self.world.tell(f"{self.host}:     {_brief(op)}")
