@@ -347,8 +347,8 @@ async def test_a_date_far_away_is_not_signed(store: S3Store, server: Server, yea
     assert {stamp[:8] for stamp in server.signed} <= ours
 
 
-@pytest.mark.parametrize("hours", [3, -14, 23])
-async def test_a_clock_that_is_off_by_hours_is_followed(
+@pytest.mark.parametrize("hours", [3, -14, 23, 24 * 6])
+async def test_a_clock_that_is_off_by_hours_or_days_is_followed(
     store: S3Store, server: Server, hours: int
 ) -> None:
     date = formatdate(time.time() + hours * 3600, usegmt=True)

@@ -32,9 +32,9 @@ from megafs.stores.urls import Location
 # A clock is only corrected when it is off by more than an answer can be late; S3 allows 15 minutes.
 _SKEW = 60.0
 
-#: The most seconds that we sign ahead of our own clock, or behind it: a wrong time zone, or a day.
-#: Who says that it is 2049 would have signatures that are good in 2049.
-MAX_SHIFT = 86400.0
+#: The most seconds that we sign ahead of our own clock, or behind it: a week, for which a signed
+#: URL may be good anyway.  Who says that it is 2049 would have signatures that are good in 2049.
+MAX_SHIFT = 7 * 86400.0
 
 # Pages in a row without a name of ours, after which a listing is given up.
 _FOREIGN_PAGES = 100

@@ -98,7 +98,7 @@ def error_for(
         )
     if code == "RequestTimeTooSkewed":
         return Denied(
-            f"{said}; is this machine's clock right? A difference of up to a day is made up for"
+            f"{said}; is this machine's clock right? A difference of up to a week is made up for"
         )
     if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
         return Denied(f"{said}; the credentials have expired: get new ones")
