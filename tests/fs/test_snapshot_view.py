@@ -19,7 +19,7 @@ from megafs.fs.snapshot_view import FIRST_LIVE, SNAPSHOTS, TOP, attributes_may_c
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.tree.inode import Inode, SetAttr
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened, put_file
 
 T = TypeVar("T")
