@@ -44,7 +44,7 @@ SNAPSHOTS: Final = 3
 _FIRST_ROOT: Final = 4
 #: The root directories of named trees have numbers below this one.
 _FIRST_INSIDE: Final = 1 << 16
-#: Numbers that the kernel was told of and has not remembered are forgotten beyond this many.
+#: Beyond this many, numbers that a listing gave out and the kernel does not know are forgotten.
 _SPARE: Final = 1 << 18
 
 

@@ -135,7 +135,7 @@ async def rescued(
 ) -> AsyncIterator[FileSystem]:
     """The filesystem of what can be found of the volume in *store*, for the block.
 
-    report: told what is damaged of header, checkpoints and journal.  Raises as `salvage` does.
+    report: gets what is damaged of header, checkpoints and journal.  Raises as `salvage` does.
     """
     unlocked = await salvage.unlock(store, url, credential, settings, report)
     db = await offload(scratch, settings.cache_dir / "salvage", 64 << 10)

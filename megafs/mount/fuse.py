@@ -90,7 +90,7 @@ class RequestGuard:
     def __init__(
         self, metrics: Registry | None = None, on_fault: Callable[[str], None] | None = None
     ) -> None:
-        """on_fault: told of what nobody expected; faults are known where they happen."""
+        """on_fault: called with what nobody expected; faults are noted where they happen."""
         self._metrics = metrics or Registry()
         self._on_fault = on_fault
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
@@ -530,7 +530,7 @@ class InvalidationQueue:
                     )
                 continue
             if known is not None and not known.attr_only:
-                continue  # what is to be told already covers more
+                continue  # the one that waits already covers more
             self._waiting[key] = item
         if self._waiting:
             self._wake.set()
