@@ -79,7 +79,7 @@ class ReplicaState(Struct):
     used, files: bytes allocated and inodes in use.  pending: the batches that are not committed.
     """
 
-    sequence: int
+    sequence: SequenceNumber
     head: bytes
     batch: int
     committed: int
@@ -210,7 +210,7 @@ class Replica:
     def _load(self) -> None:
         """Take up the state that the database holds."""
         get = self._database.get
-        self.sequence: int = get("sequence", 0)
+        self.sequence: SequenceNumber = get("sequence", 0)
         self.head: bytes = get("head", genesis(self.keyring.fsid))
         self.batch: int = get("batch", 0)
         self.committed: int = get("committed", 0)
@@ -441,7 +441,9 @@ class Replica:
         return self._batches.next_commit(blocked)
 
     @_whole
-    def won(self, sequence: int, digest: bytes, commit: Commit, changeset: bytes) -> None:
+    def won(
+        self, sequence: SequenceNumber, digest: bytes, commit: Commit, changeset: bytes
+    ) -> None:
         """Our commit is in the journal: its batches are no longer pending."""
         assert sequence == self.sequence + 1
         with self._between_batches():
@@ -455,7 +457,7 @@ class Replica:
         self.committed = max(self.committed, last)
         self.batch = max(self.batch, last)
 
-    def _add_history(self, sequence: int, digest: bytes, commit: Commit) -> None:
+    def _add_history(self, sequence: SequenceNumber, digest: bytes, commit: Commit) -> None:
         self.sequence = sequence
         self.head = digest
         self._known.add(sequence, digest, commit)
@@ -591,7 +593,7 @@ class Replica:
 
     def finish_load(
         self,
-        sequence: int,
+        sequence: SequenceNumber,
         head: bytes,
         history: bytes,
         last: tuple[int, str, int],
@@ -646,9 +648,7 @@ class Replica:
 
     def hash_tail(self, count: int) -> bytes:
         """The hashes of the last *count* commits, oldest first."""
-        return self._known.hashes(
-            SequenceNumber(self.sequence - count), SequenceNumber(self.sequence)
-        )
+        return self._known.hashes(SequenceNumber(self.sequence - count), self.sequence)
 
     def reader(self) -> apsw.Connection:
         """A second connection, for long queries in a thread; it sees every sealed batch."""
