@@ -11,7 +11,7 @@ from megafs.config import Settings
 from megafs.jobs.salvage import Report
 from megafs.jobs.salvage_view import rescued
 from megafs.mount import mountpoint
-from megafs.mount.fuse import KernelMount, View
+from megafs.mount.fuse import KernelMount, Presentation
 from megafs.stores.stack import Traffic, open_store
 from megafs.volume.header import Credential
 
@@ -49,7 +49,7 @@ async def _main(
             for text in report.problems:
                 say(text)
             options = ("ro", "subtype=megafs", f"fsname={url}")
-            kernel = KernelMount(fs, place, View.of(settings), options)
+            kernel = KernelMount(fs, place, Presentation.of(settings), options)
             kernel.open()
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
