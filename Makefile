@@ -18,15 +18,17 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test lint acceptance soak bench setup setup-test clean
+.PHONY: demo test lint acceptance soak bench launchday setup setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	@contrib/demo.sh "$(MOUNTPOINT)"
 
-# The linters first, as they are quick; pytest's own summary is the last line.
+# The linters first, as they are quick; pytest's own summary is the last line.  Before it stands which
+# branches were taken; COVERAGE= goes without (a sixth of the time less).
+COVERAGE ?= -p tests.branch_coverage
 test: lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -103,14 +103,6 @@ class Registry:
             series.source = source
         return series
 
-    def values(self) -> dict[str, float]:
-        """Return every number by its name, labels in braces as in the text."""
-        return {
-            name + _braces(labels): series.value
-            for name, family in self._families.items()
-            for labels, series in family.series.items()
-        }
-
     def text(self) -> str:
         """Return everything in Prometheus' text format."""
         lines: list[str] = []

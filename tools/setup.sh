@@ -93,11 +93,16 @@ find_python() {
 
 # S3QL is in Debian 13 and Ubuntu, not in Debian 12.  There Debian 13's package and all that it needs
 # (30 MB to fetch, 140 MB on disk) are unpacked below build/s3ql with a libc and a Python of their own;
-# the system stays as it is.  build/s3ql/python runs that Python.
+# the system stays as it is.  build/s3ql/python runs that Python.  The packages come from the mirror
+# that apt uses here; where it knows none of Debian's, the comparison goes without S3QL.
 unpack_s3ql() {
-    place=$PWD/build/s3ql release=trixie mirror=http://deb.debian.org/debian
+    place=$PWD/build/s3ql release=trixie
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     [ ! -x "$place/python" ] || return 0
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' \
+        'Created-By: Packages' 'Label: Debian' 'Component: main' | head -n 1)
+    [ -n "$mirror" ] || return 1
     say "unpacking Debian $release's s3ql below build/s3ql"
     rm -rf "$place"
     mkdir -p "$place/apt/lists/partial" "$place/apt/cache/archives/partial"

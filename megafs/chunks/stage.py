@@ -28,6 +28,7 @@ from megafs import clock
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import offload, one_error_nursery
+from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
@@ -89,14 +90,47 @@ class StagedPack(Struct):
         return [("number", self.number), ("size", self.size)]
 
 
+class PackRegistry(Protocol):
+    """Gives packs their numbers, and hears of each new one: the replica."""
+
+    def number(self) -> int:
+        """A number that no other pack has."""
+
+    def announce_pack(self, number: int, name: bytes, epoch: int) -> None:
+        """Called before anything names the pack; name: its random id."""
+
+
+class StageLimits(Struct, frozen=True):
+    """How packs are made, and how much of the machine they may take.  Sizes in bytes.
+
+    pack_size: a pack is cut when it is about as large.  compress: chunks, where that helps.
+    staged: packs that may wait for the store.  min_free: what must stay free on the disk.
+    uploads: packs that may be in memory at once, on their way.
+    """
+
+    pack_size: int
+    compress: bool
+    staged: int
+    min_free: int
+    uploads: int
+
+    @classmethod
+    def of(cls, params: Parameters, settings: Settings) -> StageLimits:
+        return cls(
+            params.pack_size,
+            params.compression == "zstd",
+            settings.stage_limit,
+            settings.stage_min_free,
+            settings.uploads,
+        )
+
+
 class Stage:
     """Seals pieces of files into packs and brings the packs to the store.
 
-    directory: exists, ours alone.  number: gives numbers for packs.
-    announce: told of every new pack before anything names it: (number, random id, epoch).
+    directory: exists, ours alone.
     unlogged: given the small chunks, which the log of operations is to take.
-    limit, min_free: bytes that may lie here, and that must stay free on the disk.
-    uploads: packs that may be in memory at once, on their way.
+    adopt: takes over the bytes of a pack that the store now has; None without a disk cache.
     """
 
     def __init__(
@@ -104,30 +138,19 @@ class Stage:
         directory: Path,
         store: ObjectStore,
         keyring: Keyring,
-        *,
-        number: Callable[[], int],
-        announce: Callable[[int, bytes, int], None],
+        registry: PackRegistry,
         unlogged: UnloggedChunks,
-        pack_size: int,
-        compress: bool,
-        limit: int,
-        min_free: int,
-        uploads: int,
+        limits: StageLimits,
         adopt: Adopter | None = None,
     ) -> None:
         self._directory = directory
         self._store = store
         self._line = LineAdvice.of(store) or NoLineAdvice()
         self._keyring = keyring
-        self._number = number
-        self._announce = announce
+        self._registry = registry
         self._unlogged = unlogged
-        self._pack_size = pack_size
-        self._compress = compress
-        self._limit = limit
-        self._min_free = min_free
+        self._limits = limits
         self._adopt = adopt
-        self._uploads = uploads
         self._packs: dict[int, StagedPack] = {}
         self._uploaded: dict[int, StagedPack] = {}
         self._open: StagedPack | None = None
@@ -232,13 +255,15 @@ class Stage:
             return
         self._room_until = 0
         staged = self.staged_bytes
-        if staged + size > self._limit:
+        if staged + size > self._limits.staged:
             raise Full(f"{staged >> 20} MiB wait for the store, and stage_limit allows no more")
         vfs = os.statvfs(self._directory)
-        free = vfs.f_bavail * vfs.f_frsize - self._min_free
+        free = vfs.f_bavail * vfs.f_frsize - self._limits.min_free
         if free < size:
             raise Full(f"less than stage_min_free is left on the disk of {self._directory}")
-        self._room_until = self._allotted + min(free, self._limit - staged, size + _ROOM_STEP)
+        self._room_until = self._allotted + min(
+            free, self._limits.staged - staged, size + _ROOM_STEP
+        )
 
     # ---- sealing ----------------------------------------------------------------------------
 
@@ -271,7 +296,7 @@ class Stage:
             if len(pieces) == 1:
                 return [await offload(self._put, pack, pieces[0])]
             plains: list[bytes] = await _shared(
-                lambda n: chunk_format.encode(pieces[n], self._compress), len(pieces)
+                lambda n: chunk_format.encode(pieces[n], self._limits.compress), len(pieces)
             )
             # Offsets are given in the order of the file, which two threads that go their own ways
             # do not keep: what follows in the file follows in the pack, and one get brings it.
@@ -287,13 +312,13 @@ class Stage:
     def _wanted(self) -> int:
         """The size at which the open pack is cut: less while the line would only wait for it."""
         idle = not self.uploading and not self._queue
-        return min(self._pack_size, _WORTH) if idle else self._pack_size
+        return min(self._limits.pack_size, _WORTH) if idle else self._limits.pack_size
 
     def _ready(self) -> StagedPack:
         """The open pack, a new one if need be."""
         pack = self._open
         if pack is None:
-            number = self._number()
+            number = self._registry.number()
             name = clock.random_bytes(16)
             epoch = self._keyring.epoch
             path = self._directory / f"{number:016x}-{name.hex()}-{epoch}"
@@ -303,7 +328,7 @@ class Stage:
                 raise Full(f"{self._directory}: {exc.strerror}") from exc
             pack = StagedPack(number, name, epoch, path, fd, self._keyring.pack_key(name, epoch))
             self._new_files = True
-            self._announce(number, name, epoch)
+            self._registry.announce_pack(number, name, epoch)
             self._packs[number] = pack
             self._open = pack
         return pack
@@ -311,7 +336,7 @@ class Stage:
     def _put(
         self, pack: StagedPack, piece: bytes | bytearray | memoryview, to_log: bool = False
     ) -> Extent:
-        plain = chunk_format.encode(piece, self._compress)
+        plain = chunk_format.encode(piece, self._limits.compress)
         return self._seal(pack, self._allot(pack, len(plain)), plain, len(piece), to_log)
 
     def _allot(self, pack: StagedPack, size: int) -> int:
@@ -421,7 +446,7 @@ class Stage:
         Not all: who waits there waits with a pack in memory.
         """
         useful = self._line.useful_uploads()
-        return min(self._uploads, useful + 1) if useful else self._uploads
+        return min(self._limits.uploads, useful + 1) if useful else self._limits.uploads
 
     async def _upload(self, pack: StagedPack) -> None:
         pause = 1.0

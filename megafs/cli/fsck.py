@@ -8,6 +8,7 @@ import click
 
 from megafs.cli import arguments, output, run_job
 from megafs.errors import BadUsage
+from megafs.jobs.messages import FSCK, FsckArgs
 
 
 @click.command(name="fsck", short_help="Check a volume, and repair it.")
@@ -40,19 +41,19 @@ def command(
         click.confirm("Repair what can be repaired?", abort=True, err=True)
     result = run_job.run(
         where,
-        "fsck",
-        {"repair": repair, "store": not no_store},
+        FSCK,
+        FsckArgs(repair=repair, store=not no_store),
         read_only=not repair,
         **given,
     )
-    lines = [f"repaired: {problem['text']}" for problem in result["repaired"]]
-    for problem in result["problems"]:
-        hint = " (--repair can)" if problem["can_repair"] and not repair else ""
-        lines.append(f"{problem['text']}{hint}")
-    hidden = result["problem_count"] - len(result["problems"])
+    lines = [f"repaired: {problem.text}" for problem in result.repaired]
+    for problem in result.problems:
+        hint = " (--repair can)" if problem.can_repair and not repair else ""
+        lines.append(f"{problem.text}{hint}")
+    hidden = result.problem_count - len(result.problems)
     if hidden:
         lines.append(f"... and {hidden} more")
-    for note in result["notes"]:
+    for note in result.notes:
         if not as_json:
             output.note(note)
     return run_job.finish(result, as_json, lines)

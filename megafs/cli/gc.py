@@ -8,6 +8,7 @@ import click
 
 from megafs.cli import arguments, run_job
 from megafs.config import parse_duration, parse_size
+from megafs.jobs.messages import GC, GcArgs
 
 
 @click.command(name="gc", short_help="Remove from the store what nothing needs any more.")
@@ -62,15 +63,15 @@ def command(
     Exit codes: 0 done, 3 done as far as possible now, for another mount has to catch up first;
     others as for every command.
     """
-    args = {
-        "dry_run": dry_run,
-        "retention": parse_duration(retention) if retention else None,
-        "grace": parse_duration(grace) if grace else None,
-        "unknown_grace": parse_duration(unknown_grace) if unknown_grace else None,
-        "threshold": threshold / 100 if threshold is not None else None,
-        "no_compact": no_compact,
-        "no_fold": no_fold,
-        "rate": parse_size(rate) if rate else None,
-    }
-    result = run_job.run(where, "gc", args, **given)
-    return run_job.finish(result, as_json, list(result["notes"]))
+    args = GcArgs(
+        dry_run=dry_run,
+        retention=parse_duration(retention) if retention else None,
+        grace=parse_duration(grace) if grace else None,
+        unknown_grace=parse_duration(unknown_grace) if unknown_grace else None,
+        threshold=threshold / 100 if threshold is not None else None,
+        no_compact=no_compact,
+        no_fold=no_fold,
+        rate=parse_size(rate) if rate else None,
+    )
+    result = run_job.run(where, GC, args, **given)
+    return run_job.finish(result, as_json, result.notes)

@@ -22,17 +22,17 @@ def command(ctx: click.Context, topic: str | None) -> None:
         output.show("\n".join(f"{code:>4}  {text}" for code, text in EXIT_CODES))
         output.show(
             "\nmount.megafs, which mount(8) calls, uses mount(8)'s codes instead:"
-            " 1 usage, 2 system, 4 bug, 8 interrupted, 32 failed."
+            " 1 usage, 4 bug, 8 interrupted, 32 failed."
         )
     elif topic == "options":
-        from megafs.mount.options import OPTIONS
+        from megafs.mount.option_table import OPTIONS
 
         kinds = (
             ("setting", "For the volume"),
             ("secret", "Secrets"),
             ("mount", "For the mount"),
             ("kernel", "For the kernel"),
-            ("taken", "Taken, without a meaning here"),
+            ("ignored", "Taken, without a meaning here"),
         )
         for kind, title in kinds:
             output.show(f"{title}:")

@@ -187,23 +187,21 @@ def recover(
     from megafs.cli import passphrase
     from megafs.volume import header_store
     from megafs.volume.header import Credential
-    from megafs.volume.open import unlock
+    from megafs.volume.unlock import remember_keys, unlock
 
     read, new = _split(url, given)
     recovery = passphrase.recovery_key(recovery_key_file)
 
     async def work(store: Any) -> Any:
-        unlocked, places, seen, _ = await unlock(
-            store, url, Credential(recovery=recovery), read.settings
-        )
+        found = await unlock(store, url, Credential(recovery=recovery), read.settings)
         changed = await header_store.add_passphrase(
-            store, unlocked, new(), label=label, profile=_profile(kdf)
+            store, found.unlocked, new(), label=label, profile=_profile(kdf)
         )
         # From now on the new slot is to be tried first here.
-        opened_by = changed.slot_id or unlocked.slot_id
+        opened_by = changed.slot_id or found.unlocked.slot_id
         changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=opened_by))
         _tell(changed, as_json)
-        await _remember(places, seen, changed)
+        await remember_keys(found, changed.unlocked)
 
     _with_store(url, read, work)
 
@@ -286,13 +284,13 @@ def reencrypt(where: str, rate: str | None, limit: str | None, as_json: bool, **
     """
     from megafs.cli import run_job
     from megafs.config import parse_size
+    from megafs.jobs.messages import REENCRYPT, ReencryptArgs
 
-    args = {
-        "rate": parse_size(rate) if rate else None,
-        "limit": parse_size(limit) if limit else None,
-    }
-    result = run_job.run(where, "reencrypt", args, **given)
-    return run_job.finish(result, as_json, list(result["notes"]))
+    args = ReencryptArgs(
+        rate=parse_size(rate) if rate else None, limit=parse_size(limit) if limit else None
+    )
+    result = run_job.run(where, REENCRYPT, args, **given)
+    return run_job.finish(result, as_json, result.notes)
 
 
 # -- what they share
@@ -343,29 +341,17 @@ def _change(
     as_json: bool,
 ) -> None:
     from megafs.cli import passphrase
-    from megafs.volume.open import unlock
+    from megafs.volume.unlock import remember_keys, unlock
 
     credential = passphrase.credential(read.secrets, what=f"Passphrase for {url}")
 
     async def work(store: Any) -> Any:
-        unlocked, places, seen, _ = await unlock(store, url, credential, read.settings)
-        changed = await change(store, unlocked)
+        found = await unlock(store, url, credential, read.settings)
+        changed = await change(store, found.unlocked)
         _tell(changed, as_json)
-        await _remember(places, seen, changed)
+        await remember_keys(found, changed.unlocked)
 
     _with_store(url, read, work)
-
-
-async def _remember(places: Any, seen: Any, changed: Any) -> None:
-    """Note the new generation and slot on this machine, if it knows the volume."""
-    from megafs.concurrency import offload
-    from megafs.journal import head
-
-    if seen is None:
-        return
-    unlocked = changed.unlocked
-    newer = replace(seen, generation=unlocked.header.generation, slot=unlocked.slot_id.hex())
-    await offload(head.write, places.volume, newer, kind="disk")
 
 
 def _tell(changed: Any, as_json: bool) -> None:

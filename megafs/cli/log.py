@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, output, run_job, target
+from megafs.jobs.messages import LOG, LogArgs, LogEvent, LogOfCommits
 
 
 @click.command(name="log", short_help="Show what happened to a file, or to the whole volume.")
@@ -39,53 +40,53 @@ def command(
     place = target.of(where, path)
     result = run_job.run(
         place.where,
-        "log",
-        {"path": place.path, "recursive": recursive, "since": since, "limit": limit},
+        LOG,
+        LogArgs(place.path, recursive=recursive, since=since, limit=limit),
         read_only=True,
         **given,
     )
     if as_json:
-        output.show_json(result)
+        run_job.show_json(result)
         return 0
-    if "commits" in result:
+    if isinstance(result, LogOfCommits):
         lines = [
             [
-                str(commit["sequence"]),
-                output.moment(commit["time"]),
-                str(commit["host"]),
-                f"{commit['operations']} operation{'s' if commit['operations'] != 1 else ''}",
-                commit["hash"][:16],
+                str(commit.sequence),
+                output.moment(commit.time),
+                commit.host,
+                f"{commit.operations} operation{'s' if commit.operations != 1 else ''}",
+                commit.hash[:16],
             ]
-            for commit in result["commits"]
+            for commit in result.commits
         ]
         heads = ["commit", "time", "host", "what", "hash"]
     else:
         lines = [
             [
-                str(event["sequence"]),
-                output.moment(event["time"]),
-                str(event["host"]),
-                event["what"],
-                _said(place, event),
+                str(event.sequence),
+                output.moment(event.time),
+                event.host,
+                event.what,
+                _details(place, event),
             ]
-            for event in result["events"]
+            for event in result.events
         ]
         heads = ["commit", "time", "host", "what", ""]
     if lines:
         output.show(output.table(heads, lines))
-    if result.get("more"):
+    if result.more:
         output.note(f"there is more: --limit {limit} ends it here")
-    if result["cut_short"]:
+    if result.cut_short:
         output.note("the journal goes no further back")
     return 0
 
 
-def _said(place: target.Inside, event: dict[str, Any]) -> str:
-    text = place.outside(event["path"])
-    if event.get("was"):
-        text = f"{place.outside(event['was'])} -> {text}"
-    if event.get("old_size") is not None:
-        text += f"  {event['old_size']} -> {event['size']} bytes"
-    elif event.get("size") is not None:
-        text += f"  {event['size']} bytes"
-    return f"{text}  {event['text']}" if event.get("text") else text
+def _details(place: target.Inside, event: LogEvent) -> str:
+    text = place.outside(event.path)
+    if event.was:
+        text = f"{place.outside(event.was)} -> {text}"
+    if event.old_size is not None:
+        text += f"  {event.old_size} -> {event.size} bytes"
+    elif event.size is not None:
+        text += f"  {event.size} bytes"
+    return f"{text}  {event.text}" if event.text else text

@@ -17,9 +17,9 @@ from typing import NoReturn
 import click
 
 import megafs
+from megafs import garbage
 from megafs.cli import output
 from megafs.errors import BadUsage, MegafsError, leaf
-from megafs.lean import lean
 
 #: name: (module, what it does)
 COMMANDS = {
@@ -74,7 +74,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        with lean():
+        with garbage.paused():
             command = importlib.import_module(COMMANDS[cmd_name][0]).command
         assert isinstance(command, click.Command)
         return command
@@ -167,5 +167,5 @@ def tell(exc: BaseException, *, as_json: bool, debug: bool) -> int:
 def _usage_text(exc: click.ClickException) -> str:
     text = exc.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
-    ctx = getattr(exc, "ctx", None)
+    ctx = exc.ctx if isinstance(exc, click.UsageError) else None
     return f"{text} (see {ctx.command_path} --help)" if ctx is not None else text

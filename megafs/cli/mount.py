@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec.structs import asdict
 
+from megafs import garbage
 from megafs.cli import arguments, output
-from megafs.lean import lean
 from megafs.mount.options import MountOptions, escape
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def mount(
     for text in options.warnings:
         output.warn(text)
 
-    with lean():
+    with garbage.paused():
         from megafs.cli import passphrase
         from megafs.mount.mountpoint import canonical
         from megafs.mount.prepare import prepare
@@ -135,7 +135,7 @@ def mount(
 
 def _import_all(url: str) -> None:
     """Import all that a mount is made of: while the key is derived, and before the fork."""
-    with lean():
+    with garbage.paused():
         importlib.import_module("megafs.mount.lifecycle")
         importlib.import_module("megafs.stores.stack").preload(url)
 

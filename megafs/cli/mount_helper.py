@@ -6,7 +6,7 @@
 comes before the subtype and says nothing new.  The exit codes are mount(8)'s, since mount passes
 them on:
 
-    1 wrong usage   2 the system lacks something   4 a bug   8 interrupted   32 the mount failed
+    1 wrong usage   4 a bug   8 interrupted   32 the mount failed
 
 The same program, called umount.megafs or umount.fuse.megafs, is what umount(8) runs.
 """
@@ -23,7 +23,6 @@ from megafs.cli import output
 from megafs.errors import BadStore, BadUsage, MegafsError, leaf
 
 USAGE = 1
-SYSTEM = 2
 BUG = 4
 INTERRUPTED = 8
 FAILED = 32

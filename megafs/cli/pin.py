@@ -8,6 +8,7 @@ import click
 
 from megafs.cli import arguments, output, run_job, target
 from megafs.errors import BadUsage
+from megafs.jobs import messages
 from megafs.stores.drivers import is_url
 
 
@@ -23,16 +24,16 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
     """
     there = _mounted(path)
     if not listing:
-        result = run_job.run(there.where, "pin", {"path": there.path})
+        result = run_job.run(there.where, messages.PIN, messages.PinArgs(there.path))
         return run_job.finish(result, as_json, [])
-    result = run_job.run(there.where, "pin-list", {})
+    listed = run_job.run(there.where, messages.PIN_LIST, messages.Nothing())
     lines = [
-        f"{there.outside(row['path'])}  {output.size(row['cached_bytes'])}"
-        f" of {output.size(row['bytes'])} cached"
-        for row in result["pins"]
+        f"{there.outside(row.path)}  {output.size(row.cached_bytes)}"
+        f" of {output.size(row.bytes)} cached"
+        for row in listed.pins
     ]
     if as_json:
-        output.show_json(result)
+        run_job.show_json(listed)
     else:
         output.show("\n".join(lines) or "nothing is pinned")
     return 0
@@ -44,7 +45,7 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
 def unpin(path: str, as_json: bool, **given: Any) -> int:
     """Undo `megafs pin PATH`; what is cached stays until the room is needed."""
     there = _mounted(path)
-    result = run_job.run(there.where, "unpin", {"path": there.path})
+    result = run_job.run(there.where, messages.UNPIN, messages.PinArgs(there.path))
     return run_job.finish(result, as_json, [])
 
 

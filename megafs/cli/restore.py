@@ -8,6 +8,7 @@ import click
 
 from megafs.cli import arguments, output, run_job, target
 from megafs.errors import BadUsage
+from megafs.jobs.messages import RESTORE, RestoreArgs, RestoreResult
 
 
 @click.command(name="restore", short_help="Bring a file or directory back as it was.")
@@ -42,30 +43,25 @@ def command(
     moment = at or place.moment
     if moment is None:
         raise BadUsage("say as of when: --at '2h ago', for example")
-    args = {
-        "path": place.path,
-        "at": moment,
-        "to": place.other(to),
-        "replace": replace,
-    }
-    result = run_job.run(place.where, "restore", args, **given)
+    args = RestoreArgs(place.path, moment, to=place.other(to), replace=replace)
+    result = run_job.run(place.where, RESTORE, args, **given)
     if as_json:
-        output.show_json(result)
+        run_job.show_json(result)
     else:
-        output.show(told(place, result))
+        output.show(restored_line(place, result))
     return 0
 
 
-def told(place: target.Inside, result: dict[str, Any]) -> str:
+def restored_line(place: target.Inside, result: RestoreResult) -> str:
     """What came back, as one line."""
     parts = []
     for number, one, many in (
-        (result["directories"], "directory", "directories"),
-        (result["files"], "file", "files"),
+        (result.directories, "directory", "directories"),
+        (result.files, "file", "files"),
     ):
         if number:
             parts.append(f"{number} {one if number == 1 else many}")
     return (
-        f"{place.outside(result['path'])} is as it was at {output.moment(result['time'])}"
-        f" (commit {result['sequence']}): {', '.join(parts)}, {output.size(result['bytes'])}"
+        f"{place.outside(result.path)} is as it was at {output.moment(result.time)}"
+        f" (commit {result.sequence}): {', '.join(parts)}, {output.size(result.bytes)}"
     )

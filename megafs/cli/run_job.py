@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import msgspec
+from msgspec import UNSET, Struct
 from msgspec.structs import replace
 
 from megafs.cli import arguments, output
+from megafs.config import Settings
+from megafs.jobs.messages import Damage, JobKind, as_message
 from megafs.mount import control_client
 from megafs.mount.control_messages import JobRequest
+from megafs.progress import OnProgress, Progress
+
+if TYPE_CHECKING:
+    from megafs.volume.header import Credential
 
 #: Seconds without a word from the mount; it says where it is twice a second.
 PATIENCE = 120.0
 
-Step = Callable[[dict[str, Any]], None]
-Result = dict[str, Any]
+A = TypeVar("A", bound=Struct)
+R = TypeVar("R", bound=Struct)
 
 
 def run(
     where: str,
-    job: str,
-    args: dict[str, Any],
+    kind: JobKind[A, R],
+    args: A,
     *,
     options: tuple[str, ...] = (),
     state_dir: Path | None = None,
     cache_dir: Path | None = None,
     read_only: bool = False,
     **secrets: Any,
-) -> Result:
-    """Run *job* on the mount at, or the volume at, *where* and return its result.
+) -> R:
+    """Run a job on the mount at, or the volume at, *where* and return its result.
 
     read_only: the job needs to commit nothing, so that a volume that is not mounted is opened
         without writing to it.
@@ -45,55 +53,76 @@ def run(
     from megafs.cli.cache import running_mount
 
     record = running_mount(where)
-    with progress(job) as step:
+    with progress(kind.name) as on_progress:
         if record is not None:
-            return control_client.ask(
+            message = control_client.ask(
                 record,
-                JobRequest(job=job, args=args),
+                JobRequest(job=kind.name, args=as_message(args)),
                 dict[str, Any],
                 patience=PATIENCE,
-                progress=control_client.listener(dict[str, Any], step),
+                progress=control_client.listener(Progress, on_progress),
             )
+            return kind.result_of(message)
         read = arguments.read(where, options, state_dir=state_dir, cache_dir=cache_dir, **secrets)
         from megafs.cli.passphrase import credential
 
         opened_by = credential(read.secrets, what=f"Passphrase for {where}")
         settings = replace(read.settings, read_only=read_only or read.settings.read_only)
-        return _on_volume(where, job, args, opened_by, settings, step)
+        message = _on_volume(where, kind.name, as_message(args), opened_by, settings, on_progress)
+        return kind.result_of(message)
 
 
 def _on_volume(
-    url: str, job: str, args: dict[str, Any], opened_by: Any, settings: Any, step: Step
-) -> Result:
+    url: str,
+    name: str,
+    args: dict[str, Any],
+    opened_by: Credential,
+    settings: Settings,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
     import trio
 
     from megafs.jobs import registry
     from megafs.volume.open import open_volume
 
-    async def work() -> Result:
+    async def work() -> dict[str, Any]:
         async with open_volume(
-            url, opened_by, settings, say=lambda text: step({"text": text})
+            url, opened_by, settings, say=lambda text: on_progress(Progress(text=text))
         ) as volume:
-            result = await registry.run(volume, job, args, step)
+            result = await registry.run(volume, name, args, on_progress)
             await volume.drain()
             return result
 
     return trio.run(work)
 
 
-def finish(result: Result, as_json: bool, lines: list[str]) -> int:
+class Finished(Protocol):
+    """A result that says how the command ends."""
+
+    @property
+    def exit_code(self) -> int: ...
+    @property
+    def text(self) -> str: ...
+
+
+def finish(result: Finished, as_json: bool, lines: list[str]) -> int:
     """Show a result, for programs or for people, and return the exit code."""
     if as_json:
-        output.show_json(result)
+        show_json(result)
     else:
         for line in lines:
             output.show(line)
-        output.show(str(result["text"]))
-    return int(result["exit_code"])
+        output.show(result.text)
+    return result.exit_code
+
+
+def show_json(result: object) -> None:
+    """Print a result as the document of --json."""
+    output.show_json(msgspec.to_builtins(result))
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Step]:
+def progress(title: str) -> Iterator[OnProgress]:
     """Show how a job gets on: a moving bar on a terminal, a line every few seconds elsewhere."""
     if sys.stderr.isatty():
         with _bar(title) as step:
@@ -101,23 +130,24 @@ def progress(title: str) -> Iterator[Step]:
         return
     last = time.monotonic()
 
-    def line(now: dict[str, Any]) -> None:
+    def line(now: Progress) -> None:
         nonlocal last
-        if time.monotonic() - last < output.LINE_EVERY or not now.get("text"):
+        if time.monotonic() - last < output.LINE_EVERY or not now.text:
             return
         last = time.monotonic()
-        of = f"{now['done']} of {now['total']} " if now.get("total") else ""
-        output.note(f"{title}: {of}{now['text']}")
+        of = f"{now.done} of {now.total} " if now.total else ""
+        output.note(f"{title}: {of}{now.text}")
 
     yield line
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Step]:
+def _bar(title: str) -> Iterator[OnProgress]:
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-    with Progress(
+    with bars.Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -127,20 +157,15 @@ def _bar(title: str) -> Iterator[Step]:
     ) as bar:
         task = bar.add_task(title, total=None, beside="")
 
-        def step(now: dict[str, Any]) -> None:
-            bar.update(
-                task,
-                total=now.get("total") or None,
-                completed=now.get("done", 0),
-                beside=str(now.get("text", "")),
-            )
+        def update(now: Progress) -> None:
+            bar.update(task, total=now.total or None, completed=now.done, beside=now.text)
 
-        yield step
+        yield update
 
 
-def place(item: dict[str, Any]) -> str:
-    """A damaged place as one line: the file and its bytes, or the object."""
-    name = item.get("path") or item.get("object") or f"inode {item.get('inode')}"
-    if item.get("start") is not None:
-        return f"{name}: bytes {item['start']} to {item['end'] - 1}: {item['text']}"
-    return f"{name}: {item['text']}"
+def damage_line(damage: Damage) -> str:
+    """Damage as one line: the file and its bytes, or the object."""
+    name = damage.path or damage.object or f"inode {damage.inode}"
+    if damage.start is not UNSET and damage.end is not UNSET:
+        return f"{name}: bytes {damage.start} to {damage.end - 1}: {damage.text}"
+    return f"{name}: {damage.text}"

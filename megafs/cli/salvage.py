@@ -9,6 +9,8 @@ import click
 
 from megafs.cli import arguments, output, run_job
 from megafs.errors import BadUsage
+from megafs.jobs.messages import SalvageResult
+from megafs.progress import OnProgress
 
 
 @click.command(name="salvage", short_help="Export what is left of a damaged volume.")
@@ -60,12 +62,14 @@ def command(
     assert to is not None
     target = to.absolute()
 
-    async def work(step: run_job.Step) -> dict[str, Any]:
+    async def work(on_progress: OnProgress) -> SalvageResult:
         store = open_store(
             url, read.settings.store_options, Traffic(patience=read.settings.deadline)
         )
         try:
-            return await salvage(store, url, opened_by, read.settings, target, at=at, progress=step)
+            return await salvage(
+                store, url, opened_by, read.settings, target, at=at, on_progress=on_progress
+            )
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()
@@ -73,13 +77,13 @@ def command(
     with run_job.progress("salvage") as step:
         result = trio.run(work, step)
     if as_json:
-        output.show_json(result)
-        return int(result["exit_code"])
-    lines = [run_job.place(item) for item in result["damaged"][:100]]
-    if len(result["damaged"]) > 100:
-        lines.append(f"... and {len(result['damaged']) - 100} more")
-    lines += [f"without a name: {name}" for name in result["lost"][:100]]
-    for text in result["problems"]:
+        run_job.show_json(result)
+        return result.exit_code
+    lines = [run_job.damage_line(damage) for damage in result.damaged[:100]]
+    if len(result.damaged) > 100:
+        lines.append(f"... and {len(result.damaged) - 100} more")
+    lines += [f"without a name: {name}" for name in result.lost[:100]]
+    for text in result.problems:
         output.note(text)
-    lines.append(f"report: {result['report']}")
+    lines.append(f"report: {result.report}")
     return run_job.finish(result, False, lines)

@@ -8,6 +8,7 @@ import click
 
 from megafs.cli import arguments, output, run_job
 from megafs.config import parse_size
+from megafs.jobs.messages import SCRUB, ScrubArgs
 
 
 @click.command(name="scrub", short_help="Read everything in the store and verify it.")
@@ -36,22 +37,22 @@ def command(
     """
     result = run_job.run(
         where,
-        "scrub",
-        {
-            "rate": parse_size(rate) if rate else None,
-            "limit": parse_size(limit) if limit else None,
-            "restart": restart,
-        },
+        SCRUB,
+        ScrubArgs(
+            rate=parse_size(rate) if rate else None,
+            limit=parse_size(limit) if limit else None,
+            restart=restart,
+        ),
         read_only=True,
         **given,
     )
-    lines = [run_job.place(item) for item in result["damaged"]]
-    hidden = result["damaged_count"] - len(result["damaged"])
+    lines = [run_job.damage_line(damage) for damage in result.damaged]
+    hidden = result.damaged_count - len(result.damaged)
     if hidden:
         lines.append(f"... and {hidden} more")
-    if result["unnamed_count"] and not as_json:
+    if result.unnamed_count and not as_json:
         lines.append(
-            f"{result['unnamed_count']} objects ({output.size(result['unnamed_bytes'])}) that"
+            f"{result.unnamed_count} objects ({output.size(result.unnamed_bytes)}) that"
             " nothing names: garbage, or on their way (megafs gc looks after them)"
         )
     return run_job.finish(result, as_json, lines)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, output, run_job
+from megafs.jobs import messages
 
 
 @click.group(name="snapshot", short_help="Names for moments: create, list, delete.")
@@ -25,11 +26,11 @@ def command() -> None:
 @arguments.json_option
 def create(where: str, name: str, as_json: bool, **given: Any) -> int:
     """Give the present moment NAME.  Everything written before belongs to it."""
-    result = run_job.run(where, "snapshot-create", {"name": name}, **given)
+    result = run_job.run(where, messages.SNAPSHOT_CREATE, messages.SnapshotArgs(name), **given)
     if as_json:
-        output.show_json(result)
+        run_job.show_json(result)
     else:
-        output.show(str(result["text"]))
+        output.show(result.text)
     return 0
 
 
@@ -40,16 +41,16 @@ def create(where: str, name: str, as_json: bool, **given: Any) -> int:
 @arguments.json_option
 def listing(where: str, as_json: bool, **given: Any) -> int:
     """List the snapshots, oldest first."""
-    result = run_job.run(where, "snapshot-list", {}, read_only=True, **given)
+    result = run_job.run(where, messages.SNAPSHOT_LIST, messages.Nothing(), read_only=True, **given)
     if as_json:
-        output.show_json(result)
-    elif result["snapshots"]:
+        run_job.show_json(result)
+    elif result.snapshots:
         output.show(
             output.table(
                 ["name", "time", "commit"],
                 [
-                    [row["name"], output.moment(row["time"]), str(row["sequence"])]
-                    for row in result["snapshots"]
+                    [row.name, output.moment(row.time), str(row.sequence)]
+                    for row in result.snapshots
                 ],
             )
         )
@@ -66,9 +67,9 @@ def listing(where: str, as_json: bool, **given: Any) -> int:
 @arguments.json_option
 def delete(where: str, name: str, as_json: bool, **given: Any) -> int:
     """Delete the snapshot NAME; what only it kept is removed by megafs gc."""
-    result = run_job.run(where, "snapshot-delete", {"name": name}, **given)
+    result = run_job.run(where, messages.SNAPSHOT_DELETE, messages.SnapshotArgs(name), **given)
     if as_json:
-        output.show_json(result)
+        run_job.show_json(result)
     else:
-        output.show(str(result["text"]))
+        output.show(result.text)
     return 0

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from megafs.cli import arguments, output, run_job, target
-from megafs.cli.restore import told
+from megafs.cli.restore import restored_line
+from megafs.jobs.messages import UNDELETE, RemovedFiles, UndeleteArgs
 
 
 @click.command(name="undelete", short_help="Show what was removed; bring it back.")
@@ -40,38 +41,38 @@ def command(
     minute in between.  For a volume that is not mounted give its URL and the path inside it.
     """
     place = target.of(where, path)
-    args = {
-        "path": place.path,
-        "list": only_list,
-        "all": everything,
-        "to": place.other(to),
-        "since": since,
-        "limit": limit,
-    }
-    result = run_job.run(place.where, "undelete", args, read_only=only_list, **given)
+    args = UndeleteArgs(
+        place.path,
+        list=only_list,
+        all=everything,
+        to=place.other(to),
+        since=since,
+        limit=limit,
+    )
+    result = run_job.run(place.where, UNDELETE, args, read_only=only_list, **given)
     if as_json:
-        output.show_json(result)
+        run_job.show_json(result)
         return 0
-    if "removed" not in result:
-        output.show(told(place, result))
+    if not isinstance(result, RemovedFiles):
+        output.show(restored_line(place, result))
         return 0
     lines = [
         [
-            output.moment(item["time"]),
-            str(item["host"]),
-            output.size(item["size"]),
-            f"{item['files']} files" if item["directory"] else "",
-            place.outside(item["path"]) + ("/" if item["directory"] else ""),
-            "exists again" if item["exists"] else "",
+            output.moment(item.time),
+            item.host,
+            output.size(item.size),
+            f"{item.files} files" if item.directory else "",
+            place.outside(item.path) + ("/" if item.directory else ""),
+            "exists again" if item.exists else "",
         ]
-        for item in result["removed"]
+        for item in result.removed
     ]
     if lines:
         output.show(output.table(["removed", "host", "size", "", "what", ""], lines))
     else:
         output.note(f"nothing was removed below {place.outside(place.path)}")
-    if result.get("more"):
+    if result.more:
         output.note(f"there is more: --limit {limit} ends it here")
-    if result["cut_short"]:
+    if result.cut_short:
         output.note("the journal goes no further back")
     return 0

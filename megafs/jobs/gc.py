@@ -9,40 +9,43 @@
 Everything that decides is an operation in the journal, checked again wherever it lands; what only
 deletes objects comes after, in batches in random order, and looks again before each.  A run that is
 interrupted anywhere leaves only work for the next one.  docs/maintenance.md goes through the races.
-
-`reencrypt` is the same copying for packs sealed under the key of an earlier epoch.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
 
 import apsw
 import trio
 from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
 from megafs.concurrency import Background, offload
-from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import BadUsage, Corrupt, Missing, Refused, TooNew
-from megafs.history.moments import History
-from megafs.jobs import registry
-from megafs.jobs.registry import Args, Progress, Result
+from megafs.history.earlier_trees import History
+from megafs.jobs.committing import catch_up, check_writable, commit_all
+from megafs.jobs.messages import GcArgs, GcResult
+from megafs.jobs.pack_survey import PackSurvey, survey_packs
+from megafs.jobs.reseal import Resealer
 from megafs.journal import checkpoint, commit
 from megafs.journal.checkpoint import Manifest
 from megafs.journal.heartbeat import name_of
+from megafs.progress import OnProgress, Progress
 from megafs.stores.abilities import uncached
 from megafs.stores.base import Entry, ObjectStore, list_all
-from megafs.stores.limit import BACKGROUND, Pace, Priority
-from megafs.tree import ops
+from megafs.tree import ops, queries_history, queries_packs
+from megafs.tree.queries_packs import FileRange
 from megafs.tree.schema import PackRow
-from megafs.tree.tree import Extent
-from megafs.volume.open import Volume, write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DAY: Final = 86400.0
 #: How long what is not named any more is kept, so that the past can be looked at.
@@ -64,8 +67,6 @@ DEAD_BEAT: Final = 180 * DAY
 _BATCH: Final = 2000
 _DELETES: Final = 100
 _SIDE_BY_SIDE: Final = 4
-#: Plaintext that is moved between two commits.
-_MOVE: Final = 16 << 20
 #: Seconds to wait for live mounts to say that they have applied the drop.
 _WAIT_FOR_BEATS: Final = 90.0
 
@@ -83,9 +84,16 @@ class Limits(Struct):
     compact_age: float = COMPACT_AGE
 
     @classmethod
-    def of(cls, args: Args) -> Limits:
-        given = {name: args[name] for name in cls.__struct_fields__ if args.get(name) is not None}
-        made = cls(**{name: float(value) for name, value in given.items()})
+    def of(cls, args: GcArgs) -> Limits:
+        """Those that were asked for, and the defaults; BadUsage if they are not safe."""
+        default = cls()
+        made = cls(
+            default.retention if args.retention is None else args.retention,
+            default.grace if args.grace is None else args.grace,
+            default.unknown_grace if args.unknown_grace is None else args.unknown_grace,
+            default.threshold if args.threshold is None else args.threshold,
+            default.compact_age if args.compact_age is None else args.compact_age,
+        )
         if made.grace < SHORTEST_GRACE or made.unknown_grace < SHORTEST_GRACE:
             raise BadUsage(
                 f"a grace below {SHORTEST_GRACE / 3600:g} h is not safe for other mounts"
@@ -112,7 +120,7 @@ class Counts(Struct):
     removed_beats: int = 0
     notes: list[str] = field(default_factory=list)
 
-    def result(self, dry_run: bool) -> Result:
+    def result(self, dry_run: bool) -> GcResult:
         would = "would be " if dry_run else ""
         text = (
             f"{self.marked} packs {would}marked, {self.dropped} {would}dropped, {self.deleted}"
@@ -121,118 +129,47 @@ class Counts(Struct):
         )
         if self.waiting:
             text += f"; {self.waiting} objects wait for other mounts: run gc again later"
-        made = {name: getattr(self, name) for name in self.__struct_fields__}
-        return {"exit_code": WAITING if self.waiting else OK, "text": text, **made}
+        return GcResult(exit_code=WAITING if self.waiting else OK, text=text, **asdict(self))
 
 
-class _Survey(Struct):
-    """The committed tree, as far as gc needs it.
-
-    rows: packs by number.  live: of each named pack, the bytes of its chunks that are named.
-    marks: since when, in ns.
-    """
-
-    rows: dict[int, PackRow]
-    live: dict[int, int]
-    marks: dict[int, int]
+async def collect_garbage(volume: Volume, args: GcArgs, on_progress: OnProgress) -> GcResult:
+    """Remove what neither a file, nor a snapshot, nor another mount needs any more."""
+    return await collect(volume, Limits.of(args), args, on_progress)
 
 
-async def job(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Collect garbage.
-
-    args: dry_run; retention, grace, unknown_grace, compact_age (seconds); threshold (0 to 1); rate
-    (bytes per second for copying); no_compact, no_fold.
-    """
-    return await collect(volume, Limits.of(args), args, progress)
-
-
-async def collect(volume: Volume, limits: Limits, args: Args, progress: Progress) -> Result:
-    dry_run = bool(args.get("dry_run"))
-    registry.check_writable(volume, "collecting garbage")
-    run = _Collection(volume, limits, dry_run, progress)
+async def collect(
+    volume: Volume, limits: Limits, args: GcArgs, on_progress: OnProgress
+) -> GcResult:
+    """As `collect_garbage`, with limits of which not even the shortest is checked."""
+    check_writable(volume, "collecting garbage")
+    run = _Collection(volume, limits, args.dry_run, on_progress)
     await run.prepare()
     await run.mark_and_drop()
-    if not args.get("no_compact"):
+    if not args.no_compact:
         await run.repack()
-        await run.compact(args.get("rate"))
-    if not dry_run:
-        await registry.settle(volume)
+        await run.compact(args.rate)
+    if not args.dry_run:
+        await commit_all(volume)
     await run.delete_packs()
-    if not args.get("no_fold"):
+    if not args.no_fold:
         await run.fold()
     await run.remove_beats()
-    return run.counts.result(dry_run)
-
-
-async def reencrypt(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Seal everything that an earlier epoch's key sealed again, under the current one.
-
-    args: rate (bytes per second); limit (bytes, then stop).
-    """
-    registry.check_writable(volume, "re-encrypting")
-    epoch = volume.keyring.epoch
-    survey = await _look(volume)
-    old = [n for n in sorted(survey.live) if survey.rows[n].epoch < epoch]
-    mover = _Mover(volume, args.get("rate"), progress)
-    limit = args.get("limit")
-    for done, number in enumerate(old):
-        progress({"done": done, "total": len(old), "text": "packs sealed again"})
-        await mover.move(survey.rows[number])
-        if limit and mover.moved_bytes >= limit:
-            break
-    await mover.finish()
-    left = [n for n in old if volume.replica.tree.is_named(n)]
-    if not left:
-        # What commits and checkpoints hold is sealed anew by a checkpoint of every row.
-        volume.replica.parts.forget()
-        await volume.checkpointer.write()
-    text = f"{mover.packs} packs ({mover.moved_bytes} bytes) sealed under the key of epoch {epoch}"
-    if left:
-        text += f"; {len(left)} packs are left: run it again"
-    else:
-        text += "; what was sealed before goes with gc, after the retention"
-    return {
-        "exit_code": OK if not left else WAITING,
-        "text": text,
-        "epoch": epoch,
-        "packs": mover.packs,
-        "moved_bytes": mover.moved_bytes,
-        "left": len(left),
-        "notes": mover.notes,
-    }
-
-
-async def _look(volume: Volume) -> _Survey:
-    reader = volume.replica.committed_reader()
-    try:
-        return await offload(_survey, reader)
-    finally:
-        reader.close()
-
-
-def _survey(db: apsw.Connection) -> _Survey:
-    rows: Any = db.execute("SELECT pack, name, epoch FROM packs")
-    packs = {row[0]: PackRow(row[0], bytes(row[1]), row[2]) for row in rows}
-    rows = db.execute(
-        "SELECT pack, sum(sealed) FROM (SELECT DISTINCT pack, offset, sealed FROM extents"
-        " WHERE pack > 0) GROUP BY pack"
-    )
-    live = {row[0]: row[1] for row in rows if row[0] in packs}
-    rows = db.execute("SELECT pack, since FROM garbage")
-    return _Survey(packs, live, {row[0]: row[1] for row in rows})
+    return run.counts.result(args.dry_run)
 
 
 class _Collection:
     """One run of gc."""
 
-    def __init__(self, volume: Volume, limits: Limits, dry_run: bool, progress: Progress) -> None:
+    def __init__(
+        self, volume: Volume, limits: Limits, dry_run: bool, on_progress: OnProgress
+    ) -> None:
         self._volume = volume
         self._limits = limits
         self._dry = dry_run
-        self._progress = progress
+        self._on_progress = on_progress
         self._store: ObjectStore = uncached(volume.store)
         self._entries: dict[str, Entry] = {}
-        self._survey = _Survey({}, {}, {})
+        self._survey = PackSurvey({}, {}, {})
         self._snapshots: tuple[int, ...] = ()
         self._kept: set[bytes] = set()
         self.counts = Counts()
@@ -240,18 +177,17 @@ class _Collection:
     async def prepare(self) -> None:
         """See what is there: other mounts, objects, rows, what snapshots name."""
         volume = self._volume
-        await registry.catch_up(volume)
+        await catch_up(volume)
         await volume.heartbeats.look()
         # The listing first: whatever a mount uploads from here on is not in it, and so is safe.
         async for page in list_all(self._store, "packs/"):
             for entry in page.entries:
                 self._entries[entry.name] = entry
-            self._progress({"done": len(self._entries), "total": 0, "text": "packs in the store"})
-        await registry.catch_up(volume)
-        rows: Any = volume.replica.db.execute("SELECT DISTINCT seq FROM snapshots ORDER BY seq")
-        self._snapshots = tuple(row[0] for row in rows)
+            self._on_progress(Progress(len(self._entries), 0, "packs in the store"))
+        await catch_up(volume)
+        self._snapshots = queries_history.snapshot_sequences(volume.replica.db)
         await self._read_snapshots()
-        self._survey = await _look(volume)
+        self._survey = await survey_packs(volume)
 
     async def _read_snapshots(self) -> None:
         """The packs that snapshots name."""
@@ -270,24 +206,11 @@ class _Collection:
                 keep=1,
             )
             for done, sequence in enumerate(self._snapshots):
-                self._progress(
-                    {
-                        "done": done,
-                        "total": len(self._snapshots),
-                        "text": "reading what snapshots name",
-                    }
+                self._on_progress(
+                    Progress(done, len(self._snapshots), "reading what snapshots name")
                 )
                 async with history.view(sequence) as tree:
-                    names = await offload(
-                        lambda db: [
-                            bytes(row[0])
-                            for row in db.execute(
-                                "SELECT name FROM packs WHERE pack IN"
-                                " (SELECT pack FROM extents WHERE pack > 0)"
-                            )
-                        ],
-                        tree.db,
-                    )
+                    names = await offload(queries_packs.named_pack_names, tree.db)
                 self._kept.update(names)
             history.close()
 
@@ -329,7 +252,7 @@ class _Collection:
             except Refused:
                 counts.notes.append("a snapshot was made meanwhile: nothing was dropped")
         if operations:
-            await registry.settle(volume)
+            await commit_all(volume)
 
     def _is_kept(self, number: int) -> bool:
         pack = self._survey.rows.get(number)
@@ -340,11 +263,11 @@ class _Collection:
         if self._dry:
             return
         volume = self._volume
-        places = await offload(_inlined, volume.replica.reader(), volume.params.inline_limit)
-        for batch in _batches(places, 64):
+        pieces = await offload(_inlined, volume.replica.reader(), volume.params.inline_limit)
+        for batch in _batches(pieces, 64):
             await volume.fs.repack.move(batch)
-        if places:
-            await registry.settle(volume)
+        if pieces:
+            await commit_all(volume)
 
     # ---- compacting -------------------------------------------------------------------------
 
@@ -367,14 +290,14 @@ class _Collection:
         self.counts.moved_bytes = sum(survey.live[pack.pack] for _, pack in found)
         if self._dry or not found:
             return
-        mover = _Mover(self._volume, rate, self._progress)
+        resealer = Resealer(self._volume, rate)
         for done, (_, pack) in enumerate(found):
-            self._progress({"done": done, "total": len(found), "text": "packs compacted"})
-            await mover.move(pack)
-        await mover.finish()
-        self.counts.compacted_packs = mover.packs
-        self.counts.moved_bytes = mover.moved_bytes
-        self.counts.notes.extend(mover.notes)
+            self._on_progress(Progress(done, len(found), "packs compacted"))
+            await resealer.reseal(pack)
+        await resealer.finish()
+        self.counts.compacted_packs = resealer.packs
+        self.counts.moved_bytes = resealer.moved_bytes
+        self.counts.notes.extend(resealer.notes)
 
     # ---- deleting ---------------------------------------------------------------------------
 
@@ -409,10 +332,8 @@ class _Collection:
             return
         _shuffle(doomed)
         for number, batch in enumerate(_batches(doomed, _DELETES)):
-            self._progress(
-                {"done": number * _DELETES, "total": len(doomed), "text": "packs deleted"}
-            )
-            await registry.catch_up(volume)
+            self._on_progress(Progress(number * _DELETES, len(doomed), "packs deleted"))
+            await catch_up(volume)
             await volume.heartbeats.look()
             names = self._names()
             free = [entry for entry in batch if entry.name not in names]
@@ -426,8 +347,8 @@ class _Collection:
 
     def _names(self) -> set[str]:
         """The objects of all packs that have a row, also one that is not committed yet."""
-        rows: Any = self._volume.replica.db.execute("SELECT name FROM packs")
-        return {chunk_format.pack_name(bytes(row[0])) for row in rows}
+        names = queries_packs.pack_names(self._volume.replica.db)
+        return {chunk_format.pack_name(name) for name in names}
 
     async def _wait_for_mounts(self, sequence: int) -> bool:
         deadline = trio.current_time() + _WAIT_FOR_BEATS
@@ -442,12 +363,10 @@ class _Collection:
                     f" commit {sequence} yet"
                 )
                 return False
-            self._progress(
-                {"done": 0, "total": 0, "text": f"waiting for {', '.join(sorted(set(late)))}"}
-            )
+            self._on_progress(Progress(0, 0, f"waiting for {', '.join(sorted(set(late)))}"))
             await trio.sleep(5)
 
-    async def _delete(self, names: list[str]) -> None:
+    async def _delete(self, names: Sequence[str]) -> None:
         limiter = trio.CapacityLimiter(_SIDE_BY_SIDE)
 
         async def delete(name: str) -> None:
@@ -475,7 +394,7 @@ class _Collection:
         if base is None:
             counts.notes.append("the journal is kept whole: it is not older than the retention")
             return
-        needed = {m.sequence for m in whole if m.sequence >= base}
+        needed: set[int] = {m.sequence for m in whole if m.sequence >= base}
         ranges: list[tuple[int, int]] = []
         for seq in self._snapshots:
             start = max((m.sequence for m in whole if m.sequence <= seq), default=0)
@@ -542,7 +461,7 @@ class _Collection:
             return
         # Oldest first: a mount that was away finds its place either with all that follows, or not.
         for number, batch in enumerate(_batches(names, 16)):
-            self._progress({"done": number * 16, "total": len(names), "text": "commits folded"})
+            self._on_progress(Progress(number * 16, len(names), "commits folded"))
             await self._delete(batch)
 
     async def _remove_checkpoints(
@@ -601,119 +520,12 @@ class _Collection:
             await self._delete(old)
 
 
-def _inlined(reader: apsw.Connection, limit: int) -> list[tuple[int, int, int]]:
-    """Where pieces longer than *limit* lie in the tree: (inode, start, size); in a thread."""
+def _inlined(reader: apsw.Connection, limit: int) -> list[FileRange]:
+    """Pieces longer than *limit* that lie in the tree; in a thread, which closes *reader*."""
     try:
-        rows: Any = reader.execute(
-            "SELECT ino, start, length FROM extents WHERE pack=0 AND length>?", (limit,)
-        )
-        return list(rows)
+        return queries_packs.long_inlined(reader, limit)
     finally:
         reader.close()
-
-
-class _Mover:
-    """Seals chunks of old packs again in new ones, and records where they are now."""
-
-    def __init__(self, volume: Volume, rate: float | None, progress: Progress) -> None:
-        self._volume = volume
-        self._store: ObjectStore = uncached(volume.store)
-        self._pace = Pace(float(rate) if rate else None)
-        self._priority = Priority(BACKGROUND)
-        self._progress = progress
-        self._unsettled = 0
-        self.packs = 0
-        self.moved_bytes = 0
-        self.notes: list[str] = []
-
-    async def move(self, pack: PackRow) -> None:
-        """Copy every chunk of *pack* that is named."""
-        whole = True
-        for group in _groups(self._chunks(pack.pack)):
-            whole &= await self._move_group(pack, group)
-            if self._unsettled >= _MOVE:
-                await self.finish()
-        self.packs += whole
-
-    async def finish(self) -> None:
-        """Bring what was moved into the journal."""
-        self._unsettled = 0
-        await registry.settle(self._volume)
-
-    def _chunks(self, number: int) -> list[Extent]:
-        rows: Any = self._volume.replica.db.execute(
-            "SELECT DISTINCT offset, sealed, plain, digest FROM extents"
-            " WHERE pack=? AND pack>0 ORDER BY offset",
-            (number,),
-        )
-        return [Extent(0, r[2], number, r[0], r[1], r[2], 0, r[3], None) for r in rows]
-
-    async def _move_group(self, pack: PackRow, group: list[Extent]) -> bool:
-        volume = self._volume
-        start = group[0].offset
-        length = max(extent.offset + extent.sealed for extent in group) - start
-        name = chunk_format.pack_name(pack.name)
-        try:
-            await self._pace.pay(length, self._priority)
-            body = await self._store.get(name, start, length)
-        except Missing as exc:
-            self.notes.append(str(exc))
-            return False
-        opened, bad = await offload(_open, volume.keyring, pack, group, start, body)
-        self.notes.extend(bad)
-        if not opened:
-            return False
-        size = sum(len(data) for _, data in opened)
-        await volume.stage.wait_below(max(volume.settings.stage_limit // 2, 64 << 20))
-        volume.stage.check_room(size)
-        made = await volume.stage.put([data for _, data in opened])
-        moves = tuple(
-            (old.pack, old.offset, new) for (old, _), new in zip(opened, made, strict=True)
-        )
-        volume.replica.record(ops.Relocate(moves))
-        volume.writer.poke()
-        self.moved_bytes += size
-        self._unsettled += size
-        return not bad
-
-
-def _open(
-    keyring: Keyring, pack: PackRow, group: list[Extent], start: int, body: bytes
-) -> tuple[list[tuple[Extent, bytes | memoryview]], list[str]]:
-    """The data of the chunks that are whole, and what is to be said of the others."""
-    key = keyring.pack_key(pack.name, pack.epoch)
-    view = memoryview(body)
-    opened: list[tuple[Extent, bytes | memoryview]] = []
-    bad = []
-    for extent in group:
-        sealed = view[extent.offset - start : extent.offset - start + extent.sealed]
-        try:
-            if extent.digest is not None and digest(sealed) != extent.digest:
-                raise Corrupt(
-                    f"{chunk_format.pack_name(pack.name)} at {extent.offset}: not the bytes that"
-                    " were stored"
-                )
-            data = chunk_format.open_chunk(key, keyring.fsid, pack.epoch, pack.name, extent, sealed)
-            opened.append((extent, data))
-        except Corrupt as exc:
-            bad.append(str(exc))
-    return opened, bad
-
-
-def _groups(extents: list[Extent]) -> list[list[Extent]]:
-    """Chunks of one pack in runs that one get brings and that fit into memory a few times."""
-    groups: list[list[Extent]] = []
-    for extent in extents:
-        last = groups[-1] if groups else None
-        if (
-            last is not None
-            and extent.offset - (last[-1].offset + last[-1].sealed) <= 256 << 10
-            and extent.offset + extent.sealed - last[0].offset <= 4 << 20
-        ):
-            last.append(extent)
-        else:
-            groups.append([extent])
-    return groups
 
 
 def _pack_id(name: str) -> bytes | None:
@@ -727,11 +539,11 @@ def _pack_id(name: str) -> bytes | None:
     return None
 
 
-def _batches(items: list[Any], size: int) -> Iterable[list[Any]]:
+def _batches(items: Sequence[T], size: int) -> Iterable[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _shuffle(items: list[Any]) -> None:
+def _shuffle(items: list[T]) -> None:
     """Random order: deletes that follow one another then say nothing of which files they were."""
     for last in range(len(items) - 1, 0, -1):
         other = int.from_bytes(clock.random_bytes(8), "big") % (last + 1)

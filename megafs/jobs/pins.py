@@ -13,7 +13,6 @@ import logging
 import stat
 from typing import Final
 
-import apsw
 import trio
 
 from megafs.chunks import ranges
@@ -21,12 +20,14 @@ from megafs.chunks.codec import pack_name
 from megafs.chunks.ranges import SealedRange
 from megafs.concurrency import offload
 from megafs.errors import BadUsage, Fault, Refused, StoreError
-from megafs.jobs.registry import Args, Progress, Result
+from megafs.jobs.messages import Nothing, PinArgs, PinList, PinResult, PinRow, UnpinResult
+from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.abilities import DiskCache
 from megafs.stores.limit import background
+from megafs.tree import paths, queries_packs
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
 from megafs.volume.state_directory import write_durably
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -34,12 +35,6 @@ INTERVAL: Final = 30.0
 #: Chunks of one pack that lie this close are fetched in one get, up to so many bytes.
 _GAP: Final = 128 << 10
 _RANGE: Final = 4 << 20
-
-_BELOW: Final = """
-    WITH RECURSIVE below(ino) AS (
-        SELECT ?1 UNION SELECT d.ino FROM dirents d JOIN below b ON d.parent = b.ino)
-    SELECT DISTINCT e.pack, e.offset, e.sealed FROM extents e JOIN below b ON e.ino = b.ino
-    WHERE e.pack != 0 ORDER BY e.pack, e.offset"""
 
 
 def pinned(volume: Volume) -> list[int]:
@@ -61,11 +56,6 @@ def _cache(volume: Volume) -> DiskCache:
     return volume.cache
 
 
-def _chunks(reader: apsw.Connection, ino: int) -> list[SealedRange]:
-    """Every chunk below *ino*, in the order of packs."""
-    return [SealedRange(*row) for row in reader.execute(_BELOW, (ino,))]
-
-
 async def _wanted(volume: Volume, inos: list[int]) -> list[SealedRange]:
     """Every chunk of these subtrees, looked up beside the event loop."""
     volume.replica.seal()
@@ -73,13 +63,16 @@ async def _wanted(volume: Volume, inos: list[int]) -> list[SealedRange]:
     found: set[SealedRange] = set()
     try:
         for ino in inos:
-            found.update(await offload(_chunks, reader, ino, kind="disk"))
+            below = await offload(queries_packs.chunks_below, reader, ino, kind="disk")
+            found.update(SealedRange(*row) for row in below)
     finally:
         reader.close()
     return sorted(found)
 
 
-async def _fetch(volume: Volume, chunks: list[SealedRange], progress: Progress) -> tuple[int, int]:
+async def _fetch(
+    volume: Volume, chunks: list[SealedRange], on_progress: OnProgress
+) -> tuple[int, int]:
     """Bring chunks into the cache; return (bytes there, bytes that could not be had)."""
     cache = _cache(volume)
     tree = volume.replica.tree
@@ -108,7 +101,7 @@ async def _fetch(volume: Volume, chunks: list[SealedRange], progress: Progress) 
                     failed += length
                     log.info("a pinned range cannot be had now: %s", exc)
                 done += length
-                progress({"done": done, "total": asked, "text": "fetching"})
+                on_progress(Progress(done, asked, "fetching"))
 
     with background():
         async with trio.open_nursery() as nursery:
@@ -123,9 +116,9 @@ async def _fetch(volume: Volume, chunks: list[SealedRange], progress: Progress) 
     return total - min(absent, failed), failed
 
 
-async def pin(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Job: keep the subtree at args["path"] in the cache."""
-    ino = _ino(volume, args)
+async def pin(volume: Volume, args: PinArgs, on_progress: OnProgress) -> PinResult:
+    """Keep the subtree at a path in the cache."""
+    ino = _ino(volume, args.path)
     cache = _cache(volume)
     inos = sorted({*pinned(volume), ino})
     chunks = await _wanted(volume, inos)
@@ -139,30 +132,30 @@ async def pin(volume: Volume, args: Args, progress: Progress) -> Result:
     tree = volume.replica.tree
     cache.pin({pack_name(tree.pack(pack).name) for pack, _, _ in chunks})
     mine = await _wanted(volume, [ino])
-    kept, failed = await _fetch(volume, mine, progress)
-    text = f"{args['path']} is pinned: {kept >> 10} KiB can be read without the store"
+    kept, failed = await _fetch(volume, mine, on_progress)
+    text = f"{args.path} is pinned: {kept >> 10} KiB can be read without the store"
     if failed:
         text += f"; {failed >> 10} KiB could not be fetched now and will be later"
-    return {"exit_code": 0, "text": text, "bytes": kept, "missing_bytes": failed}
+    return PinResult(0, text, kept, failed)
 
 
-async def unpin(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Job: let the subtree at args["path"] be evicted again."""
-    ino = _ino(volume, args)
+async def unpin(volume: Volume, args: PinArgs, on_progress: OnProgress) -> UnpinResult:
+    """Let the subtree at a path be evicted again."""
+    ino = _ino(volume, args.path)
     inos = pinned(volume)
     if ino not in inos:
-        raise BadUsage(f"{args['path']} is not pinned itself (megafs pin --list shows what is)")
+        raise BadUsage(f"{args.path} is not pinned itself (megafs pin --list shows what is)")
     left = [other for other in inos if other != ino]
     _remember(volume, left)
     tree = volume.replica.tree
     gone = {pack_name(tree.pack(pack).name) for pack, _, _ in await _wanted(volume, [ino])}
     kept = {pack_name(tree.pack(pack).name) for pack, _, _ in await _wanted(volume, left)}
     _cache(volume).unpin(gone - kept)
-    return {"exit_code": 0, "text": f"{args['path']} is no longer pinned"}
+    return UnpinResult(0, f"{args.path} is no longer pinned")
 
 
-async def listing(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Job: what is pinned here, and how much of it is in the cache."""
+async def list_pins(volume: Volume, args: Nothing, on_progress: OnProgress) -> PinList:
+    """What is pinned here, and how much of it is in the cache."""
     cache = _cache(volume)
     tree = volume.replica.tree
     rows = []
@@ -177,18 +170,17 @@ async def listing(volume: Volume, args: Args, progress: Progress) -> Result:
             if cache.cached(pack_name(tree.pack(pack).name), offset, sealed)
         )
         rows.append(
-            {
-                "path": path.decode("utf-8", "backslashreplace"),
-                "bytes": sum(sealed for _, _, sealed in chunks),
-                "cached_bytes": there,
-                "directory": stat.S_ISDIR(tree.inode(ino).mode),
-            }
+            PinRow(
+                paths.show(path),
+                sum(sealed for _, _, sealed in chunks),
+                there,
+                stat.S_ISDIR(tree.inode(ino).mode),
+            )
         )
-    return {"exit_code": 0, "pins": rows}
+    return PinList(0, rows)
 
 
-def _ino(volume: Volume, args: Args) -> int:
-    path = str(args["path"])
+def _ino(volume: Volume, path: str) -> int:
     try:
         return volume.replica.tree.walk(path.encode("utf-8", "surrogateescape"))
     except Refused:
@@ -208,7 +200,7 @@ async def keep(volume: Volume) -> None:
                 chunks = await _wanted(volume, inos)
                 tree = volume.replica.tree
                 _cache(volume).pin({pack_name(tree.pack(p).name) for p, _, _ in chunks})
-                _, failed = await _fetch(volume, chunks, lambda step: None)
+                _, failed = await _fetch(volume, chunks, ignore)
                 if failed:
                     seen = -1
             except Fault as exc:

@@ -1,104 +1,152 @@
 """Long work on a whole volume: fsck, scrub, gc and what else takes minutes.
 
-A job is `async def job(volume, args, progress) -> result`.  The same function runs inside a mount's
-process, asked over its control socket, and in a command of its own that has opened the volume.
+A job is `async def job(volume, args, on_progress) -> result`, with the types of its `JobKind`
+(messages.py).  The same function runs inside a mount's process, asked over its control socket, and
+in a command of its own that has opened the volume.
 
-    args      what the command line gave, JSON-able
-    progress  called now and then with {"done": n, "total": n, "text": ...}; total 0: not known
-    result    JSON-able; "exit_code" is what the shell gets, "text" what people read
-
-Jobs live in modules of their own and are imported when first asked for.  Whatever is asked of the
-store within `run` gives way to what programs wait for.
+Jobs live in modules of their own, which are imported when a job is first asked for.  Whatever is
+asked of the store within `run` gives way to what programs wait for.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
 
-from megafs.errors import BadUsage, Corrupt
-from megafs.stores.limit import Priority, at_priority, background
-from megafs.tree.ops import Operation
-from megafs.volume.open import Volume
+from msgspec import Struct
 
-Args = dict[str, Any]
-Result = dict[str, Any]
-Progress = Callable[[dict[str, Any]], None]
-Job = Callable[[Volume, Args, Progress], Coroutine[Any, Any, Result]]
+from megafs.errors import BadUsage
+from megafs.jobs import messages
+from megafs.jobs.messages import JobKind, as_message
+from megafs.progress import OnProgress
+from megafs.stores.limit import background
+from megafs.volume.volume import Volume
 
-_PLACES: Final = {
-    "fsck": "megafs.jobs.fsck:job",
-    "scrub": "megafs.jobs.scrub:job",
-    "gc": "megafs.jobs.gc:job",
-    "reencrypt": "megafs.jobs.gc:reencrypt",
-    "log": "megafs.history.changes:log",
-    "undelete": "megafs.history.changes:undelete",
-    "restore": "megafs.jobs.restore:job",
-    "pin": "megafs.jobs.pins:pin",
-    "unpin": "megafs.jobs.pins:unpin",
-    "pin-list": "megafs.jobs.pins:listing",
-    "snapshot-create": "megafs.jobs.snapshots:create",
-    "snapshot-list": "megafs.jobs.snapshots:listing",
-    "snapshot-delete": "megafs.jobs.snapshots:delete",
-}
+A = TypeVar("A", bound=Struct)
+R = TypeVar("R", bound=Struct)
+
+Function = Callable[[Volume, A, OnProgress], Awaitable[R]]
 
 
-class _Jobs(Mapping[str, Job]):
-    """Jobs by name."""
+class Job(Generic[A, R]):
+    """A job, and how to come by the function that does it."""
 
-    def __getitem__(self, name: str) -> Job:
-        module, _, function = _PLACES[name].partition(":")
-        job: Job = getattr(importlib.import_module(module), function)
-        return job
+    def __init__(self, kind: JobKind[A, R], load: Callable[[], Function[A, R]]) -> None:
+        self.kind = kind
+        self._load = load
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(_PLACES)
-
-    def __len__(self) -> int:
-        return len(_PLACES)
-
-
-JOBS: Final[Mapping[str, Job]] = _Jobs()
+    async def run(
+        self, volume: Volume, args: dict[str, Any], on_progress: OnProgress
+    ) -> dict[str, Any]:
+        """Do it; *args* and the result are JSON objects, as they travel."""
+        asked = self.kind.args_of(args)
+        return as_message(await self._load()(volume, asked, on_progress))
 
 
-def add_job(name: str, place: str) -> None:
-    """Let *name* stand for the job at "module:function"."""
-    _PLACES[name] = place
+def _fsck() -> Function[messages.FsckArgs, messages.FsckResult]:
+    from megafs.jobs.fsck import fsck
+
+    return fsck
 
 
-async def run(volume: Volume, name: str, args: Args, progress: Progress) -> Result:
-    """Run the job called *name*."""
-    if name not in JOBS:
+def _scrub() -> Function[messages.ScrubArgs, messages.ScrubResult]:
+    from megafs.jobs.scrub import scrub
+
+    return scrub
+
+
+def _gc() -> Function[messages.GcArgs, messages.GcResult]:
+    from megafs.jobs.gc import collect_garbage
+
+    return collect_garbage
+
+
+def _reencrypt() -> Function[messages.ReencryptArgs, messages.ReencryptResult]:
+    from megafs.jobs.reencrypt import reencrypt
+
+    return reencrypt
+
+
+def _log() -> Function[messages.LogArgs, messages.LogOfCommits | messages.LogOfPath]:
+    from megafs.jobs.log import log
+
+    return log
+
+
+def _undelete() -> Function[messages.UndeleteArgs, messages.RemovedFiles | messages.RestoreResult]:
+    from megafs.jobs.undelete import undelete
+
+    return undelete
+
+
+def _restore() -> Function[messages.RestoreArgs, messages.RestoreResult]:
+    from megafs.jobs.restore import restore
+
+    return restore
+
+
+def _pin() -> Function[messages.PinArgs, messages.PinResult]:
+    from megafs.jobs.pins import pin
+
+    return pin
+
+
+def _unpin() -> Function[messages.PinArgs, messages.UnpinResult]:
+    from megafs.jobs.pins import unpin
+
+    return unpin
+
+
+def _pin_list() -> Function[messages.Nothing, messages.PinList]:
+    from megafs.jobs.pins import list_pins
+
+    return list_pins
+
+
+def _snapshot_create() -> Function[messages.SnapshotArgs, messages.SnapshotCreated]:
+    from megafs.jobs.snapshots import create
+
+    return create
+
+
+def _snapshot_list() -> Function[messages.Nothing, messages.SnapshotList]:
+    from megafs.jobs.snapshots import list_snapshots
+
+    return list_snapshots
+
+
+def _snapshot_delete() -> Function[messages.SnapshotArgs, messages.SnapshotDeleted]:
+    from megafs.jobs.snapshots import delete
+
+    return delete
+
+
+_ALL: Final[tuple[Job[Any, Any], ...]] = (
+    Job(messages.FSCK, _fsck),
+    Job(messages.SCRUB, _scrub),
+    Job(messages.GC, _gc),
+    Job(messages.REENCRYPT, _reencrypt),
+    Job(messages.LOG, _log),
+    Job(messages.UNDELETE, _undelete),
+    Job(messages.RESTORE, _restore),
+    Job(messages.PIN, _pin),
+    Job(messages.UNPIN, _unpin),
+    Job(messages.PIN_LIST, _pin_list),
+    Job(messages.SNAPSHOT_CREATE, _snapshot_create),
+    Job(messages.SNAPSHOT_LIST, _snapshot_list),
+    Job(messages.SNAPSHOT_DELETE, _snapshot_delete),
+)
+
+#: Every job by name.
+JOBS: Final[Mapping[str, Job[Any, Any]]] = {job.kind.name: job for job in _ALL}
+
+
+async def run(
+    volume: Volume, name: str, args: dict[str, Any], on_progress: OnProgress
+) -> dict[str, Any]:
+    """Run the job called *name*; BadUsage if there is none, or if it cannot be asked that."""
+    job = JOBS.get(name)
+    if job is None:
         raise BadUsage(f"there is no job {name!r}; there are {', '.join(sorted(JOBS))}")
     with background():
-        return await JOBS[name](volume, args, progress)
-
-
-def check_writable(volume: Volume, what: str) -> None:
-    """Raise unless operations can be committed."""
-    if volume.settings.read_only:
-        raise BadUsage(f"{what} needs to write, and this mount is read-only")
-    if volume.writer.frozen is not None:
-        raise Corrupt(f"{what} needs to write, but the mount is frozen: {volume.writer.frozen}")
-
-
-async def commit(volume: Volume, operations: Iterable[Operation]) -> int:
-    """Do these operations and return when they are in the journal: its number then."""
-    for operation in operations:
-        volume.replica.record(operation)
-    await settle(volume)
-    return volume.replica.sequence
-
-
-async def catch_up(volume: Volume) -> None:
-    """Apply the others' commits; at once, for the mount's own commits wait until that is done."""
-    with at_priority(Priority()):
-        await volume.writer.catch_up()
-
-
-async def settle(volume: Volume) -> None:
-    """Return when everything that was done so far is in the journal."""
-    volume.stage.cut()
-    batch = await volume.fs.writeback.durability.local()
-    await volume.writer.committed(batch, volume.settings.deadline)
+        return await job.run(volume, args, on_progress)

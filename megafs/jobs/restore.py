@@ -16,13 +16,17 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage, Corrupt, Full, Missing, Refused
-from megafs.fs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, Caller, Invalidation
+from megafs.fs.names import RENAME_EXCHANGE, RENAME_NOREPLACE
+from megafs.fs.requests import Caller, Invalidation
 from megafs.history.moments import show_time
-from megafs.jobs.registry import Args, Progress, Result, check_writable, settle
-from megafs.tree import ops
+from megafs.jobs.committing import check_writable, commit_all
+from megafs.jobs.messages import RestoreArgs, RestoreResult
+from megafs.progress import OnProgress, Progress
+from megafs.tree import ops, queries_packs
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
+from megafs.tree.paths import parse, show
 from megafs.tree.tree import Tree
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Inodes that are made without letting anybody else run.
 _AT_ONCE: Final = 200
@@ -32,32 +36,19 @@ _PIECES: Final = 4096
 _CALLER = Caller()
 
 
-async def job(volume: Volume, args: Args, progress: Progress) -> Result:
-    """args: path, at (a moment), to (a path, or None), replace."""
-    path = clean(str(args["path"]))
-    to = clean(str(args["to"])) if args.get("to") else None
+async def restore(volume: Volume, args: RestoreArgs, on_progress: OnProgress) -> RestoreResult:
+    """Bring a path back as of a moment."""
+    path = parse(args.path)
+    to = parse(args.to) if args.to else None
     check_writable(volume, "restoring")
     await volume.fs.writeback.flush_all()
-    sequence = await volume.history.resolve(str(args["at"]))
-    return await restore(
-        volume, path, sequence, to=to, replace=bool(args.get("replace")), progress=progress
+    sequence = await volume.history.resolve(args.at)
+    return await bring_back(
+        volume, path, sequence, to=to, replace=args.replace, on_progress=on_progress
     )
 
 
-def clean(path: str) -> bytes:
-    """A path inside the volume, without "." and empty parts; BadUsage for ".."."""
-    parts = [p for p in path.encode("utf-8", "surrogateescape").split(b"/") if p not in (b"", b".")]
-    if b".." in parts:
-        raise BadUsage(f"{path}: give a path without ..")
-    return b"/" + b"/".join(parts)
-
-
-def show(path: bytes) -> str:
-    """A path for people and JSON."""
-    return path.decode("utf-8", "backslashreplace")
-
-
-class _Plan(Struct):
+class _Inventory(Struct):
     """What is to be made: how many inodes (directories among them), bytes; from which packs."""
 
     inodes: int = 0
@@ -66,15 +57,15 @@ class _Plan(Struct):
     packs: set[int] = field(default_factory=set)
 
 
-async def restore(
+async def bring_back(
     volume: Volume,
     path: bytes,
     sequence: int,
     *,
     to: bytes | None = None,
     replace: bool = False,
-    progress: Progress,
-) -> Result:
+    on_progress: OnProgress,
+) -> RestoreResult:
     """Bring *path* back as of commit *sequence*, to the same place or to *to*.
 
     A parent directory that is gone is made again as it was then, if the place is the same.
@@ -86,7 +77,7 @@ async def restore(
     present = volume.replica.tree
 
     def reading(done: int, total: int) -> None:
-        progress({"done": done, "total": total, "text": f"reading the tree of commit {sequence}"})
+        on_progress(Progress(done, total, f"reading the tree of commit {sequence}"))
 
     async with volume.history.view(sequence, progress=reading) as past:
         time_ns = await volume.history.time_of(sequence)
@@ -99,15 +90,15 @@ async def restore(
         if len(name) > NAME_MAX:
             raise BadUsage(f"{show(name)}: the name is too long")
         _check_free(present, target, replace)
-        plan = await _plan(past, source, progress)
-        _check_packs(volume, plan, path)
+        inventory = await _inventory(past, source, on_progress)
+        _check_packs(volume, inventory, path)
         quota = volume.params.quota
-        if quota is not None and present.used + plan.bytes > quota:
-            raise Full(f"{show(path)} needs {plan.bytes} bytes, more than the quota leaves")
+        if quota is not None and present.used + inventory.bytes > quota:
+            raise Full(f"{show(path)} needs {inventory.bytes} bytes, more than the quota leaves")
         parent = _parents(volume, past, above, same_place=to is None)
         staged = b".megafs-restoring-" + clock.random_bytes(6).hex().encode()
         try:
-            await _Copy(volume, past, plan, progress).make(source, parent, staged)
+            await _Copy(volume, past, inventory, on_progress).make(source, parent, staged)
             await _put_in_place(volume, parent, staged, name, replace)
         except BaseException:
             remove_tree(volume, parent, staged)
@@ -115,18 +106,18 @@ async def restore(
     volume.fs.invalidate(
         [Invalidation("entry", parent, name), Invalidation("inode", parent, attr_only=True)]
     )
-    progress({"done": plan.inodes, "total": plan.inodes, "text": "bringing it to the store"})
-    await settle(volume)
-    return {
-        "path": show(target),
-        "from": show(path),
-        "sequence": sequence,
-        "time": time_ns / 1e9,
-        "files": plan.inodes - plan.directories,
-        "directories": plan.directories,
-        "bytes": plan.bytes,
-        "text": f"{show(target)} is as it was at {when} (commit {sequence})",
-    }
+    on_progress(Progress(inventory.inodes, inventory.inodes, "bringing it to the store"))
+    await commit_all(volume)
+    return RestoreResult(
+        path=show(target),
+        source=show(path),
+        sequence=sequence,
+        time=time_ns / 1e9,
+        files=inventory.inodes - inventory.directories,
+        directories=inventory.directories,
+        bytes=inventory.bytes,
+        text=f"{show(target)} is as it was at {when} (commit {sequence})",
+    )
 
 
 def _check_free(tree: Tree, target: bytes, replace: bool) -> None:
@@ -155,34 +146,33 @@ def _below(past: Tree, top: Inode) -> Iterator[tuple[int, bytes, Inode]]:
                     waiting.append(inode.ino)
 
 
-async def _plan(past: Tree, source: Inode, progress: Progress) -> _Plan:
-    plan = _Plan()
+async def _inventory(past: Tree, source: Inode, on_progress: OnProgress) -> _Inventory:
+    inventory = _Inventory()
     seen: set[int] = set()
-    _count(plan, past, source)
+    _count(inventory, past, source)
     for _, _, inode in _below(past, source):
         if not inode.is_dir and inode.nlink > 1:
             if inode.ino in seen:
                 continue
             seen.add(inode.ino)
-        _count(plan, past, inode)
-        if plan.inodes % _AT_ONCE == 0:
-            progress({"done": 0, "total": 0, "text": f"{plan.inodes} files found"})
+        _count(inventory, past, inode)
+        if inventory.inodes % _AT_ONCE == 0:
+            on_progress(Progress(0, 0, f"{inventory.inodes} files found"))
             await trio.lowlevel.checkpoint()
-    return plan
+    return inventory
 
 
-def _count(plan: _Plan, past: Tree, inode: Inode) -> None:
-    plan.inodes += 1
-    plan.directories += inode.is_dir
-    plan.bytes += inode.blocks
+def _count(inventory: _Inventory, past: Tree, inode: Inode) -> None:
+    inventory.inodes += 1
+    inventory.directories += inode.is_dir
+    inventory.bytes += inode.blocks
     if inode.is_file and inode.blocks:
-        rows = past.db.execute("SELECT DISTINCT pack FROM extents WHERE ino=?", (inode.ino,))
-        plan.packs.update(row[0] for row in rows if row[0])
+        inventory.packs |= queries_packs.packs_of(past.db, inode.ino)
 
 
-def _check_packs(volume: Volume, plan: _Plan, path: bytes) -> None:
+def _check_packs(volume: Volume, inventory: _Inventory, path: bytes) -> None:
     """Raise Missing if gc has removed what the past names."""
-    for pack in plan.packs:
+    for pack in inventory.packs:
         try:
             volume.replica.tree.pack(pack)
         except Corrupt:
@@ -239,12 +229,14 @@ def _make(volume: Volume, past: Tree, inode: Inode, parent: int, name: bytes, no
 class _Copy:
     """One tree on its way from the past into the present."""
 
-    def __init__(self, volume: Volume, past: Tree, plan: _Plan, progress: Progress) -> None:
+    def __init__(
+        self, volume: Volume, past: Tree, inventory: _Inventory, on_progress: OnProgress
+    ) -> None:
         self._volume = volume
         self._replica = volume.replica
         self._past = past
-        self._plan = plan
-        self._progress = progress
+        self._inventory = inventory
+        self._on_progress = on_progress
         self._now = clock.now_ns()
         self._made: dict[int, int] = {}  # directories, and files with several names
         self._done = 0
@@ -258,9 +250,7 @@ class _Copy:
             if inode.is_dir:
                 directories.append(inode)
             if self._done % _AT_ONCE == 0:
-                self._progress(
-                    {"done": self._done, "total": self._plan.inodes, "text": "restoring"}
-                )
+                self._on_progress(Progress(self._done, self._inventory.inodes, "restoring"))
                 self._volume.writer.poke()
                 await trio.lowlevel.checkpoint()
         for inode in directories:  # last, for every name that is made changes its directory's

@@ -21,13 +21,14 @@ import logging
 import os
 import stat
 from collections import deque
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import apsw
 import trio
 from msgspec import Struct, field
+from msgspec.structs import asdict, replace
 
 from megafs.chunks import codec as chunk_format
 from megafs.chunks import ranges
@@ -46,14 +47,18 @@ from megafs.errors import (
     StoreError,
     TooNew,
 )
-from megafs.history.moments import scratch
+from megafs.history.scratch import scratch
+from megafs.jobs.messages import Damage, SalvageResult, as_message
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
 from megafs.journal.checkpoint import Manifest
 from megafs.journal.commit import Commit, unpack_changeset
+from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.base import ObjectStore
+from megafs.tree import queries_inodes, rebuild
 from megafs.tree.inode import ROOT, Inode
-from megafs.tree.schema import BY_NAME, INDEXES, REPLICATED
+from megafs.tree.paths import show
+from megafs.tree.schema import REPLICATED
 from megafs.tree.tree import Extent, Tree
 from megafs.volume import header as headers
 from megafs.volume import header_store, isolated_unlock
@@ -73,8 +78,6 @@ _WORKERS: Final = 4
 _RANGE: Final = 4 << 20
 _GAP: Final = 64 << 10
 
-Progress = Callable[[dict[str, Any]], None]
-
 
 class Report(Struct):
     """What came out of it.
@@ -92,23 +95,23 @@ class Report(Struct):
     directories: int = 0
     others: int = 0
     bytes: int = 0
-    damaged: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[Damage] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> SalvageResult:
+        """For --json and for the file beside the exported directory."""
         bad = bool(self.damaged or self.problems or self.lost or self.stopped or self.partial)
         text = (
             f"{self.files} files ({self.bytes} bytes), {self.directories} directories and"
             f" {self.others} others exported, as of commit {self.sequence}"
         )
         if self.damaged:
-            files = len({place["path"] for place in self.damaged})
+            files = len({damage.path for damage in self.damaged})
             text += f"; {len(self.damaged)} places in {files} files could not be had"
         if self.stopped:
             text += f"; the journal could be followed no further: {self.stopped}"
-        fields = {name: getattr(self, name) for name in self.__struct_fields__}
-        return {"exit_code": DAMAGED if bad else WHOLE, "text": text, **fields}
+        return SalvageResult(exit_code=DAMAGED if bad else WHOLE, text=text, **asdict(self))
 
 
 async def salvage(
@@ -119,8 +122,8 @@ async def salvage(
     to: Path,
     *,
     at: int | None = None,
-    progress: Progress = lambda step: None,
-) -> dict[str, Any]:
+    on_progress: OnProgress = ignore,
+) -> SalvageResult:
     """Export the volume in *store* to the new directory *to*; return the report.
 
     at: the tree as of that commit instead of the newest one.
@@ -130,15 +133,15 @@ async def salvage(
     unlocked = await unlock(store, url, credential, settings, report)
     db = await offload(scratch, settings.cache_dir / "salvage", 64 << 10)
     try:
-        tree = await find_tree(store, unlocked, db, at, report, progress)
-        export = _Export(store, unlocked.keyring, tree, to, report, progress)
+        tree = await find_tree(store, unlocked, db, at, report, on_progress)
+        export = _Export(store, unlocked.keyring, tree, to, report, on_progress)
         await export.run()
     finally:
         db.close()
     result = report.result()
     path = to.parent / REPORT
     await offload(_write_report, path, result, kind="disk")
-    return {**result, "report": str(path), "to": str(to)}
+    return replace(result, report=str(path), to=str(to))
 
 
 def _check_target(to: Path) -> None:
@@ -152,8 +155,8 @@ def _check_target(to: Path) -> None:
         raise BadUsage(f"{to}: {exc.strerror}") from exc
 
 
-def _write_report(path: Path, result: dict[str, Any]) -> None:
-    path.write_text(json.dumps(result, indent=2) + "\n")
+def _write_report(path: Path, result: SalvageResult) -> None:
+    path.write_text(json.dumps(as_message(result), indent=2) + "\n")
     path.chmod(0o600)  # it names files
 
 
@@ -210,7 +213,7 @@ async def find_tree(
     db: apsw.Connection,
     at: int | None,
     report: Report,
-    progress: Progress,
+    on_progress: OnProgress,
 ) -> Tree:
     """The newest tree that can be had, in *db*."""
     keyring = unlocked.keyring
@@ -222,9 +225,9 @@ async def find_tree(
             manifests.append(await checkpoint.read_manifest(store, keyring, sequence))
         except (Corrupt, Missing, TooNew) as exc:
             report.problems.append(f"checkpoint {sequence}: {exc}")
-    await offload(_tables, db)
+    await offload(rebuild.create_tables, db)
     for manifest in manifests:
-        problems = await _load(store, keyring, db, manifest, progress)
+        problems = await _load(store, keyring, db, manifest, on_progress)
         if not problems:
             report.checkpoint = manifest.sequence
             await _replay(
@@ -235,16 +238,16 @@ async def find_tree(
                 manifest.head,
                 at,
                 report,
-                progress,
+                on_progress,
                 epoch=manifest.epoch,
             )
             return await _finished(db, unlocked)
         report.problems.extend(problems)
-        await offload(_empty, db)
+        await offload(rebuild.delete_rows, db)
     # No checkpoint is whole: perhaps the journal is, from its beginning.
     stopped_before = len(report.problems)
     genesis = commit_format.genesis(keyring.fsid)
-    await _replay(store, keyring, db, 0, genesis, at, report, progress)
+    await _replay(store, keyring, db, 0, genesis, at, report, on_progress)
     newest = manifests[0].sequence if manifests else 0
     if report.sequence >= newest and report.sequence:
         return await _finished(db, unlocked)
@@ -256,8 +259,8 @@ async def find_tree(
         )
     # What is left of the newest checkpoint says more than a journal that ends before it.
     del report.problems[stopped_before:]
-    await offload(_empty, db)
-    await _load(store, keyring, db, manifests[0], progress)
+    await offload(rebuild.delete_rows, db)
+    await _load(store, keyring, db, manifests[0], on_progress)
     report.partial = True
     report.checkpoint = report.sequence = manifests[0].sequence
     await _replay(
@@ -268,30 +271,16 @@ async def find_tree(
         manifests[0].head,
         at,
         report,
-        progress,
+        on_progress,
         lenient=True,
         epoch=manifests[0].epoch,
     )
     return await _finished(db, unlocked)
 
 
-def _tables(db: apsw.Connection) -> None:
-    with db:
-        for table in REPLICATED:
-            db.execute(table.sql)
-
-
-def _empty(db: apsw.Connection) -> None:
-    with db:
-        for table in REPLICATED:
-            db.execute(f"DELETE FROM {table.name}")
-
-
 async def _finished(db: apsw.Connection, unlocked: Unlocked) -> Tree:
     def finish() -> Tree:
-        with db:
-            for sql in INDEXES:
-                db.execute(sql)
+        rebuild.create_indexes(db)
         return Tree(db, unlocked.header.parameters.chunk_size)
 
     return await offload(finish)
@@ -302,13 +291,13 @@ async def _load(
     keyring: Keyring,
     db: apsw.Connection,
     manifest: Manifest,
-    progress: Progress,
+    on_progress: OnProgress,
 ) -> list[str]:
     """Fill the tables from a checkpoint; returns what could not be read."""
     problems = []
     wanted = [(table, part) for table in REPLICATED for part in manifest.tables.get(table.name, ())]
     for done, (table, part) in enumerate(wanted):
-        progress({"done": done, "total": len(wanted), "text": f"checkpoint {manifest.sequence}"})
+        on_progress(Progress(done, len(wanted), f"checkpoint {manifest.sequence}"))
         try:
             rows = await checkpoint.read_part(store, keyring, part)
         except (Corrupt, Missing, TooNew) as exc:
@@ -316,13 +305,7 @@ async def _load(
                 f"checkpoint {manifest.sequence}: {part.rows} rows of {table.name} are lost: {exc}"
             )
             continue
-
-        def insert(name: str, columns: int, rows: list[list[Any]]) -> None:
-            marks = ",".join("?" * columns)
-            with db:
-                db.executemany(f"INSERT OR IGNORE INTO {name} VALUES({marks})", rows)
-
-        await offload(insert, table.name, len(table.columns), rows)
+        await offload(partial(rebuild.insert_rows, db, table.name, rows, skip_known=True))
     return problems
 
 
@@ -334,7 +317,7 @@ async def _replay(
     head: bytes,
     at: int | None,
     report: Report,
-    progress: Progress,
+    on_progress: OnProgress,
     lenient: bool = False,
     epoch: int = 0,
 ) -> None:
@@ -360,32 +343,18 @@ async def _replay(
             if commit_format.epoch_of(data) < epoch:
                 raise Corrupt(f"{name} is of an earlier epoch than the commit before it")
             epoch = commit_format.epoch_of(data)
-            await offload(_apply, db, commit, lenient)
+            await offload(_apply, db, sequence + 1, commit, lenient)
         except (Corrupt, TooNew) as exc:
             report.stopped = str(exc)
             return
         sequence, head = sequence + 1, digest(data)
         report.sequence = sequence
         if sequence % 16 == 0:
-            progress({"done": sequence, "total": 0, "text": "commits"})
+            on_progress(Progress(sequence, 0, "commits"))
 
 
-def _apply(db: apsw.Connection, commit: Commit, lenient: bool) -> None:
-    changeset = unpack_changeset(commit)
-    if not changeset:
-        return
-
-    def conflict(reason: int, change: apsw.TableChange) -> int:
-        if not lenient:
-            return apsw.SQLITE_CHANGESET_ABORT
-        if reason in (apsw.SQLITE_CHANGESET_DATA, apsw.SQLITE_CHANGESET_CONFLICT):
-            return apsw.SQLITE_CHANGESET_REPLACE
-        return apsw.SQLITE_CHANGESET_OMIT
-
-    try:
-        apsw.Changeset.apply(changeset, db, filter=BY_NAME.__contains__, conflict=conflict)
-    except apsw.Error as exc:
-        raise Corrupt(f"a commit does not fit the tree: {exc}") from exc
+def _apply(db: apsw.Connection, sequence: int, commit: Commit, lenient: bool) -> None:
+    rebuild.apply_changesets(db, [(sequence, unpack_changeset(commit))], lenient=lenient)
 
 
 # ---- the files ---------------------------------------------------------------------------------
@@ -401,14 +370,14 @@ class _Export:
         tree: Tree,
         to: Path,
         report: Report,
-        progress: Progress,
+        on_progress: OnProgress,
     ) -> None:
         self._store = store
         self._keyring = keyring
         self._tree = tree
         self._to = os.fsencode(to)
         self._report = report
-        self._progress = progress
+        self._on_progress = on_progress
         self._done: dict[int, bytes] = {}
         self._directories: list[tuple[bytes, Inode]] = []
         self._files: deque[tuple[bytes, Inode]] = deque()
@@ -439,7 +408,7 @@ class _Export:
             path, ino = waiting.pop()
             for entry in list(self._tree.names(ino)):
                 if entry.name in (b"", b".", b"..") or b"/" in entry.name or b"\0" in entry.name:
-                    self._report.problems.append(f"a name that cannot be in {_show(path)}")
+                    self._report.problems.append(f"a name that cannot be in {show(path)}")
                     continue
                 inode = self._tree.find(entry.ino)
                 target = path + b"/" + entry.name
@@ -451,10 +420,8 @@ class _Export:
 
     async def _nameless(self) -> None:
         """Put what no name leads to into lost+found."""
-        rows = self._tree.db.execute("SELECT ino, nlink FROM inodes ORDER BY ino").fetchall()
         home = self._to + b"/" + _LOST
-        for row in rows:
-            ino, nlink = int(row[0]), int(row[1])  # type: ignore[arg-type]
+        for ino, nlink in queries_inodes.link_counts(self._tree.db):
             if ino in self._done or ino == ROOT or nlink == 0:
                 continue
             parent = self._tree.places(ino)
@@ -464,7 +431,7 @@ class _Export:
                 os.makedirs(home, mode=0o700, exist_ok=True)
             inode = self._tree.inode(ino)
             name = f"{'directory' if inode.is_dir else 'file'}-{ino}".encode()
-            self._report.lost.append(f"/{_show(_LOST + b'/' + name)}")
+            self._report.lost.append(f"/{show(_LOST + b'/' + name)}")
             if self._make(home + b"/" + name, inode) and inode.is_dir:
                 await self._names(home + b"/" + name, ino)
 
@@ -507,7 +474,7 @@ class _Export:
             await self._file(path, inode)
             self._report.files += 1
             done = self._report.files
-            self._progress({"done": done, "total": self._total, "text": "files"})
+            self._on_progress(Progress(done, self._total, "files"))
 
     async def _file(self, path: bytes, inode: Inode) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -531,12 +498,12 @@ class _Export:
         there = sum(extent.length for extent in extents)
         if there != inode.blocks:
             self._report.damaged.append(
-                {
-                    "path": self._inner(path),
-                    "start": 0,
-                    "end": inode.size,
-                    "text": f"{inode.blocks - there} bytes of it are not known any more",
-                }
+                Damage(
+                    path=self._inner(path),
+                    start=0,
+                    end=inode.size,
+                    text=f"{inode.blocks - there} bytes of it are not known any more",
+                )
             )
 
     async def _read(
@@ -585,12 +552,7 @@ class _Export:
 
     def _lost(self, path: bytes, extent: Extent, why: object) -> None:
         self._report.damaged.append(
-            {
-                "path": self._inner(path),
-                "start": extent.start,
-                "end": extent.end,
-                "text": str(why),
-            }
+            Damage(path=self._inner(path), start=extent.start, end=extent.end, text=str(why))
         )
 
     def _dress(self, path: bytes, inode: Inode) -> None:
@@ -616,14 +578,14 @@ class _Export:
             self._report.problems.append(text)
 
     def _inner(self, path: bytes) -> str:
-        return _show(path[len(self._to) :])
+        return show(path[len(self._to) :])
 
     def _problem(self, path: bytes, text: str) -> None:
         self._report.problems.append(f"{self._inner(path)}: {text}")
 
     def _failed(self, path: bytes, exc: OSError) -> None:
         if exc.errno in (e.ENOSPC, e.EDQUOT):
-            raise Full(f"{_show(path)}: {exc.strerror}") from exc
+            raise Full(f"{show(path)}: {exc.strerror}") from exc
         self._problem(path, exc.strerror or str(exc))
 
 
@@ -631,7 +593,3 @@ def _write(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
         data, offset = data[written:], offset + written
-
-
-def _show(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

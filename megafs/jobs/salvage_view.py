@@ -18,12 +18,14 @@ from megafs.chunks.store import ChunkStore
 from megafs.concurrency import Background, offload
 from megafs.config import Settings
 from megafs.errors import Fault, Full
-from megafs.fs.filesystem import Below, FileSystem
-from megafs.history.moments import scratch
+from megafs.fs.core import Below
+from megafs.fs.filesystem import FileSystem
+from megafs.history.scratch import scratch
 from megafs.jobs import salvage
-from megafs.jobs.salvage import Progress, Report
+from megafs.jobs.salvage import Report
 from megafs.journal.batches import StrictOutcome
 from megafs.journal.follower import Subscriber
+from megafs.progress import OnProgress, ignore
 from megafs.stores.base import ObjectStore
 from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
@@ -56,7 +58,7 @@ class _FixedReplica:
     def number(self) -> NoReturn:
         raise Fault(_NOTHING_CHANGES)
 
-    def record(self, op: Operation, ticket: StrictOutcome | None = None) -> NoReturn:
+    def record(self, op: Operation, outcome: StrictOutcome | None = None) -> NoReturn:
         raise Fault(_NOTHING_CHANGES)
 
     def log(self) -> int:
@@ -129,16 +131,16 @@ async def rescued(
     report: Report,
     *,
     at: int | None = None,
-    progress: Progress = lambda step: None,
+    on_progress: OnProgress = ignore,
 ) -> AsyncIterator[FileSystem]:
     """The filesystem of what can be found of the volume in *store*, for the block.
 
-    report: told what is damaged of header, checkpoints and journal.  Raises as `salvage` does.
+    report: gets what is damaged of header, checkpoints and journal.  Raises as `salvage` does.
     """
     unlocked = await salvage.unlock(store, url, credential, settings, report)
     db = await offload(scratch, settings.cache_dir / "salvage", 64 << 10)
     try:
-        tree = await salvage.find_tree(store, unlocked, db, at, report, progress)
+        tree = await salvage.find_tree(store, unlocked, db, at, report, on_progress)
         stage = _EmptyStage()
         chunks = ChunkStore(store, stage, tree, unlocked.keyring, settings.memory_cache)
         yield FileSystem(

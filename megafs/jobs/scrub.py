@@ -17,7 +17,7 @@ import json
 import logging
 from collections import deque
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import trio
 from msgspec import Struct, field
@@ -29,18 +29,20 @@ from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, MegafsError, Missing, StoreError, TooNew
-from megafs.jobs.registry import Args, Progress, Result
+from megafs.jobs.messages import Damage, ScrubArgs, ScrubResult, UnnamedObject
 from megafs.journal import checkpoint, commit
 from megafs.journal.checkpoint import Manifest
+from megafs.progress import OnProgress, Progress
 from megafs.stores.abilities import uncached
 from megafs.stores.base import ObjectStore, list_all
 from megafs.stores.limit import BACKGROUND, Pace, Priority
+from megafs.tree import paths, queries_packs
 from megafs.tree.schema import PackRow
 from megafs.tree.tree import Extent
 from megafs.volume import header as headers
 from megafs.volume import header_store
-from megafs.volume.open import Volume
 from megafs.volume.state_directory import write_durably
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -79,19 +81,19 @@ class State(Struct):
             return cls()
 
 
-async def job(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Scrub the volume; args: rate (bytes per second), restart (bool), limit (bytes, then stop)."""
+async def scrub(volume: Volume, args: ScrubArgs, on_progress: OnProgress) -> ScrubResult:
+    """Read what the volume needs of the store, and verify it."""
     path = volume.replica.directory / "scrub"
-    state = State() if args.get("restart") else State.read(path)
+    state = State() if args.restart else State.read(path)
     resumed = state.pack > 0
     if not state.started:
         state.started = clock.now()
-    scrub = _Scrub(volume, state, path, args.get("rate"), progress)
-    whole = await scrub.packs(args.get("limit"))
-    damaged = scrub.damage()
+    run = _Scrub(volume, state, path, args.rate, on_progress)
+    whole = await run.packs(args.limit)
+    damaged = run.damage()
     if whole:
-        await scrub.rest()
-        damaged += scrub.found
+        await run.rest()
+        damaged += run.found
         await offload(path.unlink, True, kind="disk")
     text = (
         f"{state.chunks} chunks ({state.bytes} bytes) read"
@@ -99,20 +101,20 @@ async def job(volume: Volume, args: Args, progress: Progress) -> Result:
         + ("" if whole else "; not all yet: run it again to go on")
         + (f"; {len(damaged)} damaged places" if damaged else "; nothing is damaged")
     )
-    return {
-        "exit_code": DAMAGED if damaged else CLEAN,
-        "text": text,
-        "complete": whole,
-        "resumed": resumed,
-        "chunks": state.chunks,
-        "bytes": state.bytes,
-        "objects": scrub.objects,
-        "damaged": damaged[:_SHOWN_DAMAGE],
-        "damaged_count": len(damaged),
-        "unnamed": scrub.unnamed[:_SHOWN],
-        "unnamed_count": len(scrub.unnamed),
-        "unnamed_bytes": sum(entry["size"] for entry in scrub.unnamed),
-    }
+    return ScrubResult(
+        exit_code=DAMAGED if damaged else CLEAN,
+        text=text,
+        complete=whole,
+        resumed=resumed,
+        chunks=state.chunks,
+        bytes=state.bytes,
+        objects=run.objects,
+        damaged=damaged[:_SHOWN_DAMAGE],
+        damaged_count=len(damaged),
+        unnamed=run.unnamed[:_SHOWN],
+        unnamed_count=len(run.unnamed),
+        unnamed_bytes=sum(entry.size for entry in run.unnamed),
+    )
 
 
 class _Scrub:
@@ -124,7 +126,7 @@ class _Scrub:
         state: State,
         path: Path,
         rate: float | None,
-        progress: Progress,
+        on_progress: OnProgress,
     ) -> None:
         self._volume = volume
         self._store: ObjectStore = uncached(volume.store)
@@ -132,9 +134,9 @@ class _Scrub:
         self._path = path
         self._pace = Pace(float(rate) if rate else None)
         self._priority = Priority(BACKGROUND)
-        self._progress = progress
-        self.found: list[dict[str, Any]] = []
-        self.unnamed: list[dict[str, Any]] = []
+        self._on_progress = on_progress
+        self.found: list[Damage] = []
+        self.unnamed: list[UnnamedObject] = []
         self.objects = 0
 
     async def _get(self, name: str, start: int, length: int) -> bytes:
@@ -151,22 +153,10 @@ class _Scrub:
         db = self._volume.replica.db
         state = self._state
         budget = state.bytes + limit if limit else None
-        total = self._volume.replica.tree.one(
-            "SELECT count(*) FROM (SELECT DISTINCT pack FROM extents WHERE pack > 0)"
-        )
-        done = self._volume.replica.tree.one(
-            "SELECT count(*) FROM (SELECT DISTINCT pack FROM extents WHERE pack > 0 AND pack<=?)",
-            (state.pack,),
-        )
+        total = queries_packs.count_named(db)
+        done = queries_packs.count_named(db, state.pack)
         while True:
-            numbers = [
-                row[0]
-                for row in db.execute(
-                    "SELECT DISTINCT pack FROM extents WHERE pack > 0 AND pack > ? ORDER BY pack"
-                    " LIMIT ?",
-                    (state.pack, _ROUND),
-                )
-            ]
+            numbers = queries_packs.next_named(db, state.pack, _ROUND)
             if not numbers:
                 return True
             waiting = deque(numbers)
@@ -178,9 +168,7 @@ class _Scrub:
             await offload(
                 write_durably, self._path, json.dumps(asdict(state)).encode(), kind="disk"
             )
-            self._progress(
-                {"done": done, "total": total, "text": f"packs; {len(state.bad)} damaged chunks"}
-            )
+            self._on_progress(Progress(done, total, f"packs; {len(state.bad)} damaged chunks"))
             if budget is not None and state.bytes >= budget:
                 return False
 
@@ -201,14 +189,7 @@ class _Scrub:
 
     def _chunks_of(self, number: int) -> list[Extent]:
         """Every chunk of a pack that is named, once, in order."""
-        return [
-            Extent(0, row[2], number, row[0], row[1], row[2], 0, row[3], None)
-            for row in self._volume.replica.db.execute(
-                "SELECT DISTINCT offset, sealed, plain, digest FROM extents"
-                " WHERE pack=? AND pack>0 ORDER BY offset",
-                (number,),
-            )
-        ]
+        return queries_packs.chunks_of(self._volume.replica.db, number)
 
     async def _group(self, pack: PackRow, group: list[Extent]) -> None:
         name = chunk_format.pack_name(pack.name)
@@ -228,25 +209,21 @@ class _Scrub:
         self._state.chunks += len(group)
         self._state.bytes += len(body)
 
-    def damage(self) -> list[dict[str, Any]]:
+    def damage(self) -> list[Damage]:
         """The damaged chunks as the files and bytes that need them."""
         tree = self._volume.replica.tree
         found = []
         for number, offset, why in sorted(set(self._state.bad)):
-            for ino, start, length in tree.db.execute(
-                "SELECT ino, start, length FROM extents WHERE pack=? AND pack>0 AND offset=?"
-                " ORDER BY ino, start",
-                (number, offset),
-            ):
+            for ino, start, length in queries_packs.files_with_chunk(tree.db, number, offset):
                 path = tree.path(ino)
                 found.append(
-                    {
-                        "path": path.decode("utf-8", "backslashreplace") if path else None,
-                        "inode": ino,
-                        "start": start,
-                        "end": start + length,
-                        "text": why,
-                    }
+                    Damage(
+                        path=paths.show(path) if path else None,
+                        inode=ino,
+                        start=start,
+                        end=start + length,
+                        text=why,
+                    )
                 )
         return found
 
@@ -260,7 +237,7 @@ class _Scrub:
         await self._strangers(named)
 
     def _bad(self, name: str, why: object) -> None:
-        self.found.append({"object": name, "text": str(why)})
+        self.found.append(Damage(object=name, text=str(why)))
 
     async def _commits(self) -> None:
         volume = self._volume
@@ -277,7 +254,7 @@ class _Scrub:
                     return
                 count += 1
                 if count % 64 == 0:
-                    self._progress({"done": count, "total": last, "text": "commits"})
+                    self._on_progress(Progress(count, last, "commits"))
                 try:
                     data = await self._get(entry.name, 0, min(entry.size, commit.MAX_OBJECT))
                     opened = commit.open_commit(volume.keyring, sequence, data)
@@ -320,7 +297,7 @@ class _Scrub:
                     self.objects += 1
                 except (Corrupt, Missing, TooNew) as exc:
                     self._bad(part.object, f"part of checkpoint {sequence}: {exc}")
-            self._progress({"done": n + 1, "total": len(numbers), "text": "checkpoints"})
+            self._on_progress(Progress(n + 1, len(numbers), "checkpoints"))
         return named
 
     async def _header(self) -> None:
@@ -341,8 +318,7 @@ class _Scrub:
         """Objects that nothing names."""
         volume = self._volume
         packs = {
-            chunk_format.pack_name(bytes(row[0]))
-            for row in volume.replica.db.execute("SELECT name FROM packs")
+            chunk_format.pack_name(name) for name in queries_packs.pack_names(volume.replica.db)
         }
         async for page in list_all(self._store, ""):
             for entry in page.entries:
@@ -355,10 +331,8 @@ class _Scrub:
                     else kind in ("commits", "keys", "mounts", "shares", "probe")
                 )
                 if not known:
-                    self.unnamed.append(
-                        {"object": entry.name, "size": entry.size, "modified": entry.modified}
-                    )
-            self._progress({"done": 0, "total": 0, "text": "objects that nobody names"})
+                    self.unnamed.append(UnnamedObject(entry.name, entry.size, entry.modified))
+            self._on_progress(Progress(0, 0, "objects that nobody names"))
 
 
 def _verify(

@@ -14,9 +14,18 @@ import trio
 from megafs import clock
 from megafs.errors import AlreadyThere, BadUsage
 from megafs.history.moments import parse_moment, show_time
-from megafs.jobs.registry import Args, Progress, Result, check_writable, settle
+from megafs.jobs.committing import check_writable, commit_all
+from megafs.jobs.messages import (
+    Nothing,
+    SnapshotArgs,
+    SnapshotCreated,
+    SnapshotDeleted,
+    SnapshotList,
+    SnapshotRow,
+)
+from megafs.progress import OnProgress, Progress
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Bytes of a name: it is a file's name in `.megafs/snapshots`, perhaps with a conflict's date.
 NAME_MAX: Final = 160
@@ -40,53 +49,47 @@ def check_name(name: str) -> str:
     return name
 
 
-async def create(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Give the present moment the name args["name"]; everything done before belongs to it."""
-    name = check_name(str(args["name"]))
+async def create(volume: Volume, args: SnapshotArgs, on_progress: OnProgress) -> SnapshotCreated:
+    """Give the present moment a name; everything done before belongs to it."""
+    name = check_name(args.name)
     check_writable(volume, "making a snapshot")
     if volume.history.snapshot(name) is not None:
         raise AlreadyThere(f"there is a snapshot {name!r} already: megafs snapshot delete frees it")
-    progress({"done": 0, "total": 0, "text": "bringing everything to the store"})
+    on_progress(Progress(0, 0, "bringing everything to the store"))
     await volume.fs.writeback.flush_all()
-    await settle(volume)
+    await commit_all(volume)
     await volume.writer.catch_up()  # what others have committed by now belongs to it, too
     sequence, now = volume.replica.sequence, clock.now_ns()
     if volume.history.snapshot(name) is not None:
         raise AlreadyThere(f"another machine has just made a snapshot {name!r}")
     volume.replica.record(Snapshot(name, sequence, now))
-    await settle(volume)
+    await commit_all(volume)
     # Where another machine won the race for the name, ours has got another one (tree/merge.py).
     kept = next(
         (n for n, seq, time_ns in volume.history.snapshots() if (seq, time_ns) == (sequence, now)),
         name,
     )
-    return {
-        "name": kept,
-        "sequence": sequence,
-        "time": now / 1e9,
-        "text": f"snapshot {kept}: commit {sequence}, {show_time(now)}",
-    }
+    return SnapshotCreated(
+        kept, sequence, now / 1e9, f"snapshot {kept}: commit {sequence}, {show_time(now)}"
+    )
 
 
-async def listing(volume: Volume, args: Args, progress: Progress) -> Result:
+async def list_snapshots(volume: Volume, args: Nothing, on_progress: OnProgress) -> SnapshotList:
     """The snapshots, oldest first."""
     await trio.lowlevel.checkpoint()
     there = sorted(volume.history.snapshots(), key=lambda row: (row[1], row[2]))
-    return {
-        "snapshots": [
-            {"name": name, "sequence": sequence, "time": time_ns / 1e9}
-            for name, sequence, time_ns in there
-        ]
-    }
+    return SnapshotList(
+        [SnapshotRow(name, sequence, time_ns / 1e9) for name, sequence, time_ns in there]
+    )
 
 
-async def delete(volume: Volume, args: Args, progress: Progress) -> Result:
-    """Take the name args["name"] away; what only this snapshot kept goes with gc."""
-    name = str(args["name"])
+async def delete(volume: Volume, args: SnapshotArgs, on_progress: OnProgress) -> SnapshotDeleted:
+    """Take the name away; what only this snapshot kept goes with gc."""
+    name = args.name
     check_writable(volume, "deleting a snapshot")
     sequence = volume.history.snapshot(name)
     if sequence is None:
         raise BadUsage(f"there is no snapshot {name!r}")
     volume.replica.record(Snapshot(name, 0, clock.now_ns()))
-    await settle(volume)
-    return {"name": name, "sequence": sequence, "text": f"snapshot {name} is deleted"}
+    await commit_all(volume)
+    return SnapshotDeleted(name, sequence, f"snapshot {name} is deleted")

@@ -23,7 +23,8 @@ from megafs.mount.control_messages import (
 )
 from megafs.mount.control_server import Say
 from megafs.mount.shutdown import Shutdown
-from megafs.volume.open import Volume
+from megafs.progress import Progress
+from megafs.volume.volume import Volume
 
 #: Seconds between two reports of a job's progress.
 REPORT_EVERY = 0.5
@@ -92,10 +93,10 @@ class ControlHandlers:
 
     async def job(self, request: JobRequest, say: Say) -> JsonObject:
         """fsck, scrub, gc and the like (jobs/registry.py); it ends when whoever asked has gone."""
-        latest: dict[str, Any] = {"done": 0, "total": 0, "text": ""}
+        latest = Progress()
         result: dict[str, Any] = {}
 
-        def progress(step: dict[str, Any]) -> None:
+        def progress(step: Progress) -> None:
             nonlocal latest
             latest = step
 

@@ -8,7 +8,6 @@ on a pipe until the directory is usable, so `mount` returns when, and only when,
 from __future__ import annotations
 
 import ctypes
-import gc
 import logging
 import os
 import resource
@@ -64,18 +63,6 @@ def harden() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def calm_collector() -> None:
-    """Have the cyclic collector look at little, seldom; to be called once the mount is usable.
-
-    What was imported and built until now stays to the end, and a full collection went through all
-    of it every time: a fifth of the main thread's time while reading (py-spy).  What serving a
-    request leaves behind is freed by its count; cycles come from errors with a traceback.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 class MountFacts(Struct, frozen=True):
@@ -252,8 +239,6 @@ class Signals:
 
     def __init__(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, self.WATCHED)
-        self.received = 0
-        self._lock = threading.Lock()
 
     def watch(self, first: Callable[[], None], second: Callable[[], None]) -> None:
         """Call *first* at the first signal and *second* at the second, in a thread; then watch the
@@ -263,8 +248,6 @@ class Signals:
         def wait() -> None:
             for act in (first, second):
                 number = signal.sigwait(self.WATCHED)
-                with self._lock:
-                    self.received += 1
                 log.warning("%s", signal.Signals(number).name)
                 try:
                     act()

@@ -22,19 +22,21 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import trio
 
+from megafs import garbage
 from megafs.errors import MegafsError, Stopped
 from megafs.jobs import pins
 from megafs.mount import mountpoint
 from megafs.mount.attachment import Attachment
 from megafs.mount.control_handlers import ControlHandlers
 from megafs.mount.control_server import listening
-from megafs.mount.daemon import MountFacts, Notifier, ReadyListener, Signals, calm_collector
+from megafs.mount.daemon import MountFacts, Notifier, ReadyListener, Signals
 from megafs.mount.options import MountOptions
 from megafs.mount.shutdown import Shutdown, unsent
 from megafs.secret_struct import SecretStruct
 from megafs.volume.header import Credential
 from megafs.volume.kdf_process import Derivation
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ async def _serve(
             notify(READY=1, STATUS=f"{url} at {at}")
             on_ready.ready(msgspec.convert(volume.status(), MountFacts))
             log.info("mounted %s at %s", url, at)
-            calm_collector()
+            garbage.collect_seldom()
             nursery.start_soon(shutdown.report_draining, notify, stopping.is_set)
             nursery.start_soon(pins.keep, volume)
             await _first(stopping.wait, attachment.gone.wait)

@@ -17,8 +17,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from megafs import garbage
 from megafs.errors import BadStore
-from megafs.lean import lean
 from megafs.stores.abilities import Ability
 from megafs.stores.base import ObjectStore
 from megafs.stores.urls import Form, Location, directory, has_slashes, named, path_only
@@ -64,7 +64,7 @@ class Driver(Struct, frozen=True):
 
     def load(self) -> Opener:
         """Import the module."""
-        with lean():
+        with garbage.paused():
             opener: Opener = importlib.import_module(self.module).open_driver
         return opener
 

@@ -62,7 +62,7 @@ async def test_a_disk_that_fills_up_is_noticed_before_min_free_is_gone(
 
 
 async def test_what_waits_for_the_store_stays_below_the_limit(tmp_path: Path, disk: Disk) -> None:
-    async with parts(tmp_path, limit=2 * MIB, compress=False, pack_size=64 * MIB) as p:
+    async with parts(tmp_path, staged=2 * MIB, compress=False, pack_size=64 * MIB) as p:
         with pytest.raises(Full, match="stage_limit"):
             while True:
                 p.stage.check_room(64 << 10)

@@ -18,7 +18,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from megafs.chunks import codec as chunk_format
-from megafs.chunks.stage import Stage
+from megafs.chunks.stage import Adopter, Stage, StageLimits
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import in_place
@@ -78,9 +78,25 @@ class Parts:
         return extents
 
 
+class Registry:
+    """Numbers packs from 1 on and writes them into a tree."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._numbers = itertools.count(1)
+        self.announce_pack = tree.add_pack
+
+    def number(self) -> int:
+        return next(self._numbers)
+
+
 @asynccontextmanager
 async def parts(
-    place: Path, *, cache: bool = False, memory_cache: int = 1 << 20, **settings: Any
+    place: Path,
+    *,
+    cache: bool = False,
+    memory_cache: int = 1 << 20,
+    adopt: Adopter | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Parts]:
     memory = MemoryStore()
     faulty = Faulty(memory)
@@ -93,10 +109,9 @@ async def parts(
         db.execute(sql)
     tree = Tree(db, CHUNK)
     (place / "packs").mkdir(exist_ok=True)
-    numbers = itertools.count(1)
     chosen: dict[str, Any] = {
         "pack_size": 64 * CHUNK,
-        "limit": 1 << 30,
+        "staged": 1 << 30,
         "min_free": 0,
         "uploads": 2,
         "compress": True,
@@ -106,10 +121,10 @@ async def parts(
         place / "packs",
         below,
         KEYRING,
-        number=lambda: next(numbers),
-        announce=tree.add_pack,
-        unlogged=unlogged,
-        **(chosen | settings),
+        Registry(tree),
+        unlogged,
+        StageLimits(**(chosen | settings)),
+        adopt,
     )
     chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)
     async with trio.open_nursery() as nursery:
@@ -425,7 +440,7 @@ async def test_a_pack_the_store_has_already_counts_if_it_is_the_same(tmp_path: P
 
 
 async def test_a_full_stage_says_so_before_anything_is_written(tmp_path: Path) -> None:
-    async with parts(tmp_path, limit=3 * CHUNK) as p:
+    async with parts(tmp_path, staged=3 * CHUNK) as p:
         p.stage.check_room(CHUNK)
         await p.stage.put(list(pieces(2)))
         with pytest.raises(Full):

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 import trio
 
 from megafs.fs.filesystem import FileSystem
-from megafs.volume.open import Volume, write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
 from tests.fakes import machine
-from tests.fakes.machine import ROOT_USER, Snapshot, snapshot
+from tests.fakes.machine import ROOT_USER, Snapshot, live_file, snapshot
 
 #: Sizes around what matters: inline, one chunk, several chunks.
 SIZES = (0, 1, 700, 1024, 1025, 5000, 20_000, 70_000)
@@ -100,7 +101,7 @@ async def run_steps(
             data = rng.randbytes(rng.choice(SIZES[1:]))
             await fs.write(fh, at, data)
             # The bytes leave memory as one operation; other operations must not be shown before.
-            await fs._handles[fh].contents.flush()
+            await live_file(fs, fh).data.flush()
             await history.note(fs)
             sync = rng.random() < 0.3
             if sync:

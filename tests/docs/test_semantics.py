@@ -25,7 +25,7 @@ from megafs.fs.filesystem import FileSystem
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import ROOT as ROOT_INO
 from megafs.tree.inode import SetAttr
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import ROOT, contents, new_store_here, opened
 from tests.sim.link import Link
 
@@ -75,7 +75,7 @@ class Machine:
             if part:
                 there = {
                     DATE.sub("DATE", entry.name.decode()): entry.ino
-                    for entry in self.fs._tree.names(at)
+                    for entry in self.fs.core.tree.names(at)
                 }
                 if part not in there:
                     raise Refused(errno.ENOENT)
@@ -101,7 +101,7 @@ class Machine:
             case ["reads" | "read", path]:
                 return (await contents(self.fs, self._find(path))).decode()
             case ["list" | "lists", path]:
-                names = [entry.name.decode() for entry in self.fs._tree.names(self._find(path))]
+                names = [entry.name.decode() for entry in self.fs.core.tree.names(self._find(path))]
                 return ", ".join(DATE.sub("DATE", name) for name in sorted(names))
             case ["opens", path]:
                 self._handle, _ = await self.fs.open(self._find(path), os.O_RDWR, ROOT)
@@ -125,7 +125,7 @@ class Machine:
 
     async def _write(self, path: str, text: bytes) -> None:
         parent, name = self._place(path)
-        ino = self.fs._tree.child(parent, name)
+        ino = self.fs.core.tree.child(parent, name)
         if ino is None:
             handle, _ = await self.fs.create(parent, name, 0o644, os.O_RDWR, ROOT)
         else:

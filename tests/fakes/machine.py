@@ -21,13 +21,16 @@ import trio
 from megafs.concurrency import in_place
 from megafs.config import Parameters, Settings
 from megafs.errors import Fault, StoreError, leaf
-from megafs.fs.filesystem import Caller, FileSystem
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.open_files import LiveFile
+from megafs.fs.requests import Caller
 from megafs.stores.base import Buffer, ObjectStore
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import ROOT, SetAttr
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 KEY = Credential(keyfile=bytes(range(64)))
 ROOT_USER = Caller(0, 0, 0, 0)
@@ -36,6 +39,13 @@ URL = "memory://test"
 #: What a path is: ("dir",), ("file", contents), ("link", target).
 Node = tuple[Any, ...]
 Snapshot = dict[str, Node]
+
+
+def live_file(fs: FileSystem, fh: int) -> LiveFile:
+    """The open file of the present tree that a handle stands for."""
+    file = fs.file(fh)
+    assert isinstance(file, LiveFile)
+    return file
 
 
 @dataclass(frozen=True)

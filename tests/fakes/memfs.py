@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import trio
 
 from megafs.errors import Refused
-from megafs.fs.filesystem import Caller, Invalidation, StatFs
+from megafs.fs.requests import Caller, Invalidation, StatFs
 from megafs.tree.inode import Inode, SetAttr
 
 

@@ -17,12 +17,14 @@ from typing import Any
 import trio
 
 from megafs.config import KIB, Parameters, Settings
-from megafs.fs.filesystem import Caller, FileSystem
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Caller
 from megafs.stores.base import ObjectStore
 from megafs.stores.memory import MemoryStore
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 CREDENTIAL = Credential(keyfile=bytes(range(64)))
 ROOT = Caller(0, 0, 0, 0)

@@ -11,9 +11,11 @@ import trio
 from megafs.concurrency import in_place
 from megafs.fs.repack import SOON
 from megafs.jobs import gc
+from megafs.jobs.messages import GcArgs
+from megafs.progress import ignore
 from megafs.stores.memory import MemoryStore
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.faulty import Faulty
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened
 from tests.tree.invariants import check
@@ -108,7 +110,7 @@ async def test_gc_moves_what_a_process_left_behind(tmp_path: Path, autojump_cloc
             ino = await synced(volume, b"f", data)
         async with opened(tmp_path, memory) as volume:
             assert extents(volume, ino)[0].data == data
-            await gc.job(volume, {}, lambda step: None)
+            await gc.collect_garbage(volume, GcArgs(), ignore)
             (piece,) = extents(volume, ino)
             assert piece.pack and piece.data is None
             assert await contents(volume.fs, ino) == data

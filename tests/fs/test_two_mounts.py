@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from megafs.errors import Refused
-from megafs.fs.filesystem import FileSystem, Invalidation
-from megafs.volume.open import Volume
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Invalidation
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened, put_file
 from tests.tree.invariants import check, rows
 

@@ -9,9 +9,10 @@ import pytest
 
 from megafs.chunks.codec import pack_name
 from megafs.jobs import registry
+from megafs.jobs.committing import commit_all
 from megafs.stores.memory import MemoryStore as Store
 from megafs.tree.inode import ROOT
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     Machine,
     make_volume,
@@ -26,7 +27,7 @@ from tests.fakes.machine import (
 from tests.tree.invariants import check
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 
@@ -99,7 +100,7 @@ async def test_what_is_broken_is_found_repaired_and_stays_repaired_everywhere(
         # The session records this: it is in the journal, as a bug of ours would be.
         volume.replica.db.execute(BREAKAGES[kind].format(**numbers))
         volume.replica._ops.append(_nothing(volume))
-        await registry.settle(volume)
+        await commit_all(volume)
 
         seen = await fsck(volume)
         assert seen["exit_code"] == 4

@@ -16,7 +16,7 @@ from megafs.journal import heartbeat
 from megafs.journal.heartbeat import Heartbeat
 from megafs.stores.memory import MemoryStore
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     Machine,
     make_volume,
@@ -60,7 +60,7 @@ async def store(calendar: Calendar) -> MemoryStore:
     return made
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 
@@ -411,7 +411,7 @@ async def test_the_past_of_a_snapshot_can_be_read_after_folding(
         # A second run finds the same to be needed.
         assert (await gc(a))["folded_commits"] == 0
         from megafs.concurrency import Background
-        from megafs.history.moments import History
+        from megafs.history.earlier_trees import History
 
         background = Background()
         async with background.running():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from megafs.config import Parameters, Settings
 from megafs.jobs import registry
 from megafs.jobs.gc import Limits, collect
+from megafs.jobs.messages import GcArgs
 from megafs.jobs.salvage import salvage
 from megafs.stores.limit import Limited
 from megafs.stores.retry import Retrying
@@ -22,7 +22,7 @@ from tests.fakes.machine import KEY, URL, mkdir, snapshot, truncate, unlink, wri
 pytestmark = pytest.mark.ceph
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 
@@ -49,8 +49,8 @@ async def test_on_ceph(connect: Callable[..., S3Store], tmp_path: Path) -> None:
         # At once, which the command refuses: nobody else has this volume open.
         now = Limits(retention=0, grace=0, unknown_grace=0, compact_age=-60)
         for _ in range(3):
-            result = await collect(volume, now, {}, silent)
-        assert result["exit_code"] == 0
+            result = await collect(volume, now, GcArgs(), silent)
+        assert result.exit_code == 0
         after = (await store.list("packs/")).entries
         assert sum(e.size for e in after) < sum(e.size for e in before) // 2
         volume.chunks.clear()
@@ -59,7 +59,7 @@ async def test_on_ceph(connect: Callable[..., S3Store], tmp_path: Path) -> None:
         scrubbed = await registry.run(volume, "scrub", {}, silent)
         assert scrubbed["exit_code"] == 0
         assert scrubbed["unnamed_count"] == 0
-    result = await salvage(store, URL, KEY, settings, tmp_path / "out")
-    assert result["exit_code"] == 0
+    salvaged = await salvage(store, URL, KEY, settings, tmp_path / "out")
+    assert salvaged.exit_code == 0
     for n in range(8):
         assert (tmp_path / f"out/d/{n}").read_bytes() == bytes([n]) * 70_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -12,10 +11,12 @@ import trio
 from megafs.config import MIB
 from megafs.errors import BadUsage, Unavailable
 from megafs.jobs import pins
+from megafs.jobs.messages import Nothing, PinArgs
+from megafs.progress import ignore
 from megafs.stores.base import Buffer, ObjectStore, Page
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.wrapper import Wrapper
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import ROOT, new_store_here, opened
 
 
@@ -74,10 +75,6 @@ async def _read(volume: Volume, path: str) -> bytes:
         await volume.fs.release(fh)
 
 
-def _nothing(_step: dict[str, Any]) -> None:
-    pass
-
-
 async def test_what_is_pinned_reads_without_the_store(tmp_path: Path) -> None:
     store = await new_store_here()
     contents = {f"/kept/{n}": os.urandom(40_000) for n in range(5)}
@@ -89,17 +86,17 @@ async def test_what_is_pinned_reads_without_the_store(tmp_path: Path) -> None:
     switch = Switchable(store)
     cached = DiskCached(switch, tmp_path / "cache", 64 * MIB)
     async with opened(tmp_path / "reader", cached) as volume:
-        result = await pins.pin(volume, {"path": "/kept"}, _nothing)
+        result = await pins.pin(volume, PinArgs("/kept"), ignore)
         await cached.written()
-        assert result["missing_bytes"] == 0
+        assert result.missing_bytes == 0
         switch.away = True
         for path, data in contents.items():
             assert await _read(volume, path) == data
         with pytest.raises(Unavailable):
             await _read(volume, "/other")
-        listing = await pins.listing(volume, {}, _nothing)
-        assert [row["path"] for row in listing["pins"]] == ["/kept"]
-        assert listing["pins"][0]["cached_bytes"] == listing["pins"][0]["bytes"] > 200_000
+        (row,) = (await pins.list_pins(volume, Nothing(), ignore)).pins
+        assert row.path == "/kept"
+        assert row.cached_bytes == row.bytes > 200_000
         switch.away = False
     await cached.aclose()
 
@@ -121,7 +118,7 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
         await _written(other, "/kept/first", b"x" * 5000)
         await other.drain()
         await volume.writer.catch_up()
-        await pins.pin(volume, {"path": "/kept"}, _nothing)
+        await pins.pin(volume, PinArgs("/kept"), ignore)
         await _written(other, "/kept/second", new)
         await other.drain()
         await volume.writer.catch_up()
@@ -129,16 +126,16 @@ async def test_a_pin_grows_with_what_others_put_below_and_ends_with_unpin(
             while True:
                 await trio.sleep(0.05)
                 await cached.written()
-                (row,) = (await pins.listing(volume, {}, _nothing))["pins"]
-                if row["bytes"] >= 50_000 and row["cached_bytes"] == row["bytes"]:
+                (row,) = (await pins.list_pins(volume, Nothing(), ignore)).pins
+                if row.bytes >= 50_000 and row.cached_bytes == row.bytes:
                     break
         switch.away = True
         assert await _read(volume, "/kept/second") == new
         switch.away = False
-        await pins.unpin(volume, {"path": "/kept"}, _nothing)
-        assert (await pins.listing(volume, {}, _nothing))["pins"] == []
+        await pins.unpin(volume, PinArgs("/kept"), ignore)
+        assert (await pins.list_pins(volume, Nothing(), ignore)).pins == []
         with pytest.raises(BadUsage):
-            await pins.unpin(volume, {"path": "/kept"}, _nothing)
+            await pins.unpin(volume, PinArgs("/kept"), ignore)
         nursery.cancel_scope.cancel()
     await cached.aclose()
 
@@ -149,6 +146,6 @@ async def test_what_does_not_fit_the_cache_is_not_pinned(tmp_path: Path) -> None
     async with opened(tmp_path / "a", cached, cache_size=1 * MIB) as volume:
         await _written(volume, "/big", os.urandom(2 * MIB))
         with pytest.raises(BadUsage, match="cache_size"):
-            await pins.pin(volume, {"path": "/big"}, _nothing)
+            await pins.pin(volume, PinArgs("/big"), ignore)
         assert pins.pinned(volume) == []
     await cached.aclose()

@@ -35,7 +35,7 @@ from tests.tree.invariants import check
 NEW = Credential(keyfile=bytes(range(100, 164)))
 
 
-def silent(_: dict[str, Any]) -> None:
+def silent(_: object) -> None:
     pass
 
 

@@ -14,12 +14,13 @@ from megafs.chunks.codec import pack_name
 from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
+from megafs.jobs.messages import as_message
 from megafs.jobs.salvage import Report, salvage
 from megafs.jobs.salvage_view import rescued
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     KEY,
     ROOT_USER,
@@ -64,7 +65,7 @@ async def run(store: MemoryStore, tmp_path: Path, **more: Any) -> tuple[dict[str
     to = tmp_path / "rescue" / "out"
     settings = Settings(state_dir=tmp_path / "other", cache_dir=tmp_path / "cache")
     with in_place():
-        result = await salvage(store, URL, KEY, settings, to, **more)
+        result = as_message(await salvage(store, URL, KEY, settings, to, **more))
     assert json.loads((tmp_path / "rescue" / "salvage-report.json").read_text())["text"]
     return result, to
 
@@ -215,7 +216,7 @@ async def test_a_damaged_key_header_is_replaced_by_the_copy_kept_here(
     with in_place():
         with pytest.raises(Corrupt):
             await run(store, tmp_path)
-        result = await salvage(store, URL, KEY, settings, tmp_path / "out")
+        result = as_message(await salvage(store, URL, KEY, settings, tmp_path / "out"))
 
     assert (tmp_path / "out/d/big").read_bytes() == BIG
     assert str(machine.volume_dir / "header") == result["header"]

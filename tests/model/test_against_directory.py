@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from megafs.errors import Refused
-from megafs.fs.filesystem import RENAME_EXCHANGE, RENAME_NOREPLACE, FileSystem
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.names import RENAME_EXCHANGE, RENAME_NOREPLACE
 from megafs.tree.inode import Inode, SetAttr
+from tests.fakes.machine import live_file
 from tests.fs.opened import CHUNK, ROOT, new_store
 from tests.model.loop import Machine
 from tests.tree.invariants import check
@@ -393,7 +395,7 @@ class AgainstDirectory(RuleBasedStateMachine):
     @rule(which=st.integers(0, 100), size=offsets)
     def ftruncate(self, which: int, size: int) -> None:
         handle = self.opens[which % len(self.opens)]
-        if not self.fs._handles[handle.ours].writable:
+        if not live_file(self.fs, handle.ours).writable:
             return
 
         def ours() -> None:

@@ -81,7 +81,7 @@ class OneFile(RuleBasedStateMachine):
     def attach(self) -> None:
         fs = self.machine.volume.fs
         self.stage = FullStage(self.machine.volume.stage)
-        fs._stage = self.stage
+        fs.core.file_parts.stage = self.stage
         self.handle, _ = self.machine.call(fs.open, self.ino, os.O_RDWR, ROOT)
 
     def teardown(self) -> None:
@@ -192,7 +192,7 @@ async def one_file(place: Path) -> AsyncIterator[tuple[Any, FullStage, int, int]
     """(filesystem, its stage, inode, handle) of a file in a new volume."""
     async with opened(place) as volume:
         stage = FullStage(volume.stage)
-        volume.fs._stage = stage
+        volume.fs.core.file_parts.stage = stage
         handle, inode = await volume.fs.create(1, b"f", 0o644, os.O_RDWR, ROOT)
         yield volume.fs, stage, inode.ino, handle
         check(volume.replica.tree)
@@ -408,7 +408,7 @@ async def test_a_write_back_error_reaches_the_next_close(tmp_path: Path) -> None
         await fs.write(handle, 0, os.urandom(CHUNK))
         stage.full = True
         with trio.move_on_after(0.2):
-            await fs.writeback._flush(fs._contents[_ino])
+            await fs.writeback._flush(fs.core.files[_ino])
         with pytest.raises(Fault):
             await fs.flush(handle)
         assert fs.errors.last
@@ -452,7 +452,7 @@ async def test_pages_of_a_file_in_the_cache_are_what_was_written_last(
                     volume.chunks.clear()
             offset = chance.randrange(size)
             length = chance.choice((1, 100, 4096, CHUNK))
-            now = fs._contents[ino].read_now(offset, length)
+            now = fs.core.files[ino].read_now(offset, length)
             if now is not None:
                 short += 1
                 assert bytes(now) == expected[offset : offset + length]

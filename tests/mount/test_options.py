@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from megafs.errors import BadUsage
-from megafs.mount.options import OPTIONS, parse, split
+from megafs.mount.option_table import OPTIONS
+from megafs.mount.options import parse, split
 
 ENVIRON = {"HOME": "/home/u", "MEGAFS_STATE_DIR": "/s", "MEGAFS_CACHE_DIR": "/c"}
 DOCS = Path(__file__).parents[2] / "docs" / "mount-options.md"

@@ -36,21 +36,26 @@ import trio._core._run as trio_run
 from blake3 import blake3
 from trio.testing import MockClock
 
-import megafs.volume.open as volume_open
 from megafs import clock
 from megafs.concurrency import in_place
 from megafs.config import KIB, Atime, Fsync, Parameters, Settings
 from megafs.errors import Corrupt, Fault, Refused, Unavailable, leaf
-from megafs.fs.contents import Contents, DirtyBlock
-from megafs.fs.filesystem import Caller, FileSystem, Invalidation
+from megafs.fs.dirty_block import DirtyBlock
+from megafs.fs.file_data import FileData
+from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Caller, Invalidation
 from megafs.journal.batches import StrictOutcome
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.tree import ops
 from megafs.tree.inode import ROOT, SetAttr
+from megafs.volume import upkeep
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume, write_checkpoint
+from megafs.volume.open import open_volume
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
+from tests.fakes.machine import live_file
 from tests.sim.link import CALM, ROUGH, STORM, Link
 from tests.sim.witness import LOCAL, STORE, TAG, Tag, Witness, tags_in
 from tests.tree import invariants
@@ -220,7 +225,7 @@ class World:
     def tell(self, text: str) -> None:
         self.log.append(f"{trio.current_time():8.3f} {text}")
 
-    def before_write(self, contents: Contents, offset: int, size: int) -> None:
+    def before_write(self, contents: FileData, offset: int, size: int) -> None:
         """A machine is about to overwrite what it sees in [offset, offset+size)."""
         machine = self.by_replica.get(id(contents._replica))
         if machine is not None and machine.volume is not None:
@@ -228,7 +233,7 @@ class World:
                 machine.volume, contents.ino, contents, offset, offset + size
             )
 
-    def before_cut(self, contents: Contents, size: int) -> None:
+    def before_cut(self, contents: FileData, size: int) -> None:
         """A machine is about to cut a file in memory."""
         machine = self.by_replica.get(id(contents._replica))
         if machine is not None and machine.volume is not None:
@@ -319,9 +324,9 @@ class Machine:
         self.world.by_replica[id(volume.replica)] = self
         apply = volume.replica.record
 
-        def record(op: ops.Operation, ticket: StrictOutcome | None = None) -> None:
+        def record(op: ops.Operation, outcome: StrictOutcome | None = None) -> None:
             destroys = self._destroys(op)
-            apply(op, ticket)
+            apply(op, outcome)
             self.world.witness.destroyed |= destroys
             if not isinstance(op, ops.AddPack | ops.ClaimRange):
                 self.world.tell(f"{self.host}:     {_brief(op)}")
@@ -356,7 +361,7 @@ class Machine:
                 return set()
         if tree.find(ino) is None:
             return set()
-        return witness.visible(self.volume, ino, self.volume.fs._contents.get(ino))
+        return witness.visible(self.volume, ino, self.volume.fs.core.files.get(ino))
 
     def go_down(self, kind: str, seconds: float) -> None:
         """Go down, and come up again after so many seconds.
@@ -432,16 +437,16 @@ class Machine:
         assert self.volume is not None
         fs, tree = self.volume.fs, self.volume.replica.tree
         for (parent, name), ino in self.names.items():
-            if tree.find(fs._real(parent)) is None:
+            if tree.find(fs.core.current(parent)) is None:
                 continue  # nobody can ask for a name in a directory that is gone
-            there = tree.child(fs._real(parent), name)
-            if there != fs._real(ino):
+            there = tree.child(fs.core.current(parent), name)
+            if there != fs.core.current(ino):
                 raise Wrong(
                     f"{self.host}'s kernel believes that {name!r} in {parent} is {ino}:"
                     f" it is {there}"
                 )
         for ino, believed in self.attributes.items():
-            if tree.find(fs._real(ino)) is None:
+            if tree.find(fs.core.current(ino)) is None:
                 continue
             now = _attributes(fs, ino)
             if now != believed:
@@ -483,7 +488,7 @@ class Machine:
         return self.volume.fs
 
     def _some_directory(self) -> int:
-        rng, tree = self.rng, self.fs._tree
+        rng, tree = self.rng, self.fs.core.tree
         at = ROOT
         for _ in range(rng.choice((0, 0, 1, 1, 2))):
             below = [d.ino for d in tree.names(at) if tree.inode(d.ino).is_dir]
@@ -494,14 +499,14 @@ class Machine:
         return at
 
     def _some_name(self, parent: int, pool: tuple[bytes, ...]) -> bytes:
-        there = [d.name for d in self.fs._tree.names(parent)]
+        there = [d.name for d in self.fs.core.tree.names(parent)]
         if there and self.rng.random() < 0.6:
             return self.rng.choice(there)
         return self.rng.choice(pool)
 
     def _existing(self, kind: Callable[[int], bool]) -> tuple[int, bytes, int] | None:
         """Some (directory, name, inode) of that kind."""
-        tree = self.fs._tree
+        tree = self.fs.core.tree
         for _ in range(4):
             parent = self._some_directory()
             there = [d for d in tree.names(parent) if kind(tree.inode(d.ino).mode)]
@@ -515,7 +520,7 @@ class Machine:
         """The kernel itself knows what its own calls change."""
         for parent, name in names:
             self.attributes.pop(self.names.pop((parent, name), 0), None)
-            self.attributes.pop(self.fs._tree.child(parent, name) or 0, None)
+            self.attributes.pop(self.fs.core.tree.child(parent, name) or 0, None)
             self.attributes.pop(parent, None)
 
     async def furnish(self) -> None:
@@ -533,8 +538,8 @@ class Machine:
 
     async def _write_to(self, file: Open) -> None:
         rng, fs = self.rng, self.fs
-        contents = fs._handle(file.fh).contents
-        inode = fs._tree.find(contents.ino)
+        contents = live_file(fs, file.fh).data
+        inode = fs.core.tree.find(contents.ino)
         if inode is None:
             await fs.write(file.fh, 0, b"")
             return
@@ -560,7 +565,7 @@ class Machine:
         self, file: Open, act: Callable[[], Awaitable[None]], level: int
     ) -> None:
         """Do what acknowledges all that was written to a file so far."""
-        ino = self.fs._handle(file.fh).contents.ino
+        ino = live_file(self.fs, file.fh).data.ino
         numbers = list(self.unacknowledged.get(ino, []))
         link = self.link
         await act()
@@ -687,7 +692,7 @@ class Machine:
         if found is None:
             return
         parent = self._some_directory()
-        is_dir = self.fs._tree.inode(found[2]).is_dir
+        is_dir = self.fs.core.tree.inode(found[2]).is_dir
         plan = self.world.plan
         name = self._some_name(parent, plan.directories if is_dir else plan.files)
         flags = self.rng.choice((0, 0, 0, 0, ops.RENAME_NOREPLACE, ops.RENAME_EXCHANGE))
@@ -793,26 +798,26 @@ def _attributes(fs: FileSystem, ino: int) -> tuple[int, ...]:
 @contextmanager
 def _instrumented(world: World) -> Iterator[None]:
     """Let the witness see what is overwritten, in the step in which it is."""
-    write, drop = Contents.write, Contents._drop_beyond
-    every = volume_open.CHECKPOINT_EVERY
+    write, drop = FileData.write, FileData._drop_beyond
+    every = upkeep.CHECKPOINT_EVERY
 
-    def watched_write(self: Contents, offset: int, data: bytes | memoryview) -> int:
+    def watched_write(self: FileData, offset: int, data: bytes | memoryview) -> int:
         world.before_write(self, offset, len(data))
         return write(self, offset, data)
 
-    def watched_drop(self: Contents, size: int) -> dict[int, DirtyBlock]:
+    def watched_drop(self: FileData, size: int) -> dict[int, DirtyBlock]:
         world.before_cut(self, size)
         return drop(self, size)
 
-    Contents.write = watched_write  # type: ignore[method-assign]
-    Contents._drop_beyond = watched_drop  # type: ignore[method-assign]
-    volume_open.CHECKPOINT_EVERY = world.plan.checkpoint_every
+    FileData.write = watched_write  # type: ignore[method-assign]
+    FileData._drop_beyond = watched_drop  # type: ignore[method-assign]
+    upkeep.CHECKPOINT_EVERY = world.plan.checkpoint_every
     try:
         yield
     finally:
-        Contents.write = write  # type: ignore[method-assign]
-        Contents._drop_beyond = drop  # type: ignore[method-assign]
-        volume_open.CHECKPOINT_EVERY = every
+        FileData.write = write  # type: ignore[method-assign]
+        FileData._drop_beyond = drop  # type: ignore[method-assign]
+        upkeep.CHECKPOINT_EVERY = every
 
 
 @contextmanager
@@ -1046,7 +1051,7 @@ async def _agree(volumes: list[Volume]) -> None:
 async def _snapshot(fs: FileSystem) -> dict[bytes, tuple[str, int, bytes, Any]]:
     """All that can be seen from the root: path -> (kind, mode and links, contents, xattrs)."""
     found: dict[bytes, tuple[str, int, bytes, Any]] = {}
-    tree = fs._tree
+    tree = fs.core.tree
 
     async def walk(ino: int, path: bytes) -> None:
         for entry in list(tree.names(ino)):
@@ -1060,9 +1065,9 @@ async def _snapshot(fs: FileSystem) -> dict[bytes, tuple[str, int, bytes, Any]]:
             elif inode.is_symlink:
                 found[here] = ("link", facts, fs.readlink(entry.ino), xattrs)
             else:
-                contents = fs._of(entry.ino)
+                contents = fs.core.file(entry.ino)
                 data = bytes(await contents.read(0, inode.size))
-                fs._settle(contents)
+                fs.core.drop_unused(contents)
                 if len(data) != inode.size:
                     raise Wrong(f"{here!r}: {len(data)} bytes of {inode.size}")
                 found[here] = ("file", facts, data, xattrs)

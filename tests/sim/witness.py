@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megafs.chunks import codec as chunk_format
-from megafs.fs.contents import Contents
+from megafs.fs.file_data import FileData
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 TAG = 16
 LOCAL, STORE = 1, 2
@@ -101,7 +101,7 @@ class Witness:
         self,
         volume: Volume,
         ino: int,
-        contents: Contents | None,
+        contents: FileData | None,
         start: int = 0,
         end: int = 1 << 62,
     ) -> set[int]:
@@ -114,7 +114,7 @@ class Witness:
                 skip = extent.skip + begin - extent.start
                 found |= tags_in(data[skip : skip + stop - begin], begin)
         if contents is not None:
-            for layer in (contents._flushing, contents._cells):
+            for layer in (contents._flushing, contents._written):
                 for number, cell in layer.items():
                     base = number * contents._chunk
                     for a, b in cell.ranges:

@@ -13,17 +13,20 @@ import sys
 import tempfile
 import time
 from collections import namedtuple
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import diskcache
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from megafs import concurrency
 from megafs.errors import Missing, Unavailable
-from megafs.stores.disk_cache import cache_directory as shelf_module
+from megafs.stores.base import Buffer, ObjectStore
 from megafs.stores.disk_cache.cache_directory import (
     BytesDisk,
     CacheDirectory,
@@ -52,7 +55,7 @@ def du(directory: Path) -> int:
 
 
 @pytest.fixture
-async def below():
+async def below() -> Faulty:
     memory = MemoryStore()
     await memory.put_new(ONE, os.urandom(256 << 10))
     for i in range(8):
@@ -61,20 +64,20 @@ async def below():
 
 
 @pytest.fixture
-async def cached(below, tmp_path):
+async def cached(below: Faulty, tmp_path: Path) -> AsyncIterator[DiskCached]:
     store = DiskCached(below, tmp_path / "cache", 64 * MIB)
     yield store
     await store.aclose()
 
 
-async def again(store: DiskCached, **options) -> DiskCached:
+async def again(store: DiskCached, **options: Any) -> DiskCached:
     """Close *store* and open another on the same directory."""
     await store.aclose()
     options = {"size_limit": store._limit, **options}
     return DiskCached(store.beneath, store._directory, **options)
 
 
-async def test_a_range_is_fetched_once(cached, below):
+async def test_a_range_is_fetched_once(cached: DiskCached, below: Faulty) -> None:
     data = await cached.get(ONE, 1000, 5000)
     await cached.written()
 
@@ -86,14 +89,16 @@ async def test_a_range_is_fetched_once(cached, below):
     assert not cached.cached(ONE, 999, 2)
 
 
-async def test_a_reader_need_not_wait_for_the_cache_to_be_written(cached, below):
+async def test_a_reader_need_not_wait_for_the_cache_to_be_written(
+    cached: DiskCached, below: Faulty
+) -> None:
     data = await cached.get(ONE, 0, 5000)
 
     assert await cached.get(ONE, 10, 50) == data[10:60]  # from memory, or already from disk
     assert below.count("get") == 1
 
 
-async def test_the_end_of_an_object_is_remembered(cached, below):
+async def test_the_end_of_an_object_is_remembered(cached: DiskCached, below: Faulty) -> None:
     await cached.get(ONE, 200 << 10, MIB)
     await cached.written()
     reads = below.count("get")
@@ -103,7 +108,7 @@ async def test_the_end_of_an_object_is_remembered(cached, below):
     assert below.count("get") == reads
 
 
-async def test_only_packs_are_cached(cached, below):
+async def test_only_packs_are_cached(cached: DiskCached, below: Faulty) -> None:
     for name in ("commits/1", "keys/1", "mounts/1", "checkpoints/1/a"):
         await cached.put_new(name, b"sealed")
         await cached.get(name, 0, 10)
@@ -113,10 +118,10 @@ async def test_only_packs_are_cached(cached, below):
     assert cached.stats()["entries"] == 0
 
 
-async def test_a_cache_of_an_earlier_version_is_taken_over(below, tmp_path):
+async def test_a_cache_of_an_earlier_version_is_taken_over(below: Faulty, tmp_path: Path) -> None:
     """Its keys did not say a range's size: those as long as they were asked for are known."""
     directory = tmp_path / "cache"
-    whole = below.beneath.objects[ONE][:5000]
+    whole = await below.beneath.get(ONE, 0, 5000)
     made = diskcache.Cache(str(directory), disk=BytesDisk, eviction_policy="none", cull_limit=0)
     for letter in "0123456789abcdef":
         (directory / letter).mkdir(mode=0o700)
@@ -133,7 +138,7 @@ async def test_a_cache_of_an_earlier_version_is_taken_over(below, tmp_path):
     await store.aclose()
 
 
-async def test_it_is_there_after_a_restart(cached, below):
+async def test_it_is_there_after_a_restart(cached: DiskCached, below: Faulty) -> None:
     data = await cached.get(ONE, 0, 100_000)
     more = await cached.get(ONE, 200_000, MIB)
     store = await again(cached)
@@ -145,7 +150,9 @@ async def test_it_is_there_after_a_restart(cached, below):
     await store.aclose()
 
 
-async def test_what_was_used_last_is_evicted_last_even_after_a_restart(below, tmp_path):
+async def test_what_was_used_last_is_evicted_last_even_after_a_restart(
+    below: Faulty, tmp_path: Path
+) -> None:
     limit = 2 * MIB
     store = DiskCached(below, tmp_path / "cache", limit)
     for i in range(4):
@@ -164,7 +171,9 @@ async def test_what_was_used_last_is_evicted_last_even_after_a_restart(below, tm
     await store.aclose()
 
 
-async def test_one_fetch_however_many_readers_wait(autojump_clock, tmp_path, below):
+async def test_one_fetch_however_many_readers_wait(
+    autojump_clock: MockClock, tmp_path: Path, below: Faulty
+) -> None:
     below.script = [slow(5)]
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
@@ -188,13 +197,15 @@ async def test_one_fetch_however_many_readers_wait(autojump_clock, tmp_path, bel
         await store.aclose()
 
 
-async def test_a_failed_fetch_is_one_failure_for_all_who_wait(autojump_clock, tmp_path, below):
+async def test_a_failed_fetch_is_one_failure_for_all_who_wait(
+    autojump_clock: MockClock, tmp_path: Path, below: Faulty
+) -> None:
     below.script = [Fault("slow", 5, op="get"), before(3)]
     below.rates = {}
     failed = []
 
     class FailsLate(Faulty):
-        async def get(self, name, start, length):
+        async def get(self, name: str, start: int, length: int) -> bytes:
             self.calls.append(("get", name))
             await trio.sleep(5)
             raise Unavailable("503", retry_after=3, maybe_done=True)
@@ -220,7 +231,9 @@ async def test_a_failed_fetch_is_one_failure_for_all_who_wait(autojump_clock, tm
         await store.aclose()
 
 
-async def test_a_cancelled_reader_hands_the_fetch_over(autojump_clock, tmp_path, below):
+async def test_a_cancelled_reader_hands_the_fetch_over(
+    autojump_clock: MockClock, tmp_path: Path, below: Faulty
+) -> None:
     below.script = [slow(5), slow(5)]
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
@@ -244,11 +257,13 @@ async def test_a_cancelled_reader_hands_the_fetch_over(autojump_clock, tmp_path,
         await store.aclose()
 
 
-async def test_a_reader_raises_the_readahead_it_waits_for(autojump_clock, tmp_path):
+async def test_a_reader_raises_the_readahead_it_waits_for(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     levels = []
 
     class Looking(MemoryStore):
-        async def get(self, name, start, length):
+        async def get(self, name: str, start: int, length: int) -> bytes:
             await trio.sleep(5)
             levels.append(current_level())
             return bytes(length)
@@ -269,7 +284,7 @@ async def test_a_reader_raises_the_readahead_it_waits_for(autojump_clock, tmp_pa
         await store.aclose()
 
 
-async def test_what_did_not_verify_is_fetched_anew(cached, below):
+async def test_what_did_not_verify_is_fetched_anew(cached: DiskCached, below: Faulty) -> None:
     good = await cached.get(ONE, 0, 5000)
     await cached.written()
     path = Path(cached._directory) / file_name(f"{ONE}:0:5000")
@@ -284,7 +299,9 @@ async def test_what_did_not_verify_is_fetched_anew(cached, below):
     assert below.count("get") == 2
 
 
-async def test_a_fetch_that_began_before_forget_is_not_cached(autojump_clock, tmp_path, below):
+async def test_a_fetch_that_began_before_forget_is_not_cached(
+    autojump_clock: MockClock, tmp_path: Path, below: Faulty
+) -> None:
     below.script = [Fault("slow", 5), None]
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
@@ -299,7 +316,7 @@ async def test_a_fetch_that_began_before_forget_is_not_cached(autojump_clock, tm
         await store.aclose()
 
 
-async def test_a_deleted_pack_is_dropped(cached):
+async def test_a_deleted_pack_is_dropped(cached: DiskCached) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.written()
     await cached.delete(ONE)
@@ -322,7 +339,9 @@ def spoil(cached: DiskCached, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["shorter", "gone", "unreadable", "a directory"])
-async def test_a_damaged_file_is_read_from_the_store(cached, below, damage):
+async def test_a_damaged_file_is_read_from_the_store(
+    cached: DiskCached, below: Faulty, damage: str
+) -> None:
     good = await cached.get(ONE, 0, 5000)
     await cached.written()
     spoil(cached, damage)
@@ -331,16 +350,21 @@ async def test_a_damaged_file_is_read_from_the_store(cached, below, damage):
     assert below.count("get") == 2
 
 
-async def read_ahead(store, number):
+async def read_ahead(store: ObjectStore, number: int) -> None:
     with background():
         await store.get(f"packs/ab/{number}", 0, 256 << 10)
 
 
 async def test_read_ahead_waits_for_the_disk_so_that_all_of_it_is_kept(
-    below, tmp_path, monkeypatch
-):
+    below: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apply = CacheDirectory.apply
-    monkeypatch.setattr(CacheDirectory, "apply", lambda *a: (time.sleep(0.02), apply(*a))[1])
+
+    def slowly(self: CacheDirectory, *args: Any) -> list[OSError | None]:
+        time.sleep(0.02)
+        return apply(self, *args)
+
+    monkeypatch.setattr(CacheDirectory, "apply", slowly)
     store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=600 << 10)
     async with trio.open_nursery() as nursery:
         for i in range(8):
@@ -353,14 +377,14 @@ async def test_read_ahead_waits_for_the_disk_so_that_all_of_it_is_kept(
 
 
 async def test_read_ahead_does_not_wait_for_a_disk_that_hangs(
-    below, tmp_path, monkeypatch, autojump_clock
-):
+    below: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=600 << 10)
         await store.get(ONE, 0, 10)
         await store.written()
 
-        async def hang(*_, **__):
+        async def hang(*_: object, **__: object) -> None:
             await trio.sleep_forever()
 
         monkeypatch.setattr(store, "_round", hang)
@@ -373,7 +397,9 @@ async def test_read_ahead_does_not_wait_for_a_disk_that_hangs(
         await store.aclose()
 
 
-async def test_who_waits_for_a_read_waits_for_no_disk(below, tmp_path, monkeypatch, autojump_clock):
+async def test_who_waits_for_a_read_waits_for_no_disk(
+    below: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=100 << 10)
         await store.get(ONE, 0, 10)
@@ -385,7 +411,7 @@ async def test_who_waits_for_a_read_waits_for_no_disk(below, tmp_path, monkeypat
         await store.aclose()
 
 
-async def test_what_was_just_written_is_read_at_once(cached, below):
+async def test_what_was_just_written_is_read_at_once(cached: DiskCached, below: Faulty) -> None:
     data = await cached.get(ONE, 0, 200_000)
     assert cached.peek(ONE, 5, 100) == data[5:105]  # still in memory
     await cached.written()
@@ -395,7 +421,9 @@ async def test_what_was_just_written_is_read_at_once(cached, below):
 
 
 @pytest.mark.parametrize("damage", ["gone", "unreadable", "shorter"])
-async def test_what_is_not_as_it_should_be_is_not_read_at_once(cached, damage):
+async def test_what_is_not_as_it_should_be_is_not_read_at_once(
+    cached: DiskCached, damage: str
+) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.written()
     spoil(cached, damage)
@@ -403,7 +431,9 @@ async def test_what_is_not_as_it_should_be_is_not_read_at_once(cached, damage):
     assert cached.peek(ONE, 200, 100) is None
 
 
-async def test_a_range_that_several_gets_brought_together_is_there(cached, below):
+async def test_a_range_that_several_gets_brought_together_is_there(
+    cached: DiskCached, below: Faulty
+) -> None:
     data = await cached.get(ONE, 0, 100_000)
     data += await cached.get(ONE, 100_000, 1000)
     data += (await cached.get(ONE, 90_000, 100_000))[11_000:]
@@ -420,7 +450,9 @@ async def test_a_range_that_several_gets_brought_together_is_there(cached, below
     await store.aclose()
 
 
-async def test_an_uploaded_pack_can_be_remembered(cached, below, tmp_path):
+async def test_an_uploaded_pack_can_be_remembered(
+    cached: DiskCached, below: Faulty, tmp_path: Path
+) -> None:
     data = os.urandom(300_000)
     await cached.remember("packs/cd/bytes", 0, data)
     staged = tmp_path / "staged"
@@ -438,7 +470,7 @@ async def test_an_uploaded_pack_can_be_remembered(cached, below, tmp_path):
     await store.aclose()
 
 
-async def test_remembering_replaces_the_ranges_within(cached):
+async def test_remembering_replaces_the_ranges_within(cached: DiskCached) -> None:
     await cached.get(ONE, 1000, 100)
     await cached.get(ONE, 5000, 100)
     await cached.written()
@@ -450,13 +482,15 @@ async def test_remembering_replaces_the_ranges_within(cached):
     assert len(files) == 1
 
 
-async def test_a_file_that_is_not_there_is_not_remembered(cached, tmp_path):
+async def test_a_file_that_is_not_there_is_not_remembered(
+    cached: DiskCached, tmp_path: Path
+) -> None:
     await cached.remember("packs/cd/file", 0, tmp_path / "nothing")
 
     assert not cached.cached("packs/cd/file", 0, 1)
 
 
-async def test_pinned_objects_stay(below, tmp_path):
+async def test_pinned_objects_stay(below: Faulty, tmp_path: Path) -> None:
     store = DiskCached(below, tmp_path / "cache", 3 * MIB // 2)
     store.pin(["packs/ab/0"])
     for _ in range(2):
@@ -474,7 +508,7 @@ async def test_pinned_objects_stay(below, tmp_path):
     await store.aclose()
 
 
-async def test_clear_leaves_nothing(cached):
+async def test_clear_leaves_nothing(cached: DiskCached) -> None:
     for i in range(8):
         await cached.get(f"packs/ab/{i}", 0, 256 << 10)
     cached.pin(["packs/ab/0"])
@@ -499,7 +533,7 @@ async def test_clear_leaves_nothing(cached):
     ),
     limit=st.integers(600_000, 3 * MIB),
 )
-def test_ranges_are_those_of_the_store_and_the_limit_holds(steps, limit):
+def test_ranges_are_those_of_the_store_and_the_limit_holds(steps: list[Any], limit: int) -> None:
     objects = {f"packs/aa/{i}": bytes([i]) + os.urandom(60_000 * i + 1) for i in range(6)}
 
     async def run(directory: Path) -> None:
@@ -535,7 +569,7 @@ def test_ranges_are_those_of_the_store_and_the_limit_holds(steps, limit):
         trio.run(run, Path(directory) / "cache")
 
 
-async def test_a_small_limit_holds_with_many_small_ranges(below, tmp_path):
+async def test_a_small_limit_holds_with_many_small_ranges(below: Faulty, tmp_path: Path) -> None:
     store = DiskCached(below, tmp_path / "cache", 2 * MIB)
     for i in range(600):
         await store.get(f"packs/ab/{i % 8}", i * 400, 300)
@@ -548,7 +582,7 @@ async def test_a_small_limit_holds_with_many_small_ranges(below, tmp_path):
     await store.aclose()
 
 
-async def test_a_cache_made_smaller_shrinks(cached, tmp_path):
+async def test_a_cache_made_smaller_shrinks(cached: DiskCached, tmp_path: Path) -> None:
     for i in range(8):
         await cached.get(f"packs/ab/{i}", 0, 256 << 10)
     store = await again(cached, size_limit=MIB)
@@ -562,16 +596,18 @@ async def test_a_cache_made_smaller_shrinks(cached, tmp_path):
 Space = namedtuple("Space", "f_bavail f_frsize")
 
 
-async def test_free_space_is_left_to_others(autojump_clock, below, tmp_path, monkeypatch):
+async def test_free_space_is_left_to_others(
+    autojump_clock: MockClock, below: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a disk of 4 MiB of which others use more and more."""
     directory = tmp_path / "cache"
     others = 0
 
-    def statvfs(path):
+    def statvfs(path: str) -> Space:
         return Space((4 * MIB - others - du(directory)) // 4096, 4096)
 
     with concurrency.in_place():
-        monkeypatch.setattr(shelf_module.os, "statvfs", statvfs)
+        monkeypatch.setattr(os, "statvfs", statvfs)
         store = DiskCached(below, directory, 4 * MIB, min_free=MIB)
         for i in range(8):
             await store.get(f"packs/ab/{i}", 0, 256 << 10)
@@ -600,7 +636,9 @@ async def test_free_space_is_left_to_others(autojump_clock, below, tmp_path, mon
         await store.aclose()
 
 
-async def test_what_cannot_be_written_as_fast_as_it_is_read_is_not_cached(below, tmp_path):
+async def test_what_cannot_be_written_as_fast_as_it_is_read_is_not_cached(
+    below: Faulty, tmp_path: Path
+) -> None:
     store = DiskCached(below, tmp_path / "cache", 64 * MIB, queue=300 << 10)
     await store.get(ONE, 0, 1)
     await store.written()
@@ -614,7 +652,7 @@ async def test_what_cannot_be_written_as_fast_as_it_is_read_is_not_cached(below,
     await store.aclose()
 
 
-async def test_open_files_are_few(below, tmp_path):
+async def test_open_files_are_few(below: Faulty, tmp_path: Path) -> None:
     store = DiskCached(below, tmp_path / "cache", 64 * MIB, handles=3)
     for _ in range(2):
         for i in range(8):
@@ -629,30 +667,34 @@ async def test_open_files_are_few(below, tmp_path):
     await store.aclose()
 
 
-async def test_a_hit_makes_no_call_of_diskcache(cached, monkeypatch):
+async def test_a_hit_makes_no_call_of_diskcache(
+    cached: DiskCached, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.written()
 
-    def refuse(*args, **kwargs):
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("diskcache was called")
 
     for name in ("get", "set", "read", "touch", "_sql", "_con"):
-        monkeypatch.setattr(shelf_module.diskcache.Cache, name, refuse)
+        monkeypatch.setattr(diskcache.Cache, name, refuse)
     for i in range(100):
         await cached.get(ONE, i, 4000)
     monkeypatch.undo()
 
 
 class Bomb:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, (self.where,)
 
-    def __init__(self, where):
+    def __init__(self, where: Path) -> None:
         self.where = str(where)
 
 
 @pytest.mark.parametrize("what", ["inline value", "value in a file", "key", "settings"])
-async def test_a_planted_pickle_is_not_opened(cached, below, tmp_path, what):
+async def test_a_planted_pickle_is_not_opened(
+    cached: DiskCached, below: Faulty, tmp_path: Path, what: str
+) -> None:
     good = await cached.get(ONE, 0, 5000)
     await cached.aclose()
     directory = tmp_path / "cache"
@@ -686,7 +728,7 @@ async def test_a_planted_pickle_is_not_opened(cached, below, tmp_path, what):
     db.close()
 
 
-def test_the_disk_class_never_pickles(tmp_path):
+def test_the_disk_class_never_pickles(tmp_path: Path) -> None:
     disk = BytesDisk(str(tmp_path))
     bomb = pickle.dumps(Bomb(tmp_path / "owned"))
 
@@ -704,7 +746,9 @@ def test_the_disk_class_never_pickles(tmp_path):
     assert list(tmp_path.rglob("*")) == [tmp_path / file_name("packs/a:0:1")[0]]
 
 
-async def test_a_planted_row_cannot_lead_out_of_the_directory(cached, below, tmp_path):
+async def test_a_planted_row_cannot_lead_out_of_the_directory(
+    cached: DiskCached, below: Faulty, tmp_path: Path
+) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.aclose()
     outside = tmp_path / "outside"
@@ -721,7 +765,9 @@ async def test_a_planted_row_cannot_lead_out_of_the_directory(cached, below, tmp
     assert outside.read_bytes() == bytes(5000)
 
 
-async def test_files_that_are_not_ours_are_left_alone(cached, below, tmp_path):
+async def test_files_that_are_not_ours_are_left_alone(
+    cached: DiskCached, below: Faulty, tmp_path: Path
+) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.aclose()
     directory = tmp_path / "cache"
@@ -742,13 +788,15 @@ async def test_files_that_are_not_ours_are_left_alone(cached, below, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a database" * 1000, None, "middle"])
-async def test_a_damaged_table_is_begun_anew(cached, below, tmp_path, damage):
+async def test_a_damaged_table_is_begun_anew(
+    cached: DiskCached, below: Faulty, tmp_path: Path, damage: str | bytes | None
+) -> None:
     good = await cached.get(ONE, 0, 5000)
     for i in range(8):
         await cached.get(f"packs/ab/{i}", 0, 5000)
     await cached.aclose()
     table = tmp_path / "cache" / "cache.db"
-    if damage == "middle":
+    if isinstance(damage, str):  # in the middle
         content = bytearray(table.read_bytes())
         for at in range(4096, len(content), 4096):
             content[at : at + 200] = os.urandom(200)
@@ -767,13 +815,15 @@ async def test_a_damaged_table_is_begun_anew(cached, below, tmp_path, damage):
     await store.aclose()
 
 
-async def test_a_full_disk_at_the_start_is_not_damage(cached, below, tmp_path, monkeypatch):
+async def test_a_full_disk_at_the_start_is_not_damage(
+    cached: DiskCached, below: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.aclose()
     wiped = []
     monkeypatch.setattr(CacheDirectory, "_wipe", lambda self: wiped.append(self))
 
-    def full(self):
+    def full(self: CacheDirectory) -> None:
         error = sqlite3.OperationalError("database or disk is full")
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
@@ -792,7 +842,7 @@ async def test_a_full_disk_at_the_start_is_not_damage(cached, below, tmp_path, m
     await store.aclose()
 
 
-async def test_a_kill_leaves_a_cache_that_works(tmp_path):
+async def test_a_kill_leaves_a_cache_that_works(tmp_path: Path) -> None:
     """kill -9 in the middle of writing, several times."""
     script = """
 import os, sys, trio
@@ -828,14 +878,16 @@ trio.run(main)
     await store.aclose()
 
 
-async def test_the_directory_is_ours_alone(cached, tmp_path):
+async def test_the_directory_is_ours_alone(cached: DiskCached, tmp_path: Path) -> None:
     await cached.get(ONE, 0, 5000)
     await cached.written()
 
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_second_mount_does_without(cached, below, tmp_path, caplog):
+async def test_a_second_mount_does_without(
+    cached: DiskCached, below: Faulty, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     await cached.get(ONE, 0, 5000)
     other = DiskCached(below, tmp_path / "cache", 64 * MIB)
     for _ in range(3):
@@ -852,7 +904,7 @@ class Sick(CacheDirectory):
 
     error = OSError(errno.EIO, os.strerror(errno.EIO))
 
-    def apply(self, drops, writes, touched):
+    def apply(self, drops: Any, writes: Any, touched: Any) -> list[OSError | None]:
         raise self.error
 
 
@@ -868,15 +920,20 @@ class Sick(CacheDirectory):
     ],
 )
 async def test_a_sick_disk_costs_speed_and_one_line(
-    autojump_clock, below, tmp_path, caplog, monkeypatch, error
-):
+    autojump_clock: MockClock,
+    below: Faulty,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+) -> None:
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
         await store.get(ONE, 0, 1)
         await store.written()
         monkeypatch.setattr(CacheDirectory, "apply", Sick.apply)
         monkeypatch.setattr(CacheDirectory, "error", error, raising=False)
-        good = below.beneath.objects[ONE]
+        good = await below.beneath.get(ONE, 0, 256 << 10)
         for i in range(20):
             assert await store.get(ONE, i, 1000) == good[i : i + 1000]
             await trio.sleep(1)
@@ -895,21 +952,26 @@ async def test_a_sick_disk_costs_speed_and_one_line(
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 async def test_a_full_disk_stops_writing_and_not_reading(
-    autojump_clock, below, tmp_path, caplog, monkeypatch, code
-):
+    autojump_clock: MockClock,
+    below: Faulty,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
     with concurrency.in_place():
         store = DiskCached(below, tmp_path / "cache", 64 * MIB)
         await store.get(ONE, 0, 1000)
         await store.written()
         write = os.write
 
-        def full(fd, data):
+        def full(fd: int, data: Buffer) -> int:
             if len(data) > 500:
                 write(fd, data[:100])
                 raise OSError(code, os.strerror(code))
             return write(fd, data)
 
-        monkeypatch.setattr(shelf_module.os, "write", full)
+        monkeypatch.setattr(os, "write", full)
         for i in range(1, 8):
             await store.get(f"packs/ab/{i}", 0, 1000)
             await store.written()
@@ -928,7 +990,9 @@ async def test_a_full_disk_stops_writing_and_not_reading(
         await store.aclose()
 
 
-async def test_a_directory_that_vanishes_is_made_again(cached, below, tmp_path):
+async def test_a_directory_that_vanishes_is_made_again(
+    cached: DiskCached, below: Faulty, tmp_path: Path
+) -> None:
     good = await cached.get(ONE, 0, 5000)
     await cached.written()
     subprocess.run(["rm", "-rf", tmp_path / "cache"], check=True)
@@ -945,7 +1009,9 @@ async def test_a_directory_that_vanishes_is_made_again(cached, below, tmp_path):
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
-async def test_a_hung_disk_costs_a_few_seconds_and_no_error(below, tmp_path, monkeypatch):
+async def test_a_hung_disk_costs_a_few_seconds_and_no_error(
+    below: Faulty, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("megafs.stores.disk_cache.cached_store._SLOW_READ", 0.1)
     monkeypatch.setattr("megafs.stores.disk_cache.cached_store._IN_PLACE", 0)
     store = DiskCached(below, tmp_path / "cache", 64 * MIB)
@@ -962,7 +1028,7 @@ async def test_a_hung_disk_costs_a_few_seconds_and_no_error(below, tmp_path, mon
     await store.aclose()
 
 
-async def test_a_path_that_diskcache_would_expand_is_refused(below, tmp_path):
+async def test_a_path_that_diskcache_would_expand_is_refused(below: Faulty, tmp_path: Path) -> None:
     store = DiskCached(below, tmp_path / "$HOME" / "cache", 64 * MIB)
 
     assert len(await store.get(ONE, 0, 10)) == 10
@@ -970,13 +1036,13 @@ async def test_a_path_that_diskcache_would_expand_is_refused(below, tmp_path):
     await store.aclose()
 
 
-async def test_closing_unused_is_fine(below, tmp_path):
+async def test_closing_unused_is_fine(below: Faulty, tmp_path: Path) -> None:
     await DiskCached(below, tmp_path / "cache", 64 * MIB).aclose()
 
     assert not (tmp_path / "cache").exists()
 
 
-async def test_errors_of_the_store_pass(cached):
+async def test_errors_of_the_store_pass(cached: DiskCached) -> None:
     with pytest.raises(Missing):
         await cached.get("packs/ab/none", 0, 10)
     with pytest.raises(Missing):
@@ -986,8 +1052,8 @@ async def test_errors_of_the_store_pass(cached):
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_readers_who_come_and_go_over_a_bad_line_get_the_right_bytes(
-    autojump_clock, tmp_path, seed
-):
+    autojump_clock: MockClock, tmp_path: Path, seed: int
+) -> None:
     """Many tasks, cancelled at any moment, with faults, forgetting, eviction and restarts."""
     chance = random.Random(seed)
     memory = MemoryStore()

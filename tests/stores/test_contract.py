@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import pytest
 
 from megafs.metrics import Registry
+from megafs.stores.base import ObjectStore
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.limit import Limited
@@ -19,13 +23,13 @@ from tests.stores.contract import StoreContract
 
 class TestMemory(StoreContract):
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> ObjectStore:
         return MemoryStore()
 
 
 class TestLocal(StoreContract):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> ObjectStore:
         store = LocalStore(tmp_path / "deep" / "store")
         await store.create()
         return store
@@ -33,7 +37,7 @@ class TestLocal(StoreContract):
 
 class TestLocalWithoutHardLinks(StoreContract):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> ObjectStore:
         store = LocalStore(tmp_path)
         store._ways = store._ways[1:]
         assert store._ways[0][0] is placing.by_rename
@@ -44,7 +48,7 @@ class TestLocalWithClaims(StoreContract):
     """A file system with neither hard links nor renames that refuse to replace."""
 
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> ObjectStore:
         store = LocalStore(tmp_path)
         store._ways = store._ways[2:]
         # A loser may meet a claim that is just being made good: that is worth another try.
@@ -53,31 +57,31 @@ class TestLocalWithClaims(StoreContract):
 
 class TestLimited(StoreContract):
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> ObjectStore:
         return Limited(MemoryStore(), 2, 3)
 
 
 class TestRetrying(StoreContract):
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> ObjectStore:
         return Retrying(MemoryStore())
 
 
 class TestAhead(StoreContract):
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> ObjectStore:
         return EarlyRequests(MemoryStore())
 
 
 class TestFaultyWithoutFaults(StoreContract):
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> ObjectStore:
         return Faulty(MemoryStore())
 
 
 class TestCached(StoreContract):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> AsyncIterator[ObjectStore]:
         store = DiskCached(MemoryStore(), tmp_path / "cache", 16 << 20)
         yield store
         await store.aclose()
@@ -85,7 +89,7 @@ class TestCached(StoreContract):
 
 class TestCachedWithoutRoom(StoreContract):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> AsyncIterator[ObjectStore]:
         store = DiskCached(MemoryStore(), tmp_path / "cache", 0)
         yield store
         await store.aclose()
@@ -95,7 +99,7 @@ class TestCachedOnNothing(StoreContract):
     """A directory that cannot be made."""
 
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> AsyncIterator[ObjectStore]:
         (tmp_path / "file").write_bytes(b"in the way")
         store = DiskCached(MemoryStore(), tmp_path / "file" / "cache", 16 << 20)
         yield store
@@ -104,7 +108,7 @@ class TestCachedOnNothing(StoreContract):
 
 class TestFullStack(StoreContract):
     @pytest.fixture
-    async def store(self, tmp_path):
+    async def store(self, tmp_path: Path) -> AsyncIterator[ObjectStore]:
         store = cached(
             open_store(f"file://{tmp_path}/store"), tmp_path / "cache", 1 << 30, 0, Registry()
         )

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.fakes.proxy import (
     Fault,
     Hang,
     Proxy,
+    Request,
     Reset,
     Response,
     ShiftDate,
@@ -69,7 +71,7 @@ class Says(Answer):
         super().__init__(**answer)  # type: ignore[arg-type]
         object.__setattr__(self, "fault", fault)
 
-    async def before(self, request, client) -> Response:  # type: ignore[no-untyped-def]
+    async def before(self, request: Request, client: trio.SocketStream) -> Response:
         response = await super().before(request, client)
         await self.fault.after(response, client)  # type: ignore[attr-defined]
         return response
@@ -200,7 +202,7 @@ async def test_never_more_requests_are_out_than_connections(server: Proxy) -> No
         trio.open_nursery() as nursery,
     ):
         for i in range(40):
-            nursery.start_soon(lambda i=i: session.request("GET", f"/{i}", {}, limit=9999))
+            nursery.start_soon(partial(session.request, "GET", f"/{i}", {}, limit=9999))
 
     assert server.most_in_flight <= 4
     assert server.connections <= 4
@@ -328,7 +330,9 @@ async def test_only_the_given_authority_is_trusted(tmp_path: Path) -> None:
         except trio.BrokenResourceError:
             pass
 
-    port = listeners[0].transport_listener.socket.getsockname()[1]
+    (tcp,) = (listener.transport_listener for listener in listeners)
+    assert isinstance(tcp, trio.SocketListener)
+    port = tcp.socket.getsockname()[1]
     address = f"https://127.0.0.1:{port}"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, answer, listeners)

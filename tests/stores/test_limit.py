@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from megafs.errors import Unavailable
 from megafs.stores import limit
-from megafs.stores.base import ObjectStore, Page
+from megafs.stores.base import Buffer, ObjectStore, Page
 from megafs.stores.limit import BACKGROUND, Limited, LineEstimate, Priority, at_priority, background
 
 
 class Slow(ObjectStore):
     """Takes a second for everything, and notes what it does when."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.log: list[tuple[float, str]] = []
         self.active = 0
         self.most = 0
@@ -30,40 +33,40 @@ class Slow(ObjectStore):
         finally:
             self.active -= 1
 
-    async def get(self, name, start, length):
+    async def get(self, name: str, start: int, length: int) -> bytes:
         await self._take(f"get {name}")
         return bytes(length)
 
-    async def put_new(self, name, data):
+    async def put_new(self, name: str, data: Buffer) -> None:
         await self._take(f"put {name}")
 
-    async def put(self, name, data):
+    async def put(self, name: str, data: Buffer) -> None:
         await self._take(f"put {name}")
 
-    async def delete(self, name):
+    async def delete(self, name: str) -> None:
         await self._take(f"delete {name}")
 
-    async def list(self, prefix, after="", limit=1000):
+    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
         await self._take(f"list {prefix}")
         return Page([], more=False)
 
     @property
-    def order(self) -> list[str]:
+    def order(self) -> Sequence[str]:
         return [what for _, what in self.log]
 
 
 @pytest.fixture
-def slow():
+def slow() -> Slow:
     return Slow()
 
 
-async def start(nursery, fn, *args):
+async def start(nursery: trio.Nursery, fn: Callable[..., Awaitable[object]], *args: Any) -> None:
     """Start a task and let it come as far as it can, so that the order of arrival is known."""
     nursery.start_soon(fn, *args)
     await trio.sleep(0.001)
 
 
-async def test_never_more_at_once_than_allowed(autojump_clock, slow):
+async def test_never_more_at_once_than_allowed(autojump_clock: MockClock, slow: Slow) -> None:
     store = Limited(slow, 2, 3)
 
     async with trio.open_nursery() as nursery:
@@ -77,7 +80,7 @@ async def test_never_more_at_once_than_allowed(autojump_clock, slow):
     assert len(slow.log) == 48
 
 
-async def test_in_order_of_arrival(autojump_clock, slow):
+async def test_in_order_of_arrival(autojump_clock: MockClock, slow: Slow) -> None:
     store = Limited(slow, 1, 1)
 
     async with trio.open_nursery() as nursery:
@@ -87,10 +90,10 @@ async def test_in_order_of_arrival(autojump_clock, slow):
     assert slow.order == [f"get packs/{i}" for i in range(5)]
 
 
-async def test_readers_go_before_readahead(autojump_clock, slow):
+async def test_readers_go_before_readahead(autojump_clock: MockClock, slow: Slow) -> None:
     store = Limited(slow, 1, 1)
 
-    async def ahead(name):
+    async def ahead(name: str) -> None:
         with background():
             await store.get(name, 0, 1)
 
@@ -102,10 +105,12 @@ async def test_readers_go_before_readahead(autojump_clock, slow):
     assert slow.order[:2] == ["get packs/ahead0", "get packs/wanted"]
 
 
-async def test_a_reader_need_not_wait_for_any_readahead(autojump_clock, slow):
+async def test_a_reader_need_not_wait_for_any_readahead(
+    autojump_clock: MockClock, slow: Slow
+) -> None:
     store = Limited(slow, 2, 4)
 
-    async def ahead(i):
+    async def ahead(i: int) -> None:
         with background():
             await store.get(f"packs/{i}", 0, 1)
 
@@ -117,7 +122,7 @@ async def test_a_reader_need_not_wait_for_any_readahead(autojump_clock, slow):
         assert slow.order.index("get packs/wanted") == 3
 
 
-async def test_a_commit_need_not_wait_for_any_pack(autojump_clock, slow):
+async def test_a_commit_need_not_wait_for_any_pack(autojump_clock: MockClock, slow: Slow) -> None:
     store = Limited(slow, 4, 4)
 
     async with trio.open_nursery() as nursery:
@@ -128,15 +133,17 @@ async def test_a_commit_need_not_wait_for_any_pack(autojump_clock, slow):
         assert slow.order[3] == "put commits/1"
 
 
-async def test_what_somebody_comes_to_wait_for_is_raised(autojump_clock, slow):
+async def test_what_somebody_comes_to_wait_for_is_raised(
+    autojump_clock: MockClock, slow: Slow
+) -> None:
     store = Limited(slow, 1, 1)
     priority = Priority(BACKGROUND)
 
-    async def ahead(i):
+    async def ahead(i: int) -> None:
         with background():
             await store.get(f"packs/{i}", 0, 1)
 
-    async def raised():
+    async def raised() -> None:
         with at_priority(priority):
             await store.get("packs/raised", 0, 1)
 
@@ -149,15 +156,17 @@ async def test_what_somebody_comes_to_wait_for_is_raised(autojump_clock, slow):
     assert slow.order == ["get packs/0", "get packs/raised", "get packs/1", "get packs/2"]
 
 
-async def test_a_raised_request_takes_the_spare_slot_at_once(autojump_clock, slow):
+async def test_a_raised_request_takes_the_spare_slot_at_once(
+    autojump_clock: MockClock, slow: Slow
+) -> None:
     store = Limited(slow, 1, 2)
     priority = Priority(BACKGROUND)
 
-    async def ahead():
+    async def ahead() -> None:
         with background():
             await store.get("packs/ahead", 0, 1)
 
-    async def raised():
+    async def raised() -> None:
         with at_priority(priority):
             await store.get("packs/raised", 0, 1)
 
@@ -170,7 +179,9 @@ async def test_a_raised_request_takes_the_spare_slot_at_once(autojump_clock, slo
         assert slow.active == 2
 
 
-async def test_cancelled_in_the_queue_or_in_flight_gives_the_slot_back(autojump_clock, slow):
+async def test_cancelled_in_the_queue_or_in_flight_gives_the_slot_back(
+    autojump_clock: MockClock, slow: Slow
+) -> None:
     store = Limited(slow, 1, 1)
 
     for patience in (0, 0.5, 1.0, 1.5, 2.0):
@@ -188,9 +199,9 @@ async def test_cancelled_in_the_queue_or_in_flight_gives_the_slot_back(autojump_
     assert (details["uploading"], details["downloading"], details["queued"]) == (0, 0, 0)
 
 
-async def test_a_failed_request_gives_the_slot_back(autojump_clock):
+async def test_a_failed_request_gives_the_slot_back(autojump_clock: MockClock) -> None:
     class Failing(Slow):
-        async def get(self, name, start, length):
+        async def get(self, name: str, start: int, length: int) -> bytes:
             raise Unavailable("no")
 
     store = Limited(Failing(), 1, 1)
@@ -200,7 +211,7 @@ async def test_a_failed_request_gives_the_slot_back(autojump_clock):
     assert store.health().details["downloading"] == 0
 
 
-async def test_bandwidth_is_shared_out(autojump_clock, slow):
+async def test_bandwidth_is_shared_out(autojump_clock: MockClock, slow: Slow) -> None:
     store = Limited(slow, 4, 8, up_rate=1000, down_rate=100)
 
     async with trio.open_nursery() as nursery:
@@ -216,10 +227,12 @@ async def test_bandwidth_is_shared_out(autojump_clock, slow):
     assert trio.current_time() == begun + 15 + 1
 
 
-async def test_a_reader_does_not_wait_for_the_bandwidth_of_readahead(autojump_clock, slow):
+async def test_a_reader_does_not_wait_for_the_bandwidth_of_readahead(
+    autojump_clock: MockClock, slow: Slow
+) -> None:
     store = Limited(slow, 1, 8, down_rate=100)
 
-    async def ahead(i):
+    async def ahead(i: int) -> None:
         with background():
             await store.get(f"packs/{i}", 0, 1000)
 
@@ -233,9 +246,9 @@ async def test_a_reader_does_not_wait_for_the_bandwidth_of_readahead(autojump_cl
         nursery.cancel_scope.cancel()
 
 
-async def test_bytes_that_did_not_come_are_not_paid_for(autojump_clock):
+async def test_bytes_that_did_not_come_are_not_paid_for(autojump_clock: MockClock) -> None:
     class Short(Slow):
-        async def get(self, name, start, length):
+        async def get(self, name: str, start: int, length: int) -> bytes:
             await super().get(name, start, length)
             return b"short"
 
@@ -247,10 +260,10 @@ async def test_bytes_that_did_not_come_are_not_paid_for(autojump_clock):
     assert trio.current_time() < 10
 
 
-async def test_background_is_inherited_by_tasks_started_inside():
+async def test_background_is_inherited_by_tasks_started_inside() -> None:
     levels = []
 
-    async def look():
+    async def look() -> None:
         levels.append(limit.current_level())
 
     with background():

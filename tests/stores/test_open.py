@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from megafs.errors import BadStore, Missing
@@ -14,7 +16,7 @@ from megafs.stores.s3.driver import S3Store
 from megafs.stores.stack import cached, open_driver, open_store
 
 
-async def test_a_directory(tmp_path):
+async def test_a_directory(tmp_path: Path) -> None:
     store = open_driver(f"file://{tmp_path}/a%20b/")
     await store.create()
 
@@ -22,14 +24,14 @@ async def test_a_directory(tmp_path):
     assert (tmp_path / "a b").is_dir()
 
 
-async def test_a_bucket():
+async def test_a_bucket() -> None:
     store = open_driver("s3://bucket/some/prefix", {"endpoint": "http://127.0.0.1:1"})
 
     assert isinstance(store, S3Store)
     await store.aclose()
 
 
-async def test_memory_is_shared_by_name():
+async def test_memory_is_shared_by_name() -> None:
     await open_store("memory://one").put_new("keys/1", b"x")
 
     assert await open_store("memory://one").get("keys/1", 0, 9) == b"x"
@@ -37,7 +39,7 @@ async def test_memory_is_shared_by_name():
         await open_store("memory://two").get("keys/1", 0, 9)
 
 
-async def test_the_stack(tmp_path):
+async def test_the_stack(tmp_path: Path) -> None:
     plain = open_store(f"file://{tmp_path}/store")
     store = cached(plain, tmp_path / "cache", 1 << 30, 0, Registry())
 
@@ -47,7 +49,7 @@ async def test_the_stack(tmp_path):
     await store.aclose()
 
 
-def test_opening_asks_nothing_of_the_store(tmp_path):
+def test_opening_asks_nothing_of_the_store(tmp_path: Path) -> None:
     store = open_store(f"file://{tmp_path}/nothing")
     cached(store, tmp_path / "cache", 1 << 30, 0, Registry())
 
@@ -71,7 +73,7 @@ def test_opening_asks_nothing_of_the_store(tmp_path):
         ("s3://bucket/prefix?x=1", "-o NAME=VALUE"),
     ],
 )
-def test_a_wrong_url_is_told_what_to_write(url, hint):
+def test_a_wrong_url_is_told_what_to_write(url: str, hint: str) -> None:
     with pytest.raises(BadStore) as raised:
         open_store(url)
 
@@ -79,19 +81,19 @@ def test_a_wrong_url_is_told_what_to_write(url, hint):
     assert "\n" not in str(raised.value)
 
 
-def test_a_secret_in_the_url_is_refused_and_not_repeated():
+def test_a_secret_in_the_url_is_refused_and_not_repeated() -> None:
     with pytest.raises(BadStore) as raised:
         open_store("s3://key:hunter2@bucket/prefix")
 
     assert "hunter2" not in str(raised.value)
 
 
-def test_an_option_of_another_driver_is_named(tmp_path):
+def test_an_option_of_another_driver_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadStore, match="endpoint= is an option of s3:// stores, not of file://"):
         open_store(f"file://{tmp_path}", {"endpoint": "http://x"})
 
 
-def test_an_unknown_option_is_told_what_there_is():
+def test_an_unknown_option_is_told_what_there_is() -> None:
     with pytest.raises(BadStore, match=r"no option colour=; they have .*endpoint"):
         open_store("s3://bucket", {"colour": "blue"})
     with pytest.raises(BadStore, match="no option secret_key="):
@@ -100,6 +102,6 @@ def test_an_unknown_option_is_told_what_there_is():
         open_store("file:///x", {"colour": "blue"})
 
 
-def test_the_options_of_a_url_are_known():
+def test_the_options_of_a_url_are_known() -> None:
     assert known_options("file:///x") == set()
     assert {"endpoint", "region", "path_style"} <= known_options("s3://bucket")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from megafs import clock, concurrency
 from megafs.errors import Denied, Exists, Missing, Unavailable
 from megafs.stores import retry
+from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited
 from megafs.stores.local.driver import LocalStore
 from megafs.stores.memory import MemoryStore
@@ -19,19 +24,19 @@ from tests.stores.contract import StoreContract
 
 
 @pytest.fixture(autouse=True)
-def no_jitter():
+def no_jitter() -> Iterator[None]:
     """Every draw is the highest, so that times are exact."""
     with clock.replaced(uniform=lambda low, high: high), concurrency.in_place():
         yield
 
 
-async def with_object(*script, data=b"bytes", **options):
+async def with_object(*script: Fault | None, data: bytes = b"bytes", **options: Any) -> Faulty:
     memory = MemoryStore()
     await memory.put_new("packs/ab/one", data)
     return Faulty(memory, script, **options)
 
 
-async def test_waits_longer_each_time(autojump_clock):
+async def test_waits_longer_each_time(autojump_clock: MockClock) -> None:
     store = await with_object(*[before()] * 4)
 
     assert await Retrying(store).get("packs/ab/one", 0, 10) == b"bytes"
@@ -39,7 +44,7 @@ async def test_waits_longer_each_time(autojump_clock):
     assert store.times == [0, 0.25, 0.75, 1.75, 3.75]
 
 
-async def test_no_wait_is_longer_than_the_cap(autojump_clock):
+async def test_no_wait_is_longer_than_the_cap(autojump_clock: MockClock) -> None:
     store = await with_object(*[before()] * 10)
 
     await Retrying(store, patience=1000).get("packs/ab/one", 0, 10)
@@ -48,18 +53,22 @@ async def test_no_wait_is_longer_than_the_cap(autojump_clock):
     assert waits == [0.25, 0.5, 1, 2, 4, 8, 16, 20, 20, 20]
 
 
-async def test_jitter_draws_from_zero_up(autojump_clock):
+async def test_jitter_draws_from_zero_up(autojump_clock: MockClock) -> None:
     store = await with_object(*[before()] * 3)
-    draws = []
+    draws: list[tuple[float, float]] = []
 
-    with clock.replaced(uniform=lambda low, high: draws.append((low, high)) or low):
+    def lowest(low: float, high: float) -> float:
+        draws.append((low, high))
+        return low
+
+    with clock.replaced(uniform=lowest):
         await Retrying(store).get("packs/ab/one", 0, 10)
 
     assert draws == [(0, 0.25), (0, 0.5), (0, 1)]
     assert trio.current_time() == 0
 
 
-async def test_waits_as_long_as_the_store_asks(autojump_clock):
+async def test_waits_as_long_as_the_store_asks(autojump_clock: MockClock) -> None:
     store = await with_object(before(retry_after=7))
 
     await Retrying(store).get("packs/ab/one", 0, 10)
@@ -67,7 +76,7 @@ async def test_waits_as_long_as_the_store_asks(autojump_clock):
     assert trio.current_time() == 7
 
 
-async def test_does_not_wait_for_an_hour_because_the_store_asks(autojump_clock):
+async def test_does_not_wait_for_an_hour_because_the_store_asks(autojump_clock: MockClock) -> None:
     store = await with_object(before(retry_after=3600))
 
     with pytest.raises(Unavailable) as raised:
@@ -77,7 +86,7 @@ async def test_does_not_wait_for_an_hour_because_the_store_asks(autojump_clock):
     assert raised.value.retry_after == 3600
 
 
-async def test_patience_ends_the_operation(autojump_clock):
+async def test_patience_ends_the_operation(autojump_clock: MockClock) -> None:
     store = await with_object()
     store.partitioned = True
 
@@ -87,7 +96,7 @@ async def test_patience_ends_the_operation(autojump_clock):
     assert trio.current_time() == 15.75  # the next wait, of 16 s, would have gone past 20
 
 
-async def test_an_answer_is_not_retried(autojump_clock):
+async def test_an_answer_is_not_retried(autojump_clock: MockClock) -> None:
     store = await with_object(None, Fault("denied"))
     retrying = Retrying(store)
 
@@ -101,7 +110,7 @@ async def test_an_answer_is_not_retried(autojump_clock):
     assert len(store.calls) == 3
 
 
-async def test_a_lost_reply_is_not_a_conflict(autojump_clock):
+async def test_a_lost_reply_is_not_a_conflict(autojump_clock: MockClock) -> None:
     store = Retrying(Faulty(MemoryStore(), [lost_reply()]))
 
     await store.put_new("commits/1", b"ours")  # first try stored it, second finds it there
@@ -110,7 +119,7 @@ async def test_a_lost_reply_is_not_a_conflict(autojump_clock):
         await store.put_new("commits/1", b"theirs")
 
 
-async def test_a_real_conflict_after_a_failure_is_one(autojump_clock):
+async def test_a_real_conflict_after_a_failure_is_one(autojump_clock: MockClock) -> None:
     memory = MemoryStore()
     store = Retrying(Faulty(memory, [before()]))
 
@@ -124,7 +133,7 @@ async def test_a_real_conflict_after_a_failure_is_one(autojump_clock):
             await store.put_new("commits/1", b"ours")
 
 
-async def test_an_object_that_only_begins_like_ours_is_not_ours(autojump_clock):
+async def test_an_object_that_only_begins_like_ours_is_not_ours(autojump_clock: MockClock) -> None:
     memory = MemoryStore()
     await memory.put_new("commits/1", b"ours and more")
     store = Retrying(Faulty(memory, [before()]))
@@ -133,7 +142,7 @@ async def test_an_object_that_only_begins_like_ours_is_not_ours(autojump_clock):
         await store.put_new("commits/1", b"ours")
 
 
-async def test_a_put_that_hung_after_it_was_done_is_won(autojump_clock):
+async def test_a_put_that_hung_after_it_was_done_is_won(autojump_clock: MockClock) -> None:
     memory = MemoryStore()
     store = Retrying(Faulty(memory, [Fault("late")]), attempt=5)
 
@@ -143,7 +152,7 @@ async def test_a_put_that_hung_after_it_was_done_is_won(autojump_clock):
     assert 5 < trio.current_time() < 6
 
 
-async def test_the_reading_back_is_retried_too(autojump_clock):
+async def test_the_reading_back_is_retried_too(autojump_clock: MockClock) -> None:
     memory = MemoryStore()
     store = Faulty(memory, [lost_reply(), None, before(), None, None])
 
@@ -152,7 +161,7 @@ async def test_the_reading_back_is_retried_too(autojump_clock):
     assert [op for op, _ in store.calls] == ["put_new", "put_new", "get", "put_new", "get"]
 
 
-async def test_giving_up_says_whether_it_may_have_been_done(autojump_clock):
+async def test_giving_up_says_whether_it_may_have_been_done(autojump_clock: MockClock) -> None:
     store = Faulty(MemoryStore(), [lost_reply()] + [before()] * 50)
 
     with pytest.raises(Unavailable) as raised:
@@ -161,7 +170,7 @@ async def test_giving_up_says_whether_it_may_have_been_done(autojump_clock):
     assert raised.value.maybe_done
 
 
-async def test_giving_up_on_what_was_never_sent_says_so(autojump_clock):
+async def test_giving_up_on_what_was_never_sent_says_so(autojump_clock: MockClock) -> None:
     store = Faulty(MemoryStore(), [before()] * 50)
 
     with pytest.raises(Unavailable) as raised:
@@ -170,7 +179,7 @@ async def test_giving_up_on_what_was_never_sent_says_so(autojump_clock):
     assert not raised.value.maybe_done
 
 
-async def test_a_hung_transfer_is_begun_again(autojump_clock):
+async def test_a_hung_transfer_is_begun_again(autojump_clock: MockClock) -> None:
     store = await with_object(hang())
 
     assert await Retrying(store, attempt=10).get("packs/ab/one", 0, 10) == b"bytes"
@@ -178,7 +187,7 @@ async def test_a_hung_transfer_is_begun_again(autojump_clock):
     assert trio.current_time() == pytest.approx(10.25, abs=0.01)
 
 
-async def test_a_large_transfer_may_take_its_time(autojump_clock):
+async def test_a_large_transfer_may_take_its_time(autojump_clock: MockClock) -> None:
     data = bytes(1 << 20)
     store = await with_object(slow(60), data=data)
 
@@ -190,7 +199,7 @@ async def test_a_large_transfer_may_take_its_time(autojump_clock):
     assert trio.current_time() == 60  # of the 64 that 1 MiB may take at 16 KiB/s
 
 
-async def test_waiting_for_a_slot_is_not_hanging(autojump_clock):
+async def test_waiting_for_a_slot_is_not_hanging(autojump_clock: MockClock) -> None:
     store = await with_object(slow(20), slow(20), slow(20))
     retrying = Retrying(Limited(store, 1, 1), patience=100, attempt=25)
 
@@ -202,7 +211,9 @@ async def test_waiting_for_a_slot_is_not_hanging(autojump_clock):
     assert retrying.health().details["failures"] == 0
 
 
-async def test_patience_ends_in_the_queue_too_and_does_not_blame_the_store(autojump_clock):
+async def test_patience_ends_in_the_queue_too_and_does_not_blame_the_store(
+    autojump_clock: MockClock,
+) -> None:
     limited = Limited(await with_object(slow(50)), 1, 1)
     retrying = Retrying(limited, patience=30)
 
@@ -217,7 +228,9 @@ async def test_patience_ends_in_the_queue_too_and_does_not_blame_the_store(autoj
         assert retrying.state == "ok"
 
 
-async def test_an_attempt_that_patience_cuts_short_is_not_a_failure_of_the_store(autojump_clock):
+async def test_an_attempt_that_patience_cuts_short_is_not_a_failure_of_the_store(
+    autojump_clock: MockClock,
+) -> None:
     limited = Limited(await with_object(slow(28), slow(28)), 1, 1)
     retrying = Retrying(limited, patience=30)
 
@@ -230,7 +243,9 @@ async def test_an_attempt_that_patience_cuts_short_is_not_a_failure_of_the_store
     assert retrying.state == "ok"
 
 
-async def test_an_outage_costs_one_request_each_once_the_budget_is_spent(autojump_clock):
+async def test_an_outage_costs_one_request_each_once_the_budget_is_spent(
+    autojump_clock: MockClock,
+) -> None:
     store = await with_object()
     store.partitioned = True
     retrying = Retrying(store, budget=50)  # ten retries
@@ -247,7 +262,7 @@ async def test_an_outage_costs_one_request_each_once_the_budget_is_spent(autojum
     assert trio.current_time() < 20
 
 
-async def test_the_budget_is_back_soon_after_an_outage(autojump_clock):
+async def test_the_budget_is_back_soon_after_an_outage(autojump_clock: MockClock) -> None:
     budget = Budget(100)
     while budget.take(5):
         budget.failed()
@@ -262,7 +277,7 @@ async def test_the_budget_is_back_soon_after_an_outage(autojump_clock):
     assert budget.tokens == 100
 
 
-async def test_a_store_that_is_down_answers_at_once(autojump_clock):
+async def test_a_store_that_is_down_answers_at_once(autojump_clock: MockClock) -> None:
     store = await with_object()
     store.partitioned = True
     retrying = Retrying(store, patience=60)
@@ -286,7 +301,7 @@ async def test_a_store_that_is_down_answers_at_once(autojump_clock):
     assert len(store.calls) <= calls + 3
 
 
-async def test_a_store_that_came_back_is_ok_within_seconds(autojump_clock):
+async def test_a_store_that_came_back_is_ok_within_seconds(autojump_clock: MockClock) -> None:
     store = await with_object()
     store.partitioned = True
     retrying = Retrying(store, patience=20)
@@ -303,7 +318,9 @@ async def test_a_store_that_came_back_is_ok_within_seconds(autojump_clock):
     assert retrying.state == "ok"
 
 
-async def test_operations_under_way_survive_an_outage_shorter_than_patience(autojump_clock):
+async def test_operations_under_way_survive_an_outage_shorter_than_patience(
+    autojump_clock: MockClock,
+) -> None:
     store = await with_object()
     store.partitioned = True
     retrying = Retrying(store, patience=60)
@@ -321,7 +338,7 @@ async def test_operations_under_way_survive_an_outage_shorter_than_patience(auto
     assert results == [b"bytes"] * 5
 
 
-async def test_one_failure_is_no_outage(autojump_clock):
+async def test_one_failure_is_no_outage(autojump_clock: MockClock) -> None:
     store = await with_object(before())
     retrying = Retrying(store)
 
@@ -331,7 +348,9 @@ async def test_one_failure_is_no_outage(autojump_clock):
     assert retrying.health().last_error == "503 for a test"
 
 
-async def test_an_outage_is_one_line_in_the_log(autojump_clock, caplog):
+async def test_an_outage_is_one_line_in_the_log(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="megafs.stores.retry")
     store = await with_object()
     store.partitioned = True
@@ -354,7 +373,9 @@ async def test_an_outage_is_one_line_in_the_log(autojump_clock, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-async def test_retries_that_help_are_not_logged(autojump_clock, caplog):
+async def test_retries_that_help_are_not_logged(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="megafs.stores.retry")
     store = await with_object(before(), before())
 
@@ -363,7 +384,7 @@ async def test_retries_that_help_are_not_logged(autojump_clock, caplog):
     assert caplog.records == []
 
 
-async def test_status_has_its_numbers(autojump_clock):
+async def test_status_has_its_numbers(autojump_clock: MockClock) -> None:
     store = await with_object(before())
     with clock.replaced(now_ns=lambda: 1_700_000_000 * 10**9, uniform=lambda low, high: high):
         retrying = Retrying(store)
@@ -381,7 +402,7 @@ async def test_status_has_its_numbers(autojump_clock):
     assert details["last_error"] == "503 for a test"
 
 
-async def test_cancelling_a_retry_leaves_it_usable(autojump_clock):
+async def test_cancelling_a_retry_leaves_it_usable(autojump_clock: MockClock) -> None:
     store = await with_object(hang())
     retrying = Retrying(Limited(store, 1, 1))
 
@@ -393,7 +414,9 @@ async def test_cancelling_a_retry_leaves_it_usable(autojump_clock):
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_of_racers_over_a_bad_line_exactly_one_wins(autojump_clock, seed):
+async def test_of_racers_over_a_bad_line_exactly_one_wins(
+    autojump_clock: MockClock, seed: int
+) -> None:
     """Lost replies, errors and hangs: still one winner for each name, and it knows."""
     memory = MemoryStore()
     rates = {"before": 0.2, "after": 0.2, "hang": 0.05, "late": 0.05, "slow": 0.2}
@@ -421,27 +444,30 @@ class TestRetryingOverABadLine(StoreContract):
     """The whole contract, although every fourth request fails one way or another."""
 
     @pytest.fixture(autouse=True)
-    def no_waits(self):
+    def no_waits(self) -> Iterator[None]:
         # In real time: pytest-trio does not see a clock that a fixture asks for.
         with clock.replaced(uniform=lambda low, high: low):
             yield
 
     @pytest.fixture
-    async def store(self):
+    async def store(self) -> ObjectStore:
         faulty = Faulty(MemoryStore(), seed=1, rates={"before": 0.1, "after": 0.1})
         return Retrying(faulty, budget=1e9)
 
-    async def test_health_never_asks_the_store(self, store):
-        calls = len(store.beneath.calls)
+    async def test_health_never_asks_the_store(self, store: ObjectStore) -> None:
+        assert isinstance(store, Retrying)
+        faulty = store.beneath
+        assert isinstance(faulty, Faulty)
+        calls = len(faulty.calls)
         store.health()
-        assert len(store.beneath.calls) == calls
+        assert len(faulty.calls) == calls
 
     # A put that is retried after a lost reply finds its own object: it cannot then tell an
     # earlier, equal one of its own from it.
-    test_put_new_never_replaces = None
+    test_put_new_never_replaces = None  # type: ignore[assignment]
 
 
-async def test_a_directory_works_the_same(autojump_clock, tmp_path):
+async def test_a_directory_works_the_same(autojump_clock: MockClock, tmp_path: Path) -> None:
     store = Retrying(Faulty(LocalStore(tmp_path), [lost_reply(), None, None, before()]))
 
     await store.put_new("commits/1", b"ours")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,7 @@ from tests.fakes.proxy import (
     Answer,
     Change,
     Cut,
+    Fault,
     Hang,
     Proxy,
     Reset,
@@ -141,11 +143,12 @@ async def test_a_store_that_has_too_much_to_do_is_told_from_a_broken_one(
 
 
 async def test_a_write_that_may_have_happened_is_told(store: S3Store, proxy: Proxy) -> None:
-    async def outcome(*faults: object) -> tuple[bool, bool]:
+    number = itertools.count(1)
+
+    async def outcome(fault: Fault) -> tuple[bool, bool]:
         """Put a new object through the fault: (may be done, is done)."""
-        outcome.count += 1
-        name = f"maybe/{outcome.count}"
-        proxy.next(*faults, method="PUT")  # type: ignore[arg-type]
+        name = f"maybe/{next(number)}"
+        proxy.next(fault, method="PUT")
         with pytest.raises(Unavailable) as caught:
             await store.put_new(name, DATA)
         try:
@@ -154,7 +157,6 @@ async def test_a_write_that_may_have_happened_is_told(store: S3Store, proxy: Pro
             done = False
         return caught.value.maybe_done, done
 
-    outcome.count = 0  # type: ignore[attr-defined]
     assert await outcome(Reset(after_done=True)) == (True, True)
     assert await outcome(Hang(after_done=True)) == (True, True)
     assert await outcome(Reset()) == (True, False)

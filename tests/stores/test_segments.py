@@ -11,7 +11,7 @@ NAMES = st.sampled_from(["packs/a", "packs/b"])
 NUMBER = st.integers(0, 24)
 
 
-def segment(name, start, asked, size):
+def segment(name: str, start: int, asked: int, size: int) -> Segment:
     return Segment(name, start, asked, min(asked, size))
 
 
@@ -22,7 +22,9 @@ def segment(name, start, asked, size):
     start=NUMBER,
     length=st.integers(1, 12),
 )
-def test_finds_a_segment_that_holds_the_range_if_there_is_one(added, removed, name, start, length):
+def test_finds_a_segment_that_holds_the_range_if_there_is_one(
+    added: list[tuple[str, int, int, int]], removed: list[int], name: str, start: int, length: int
+) -> None:
     index = Segments()
     model: list[Segment] = []
     for fields in added:
@@ -62,7 +64,7 @@ def test_finds_a_segment_that_holds_the_range_if_there_is_one(added, removed, na
         assert {id(s) for s in row} == {id(s) for s in model if s.name == each}
 
 
-def test_a_segment_that_met_the_end_answers_for_what_is_beyond():
+def test_a_segment_that_met_the_end_answers_for_what_is_beyond() -> None:
     index = Segments()
     index.add(Segment("packs/a", 10, asked=100, size=5))
 
@@ -71,7 +73,7 @@ def test_a_segment_that_met_the_end_answers_for_what_is_beyond():
     assert index.find("packs/a", 9, 2) is None
 
 
-def test_a_used_segment_is_the_last_to_go():
+def test_a_used_segment_is_the_last_to_go() -> None:
     index = Segments()
     one, two = Segment("packs/a", 0, 1, 1), Segment("packs/b", 0, 1, 1)
     index.add(one)
@@ -82,14 +84,14 @@ def test_a_used_segment_is_the_last_to_go():
 
 
 @given(st.one_of(st.text(max_size=30), st.integers(), st.binary(max_size=9), st.none()))
-def test_any_key_is_parsed_or_refused(key):
+def test_any_key_is_parsed_or_refused(key: str) -> None:
     parsed = parse_key(key)
     if parsed is not None:
         assert parse_key(Segment(*parsed).key) == parsed
 
 
 @given(NAMES, NUMBER, st.integers(1, 12), st.integers(1, 12))
-def test_a_key_says_all_of_a_segment(name, start, asked, size):
+def test_a_key_says_all_of_a_segment(name: str, start: int, asked: int, size: int) -> None:
     segment = Segment(name, start, asked, min(asked, size))
     assert parse_key(segment.key) == (name, start, asked, min(asked, size))
     if size >= asked:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock
 
 from megafs.errors import Unavailable
+from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited, background
 from megafs.stores.parallelism import START_DOWN, Parallelism
 from megafs.stores.retry import Retrying
@@ -21,7 +24,7 @@ OBJECT = 2 * MB
 
 
 @asynccontextmanager
-async def reading(store, size: int = OBJECT) -> AsyncIterator[None]:
+async def reading(store: ObjectStore, size: int = OBJECT) -> AsyncIterator[None]:
     """As much read-ahead as the store takes, for the block."""
 
     async def fetch() -> None:
@@ -53,10 +56,11 @@ class Constant(Parallelism):
         super().__init__(most)
         self.bulk = most - 1
 
-    def answered(self, *args) -> None:
+    def answered(self, *args: Any) -> None:
         pass
 
-    overloaded = answered
+    def overloaded(self, *args: Any) -> None:
+        pass
 
 
 def fixed(store: SharedLine, slots: int) -> Limited:
@@ -66,7 +70,7 @@ def fixed(store: SharedLine, slots: int) -> Limited:
     return limited
 
 
-async def best_constant(traits: dict[str, float], most: int) -> float:
+async def best_constant(traits: dict[str, Any], most: int) -> float:
     """What the best constant number brings."""
     rates = []
     for slots in (2, 4, 8, 12, 16, 24, most):
@@ -77,11 +81,11 @@ async def best_constant(traits: dict[str, float], most: int) -> float:
     return max(rates)
 
 
-LONG = {"rtt": 0.1, "each": 4 * MB, "total": 80 * MB}
-NARROW = {"rtt": 0.02, "total": 12.5 * MB}
+LONG: dict[str, Any] = {"rtt": 0.1, "each": 4 * MB, "total": 80 * MB}
+NARROW: dict[str, Any] = {"rtt": 0.02, "total": 12.5 * MB}
 
 
-async def test_a_long_fat_line_is_filled(autojump_clock):
+async def test_a_long_fat_line_is_filled(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG)
     store = Limited(line, 1, 32)
 
@@ -92,7 +96,7 @@ async def test_a_long_fat_line_is_filled(autojump_clock):
     assert reached >= 0.8 * await best_constant(LONG, 32)
 
 
-async def test_it_is_filled_soon(autojump_clock):
+async def test_it_is_filled_soon(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG)
 
     async with reading(Limited(line, 1, 32)):
@@ -104,7 +108,7 @@ async def test_it_is_filled_soon(autojump_clock):
     assert line.moved > 1.3 * slow.moved
 
 
-async def test_uploads_have_a_number_of_their_own(autojump_clock):
+async def test_uploads_have_a_number_of_their_own(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG)
     store = Limited(line, 32, 32)
 
@@ -122,10 +126,10 @@ async def test_uploads_have_a_number_of_their_own(autojump_clock):
     assert store.useful_downloads() == START_DOWN
 
 
-async def test_a_narrow_line_is_not_crowded(autojump_clock):
+async def test_a_narrow_line_is_not_crowded(autojump_clock: MockClock) -> None:
     """The line itself is the queue then: who is urgent must not find sixteen others in it."""
 
-    async def urgent(make) -> tuple[float, float]:
+    async def urgent(make: Callable[..., Any]) -> tuple[float, float]:
         line = SharedLine(**NARROW)
         store = make(line)
         took = []
@@ -147,8 +151,10 @@ async def test_a_narrow_line_is_not_crowded(autojump_clock):
     assert reached > 0.95 * constant
 
 
-async def test_where_more_at_once_only_get_in_each_others_way_there_are_few(autojump_clock):
-    traits = {"rtt": 0.001, "total": 200 * MB, "harm": 0.05}
+async def test_where_more_at_once_only_get_in_each_others_way_there_are_few(
+    autojump_clock: MockClock,
+) -> None:
+    traits: dict[str, Any] = {"rtt": 0.001, "total": 200 * MB, "harm": 0.05}
     line = SharedLine(**traits)
     store = Limited(line, 1, 32)
 
@@ -160,7 +166,7 @@ async def test_where_more_at_once_only_get_in_each_others_way_there_are_few(auto
     assert reached > 0.9 * await best_constant(traits, 32)
 
 
-async def test_an_overloaded_store_is_asked_for_what_it_takes(autojump_clock):
+async def test_an_overloaded_store_is_asked_for_what_it_takes(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG, most=6)
     store = Limited(line, 1, 32)
 
@@ -183,7 +189,7 @@ async def test_an_overloaded_store_is_asked_for_what_it_takes(autojump_clock):
         assert await rate(line, 20) > 0.8 * await best_constant(LONG, 32)
 
 
-async def test_retries_and_the_number_do_not_fight(autojump_clock):
+async def test_retries_and_the_number_do_not_fight(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG, most=4)
     store = Retrying(Limited(line, 1, 32), 600)
 
@@ -195,7 +201,7 @@ async def test_retries_and_the_number_do_not_fight(autojump_clock):
     assert store.health().details["gave_up"] == 0
 
 
-async def test_urgent_requests_respect_an_overloaded_store_too(autojump_clock):
+async def test_urgent_requests_respect_an_overloaded_store_too(autojump_clock: MockClock) -> None:
     line = SharedLine(rtt=0.1, total=80 * MB, most=5)
     store = Limited(line, 1, 32)
 
@@ -216,7 +222,7 @@ async def test_urgent_requests_respect_an_overloaded_store_too(autojump_clock):
     assert line.refused - refused < (line.moved - moved) / 1000 / 3
 
 
-async def test_a_line_that_becomes_another_is_noticed(autojump_clock):
+async def test_a_line_that_becomes_another_is_noticed(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG)
     store = Limited(line, 1, 32)
 
@@ -234,7 +240,9 @@ async def test_a_line_that_becomes_another_is_noticed(autojump_clock):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8])
-async def test_never_more_than_the_setting_and_one_kept_for_urgent_ones(autojump_clock, most):
+async def test_never_more_than_the_setting_and_one_kept_for_urgent_ones(
+    autojump_clock: MockClock, most: int
+) -> None:
     line = SharedLine(**LONG)
     store = Limited(line, 1, most)
     seen = set()
@@ -251,7 +259,7 @@ async def test_never_more_than_the_setting_and_one_kept_for_urgent_ones(autojump
         assert waited < 0.11
 
 
-async def test_an_attempt_without_an_answer_counts_as_overload(autojump_clock):
+async def test_an_attempt_without_an_answer_counts_as_overload(autojump_clock: MockClock) -> None:
     line = SharedLine(rtt=1000.0, total=MB)
     limited = Limited(line, 1, 32)
     store = Retrying(limited, 50, attempt=10)
@@ -267,7 +275,9 @@ async def test_an_attempt_without_an_answer_counts_as_overload(autojump_clock):
     assert limited.useful_downloads() < START_DOWN
 
 
-async def test_who_loses_patience_with_a_read_says_nothing_of_the_store(autojump_clock):
+async def test_who_loses_patience_with_a_read_says_nothing_of_the_store(
+    autojump_clock: MockClock,
+) -> None:
     line = SharedLine(rtt=1000.0, total=MB)
     store = Limited(line, 1, 32)
 
@@ -277,7 +287,7 @@ async def test_who_loses_patience_with_a_read_says_nothing_of_the_store(autojump
     assert store.useful_downloads() == START_DOWN
 
 
-async def test_what_is_not_full_is_not_judged(autojump_clock):
+async def test_what_is_not_full_is_not_judged(autojump_clock: MockClock) -> None:
     """A reader that asks for little at a time does not move the number."""
     line = SharedLine(**LONG)
     store = Limited(line, 1, 32)
@@ -289,7 +299,9 @@ async def test_what_is_not_full_is_not_judged(autojump_clock):
     assert store.useful_downloads() == START_DOWN
 
 
-async def test_a_line_that_is_wider_now_is_noticed_though_nothing_became_faster(autojump_clock):
+async def test_a_line_that_is_wider_now_is_noticed_though_nothing_became_faster(
+    autojump_clock: MockClock,
+) -> None:
     """The transfers there are fill their connections, and the rest of the line stays empty."""
     line = SharedLine(rtt=0.1, each=4 * MB, total=20 * MB)
     store = Limited(line, 1, 32)
@@ -302,7 +314,9 @@ async def test_a_line_that_is_wider_now_is_noticed_though_nothing_became_faster(
         assert store.useful_downloads() >= 16
 
 
-async def test_readers_who_wait_do_not_stop_readahead_but_keep_a_slot_free(autojump_clock):
+async def test_readers_who_wait_do_not_stop_readahead_but_keep_a_slot_free(
+    autojump_clock: MockClock,
+) -> None:
     line = SharedLine(**LONG)
     store = Limited(line, 1, 6)
 
@@ -319,7 +333,7 @@ async def test_readers_who_wait_do_not_stop_readahead_but_keep_a_slot_free(autoj
         nursery.cancel_scope.cancel()
 
 
-async def test_a_broken_network_says_nothing_of_how_many_at_once(autojump_clock):
+async def test_a_broken_network_says_nothing_of_how_many_at_once(autojump_clock: MockClock) -> None:
     class Broken(SharedLine):
         async def get(self, name: str, start: int, length: int) -> bytes:
             await trio.sleep(0.1)
@@ -375,7 +389,7 @@ def test_on_a_line_that_stays_as_it_is_experiments_become_rare_but_do_not_end() 
     assert max(numbers_on(30, 600)) >= 24
 
 
-async def test_many_who_wait_do_not_take_the_place_of_readahead(autojump_clock):
+async def test_many_who_wait_do_not_take_the_place_of_readahead(autojump_clock: MockClock) -> None:
     line = SharedLine(**LONG)
     store = Limited(line, 1, 32)
 
@@ -410,7 +424,9 @@ EVENTS = st.lists(
 
 
 @given(st.integers(1, 64), EVENTS)
-def test_whatever_happens_it_stays_between_one_and_the_setting(most, events):
+def test_whatever_happens_it_stays_between_one_and_the_setting(
+    most: int, events: list[Any]
+) -> None:
     width = Parallelism(most)
     eras = [0]
     for what, seconds, size, active in events:

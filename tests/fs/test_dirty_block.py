@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.fs.contents import DirtyBlock
+from megafs.fs.dirty_block import DirtyBlock
 
 SIZE = 200
 WRITES = st.lists(st.tuples(st.integers(0, SIZE - 1), st.binary(min_size=1, max_size=60)))
@@ -34,7 +34,7 @@ def test_a_cell_holds_what_was_written_and_where(writes: list[tuple[int, bytes]]
     model, where, grown = written(writes, cell)
     check(cell, model, where)
     assert grown == cell.size == (max(where) - min(where) + 1 if where else 0)
-    check(cell.upto(end), model, {n for n in where if n < end})
+    check(cell.before(end), model, {n for n in where if n < end})
 
 
 @given(st.binary(min_size=SIZE, max_size=SIZE), WRITES)
