@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import apsw
 import trio
 from msgspec import Struct, field
 
@@ -15,7 +14,15 @@ from megafs.history.earlier_trees import History
 from megafs.history.scratch import scratch
 from megafs.journal.commit import Commit, unpack_changeset
 from megafs.progress import OnProgress, Progress
+from megafs.tree.changeset import (
+    DirentChange,
+    InodeChange,
+    XattrChange,
+    is_given,
+    row_changes,
+)
 from megafs.tree.rewind import NameChange, Rewind
+from megafs.tree.schema import DirentRow, InodeRow
 from megafs.tree.tree import Tree
 
 T = TypeVar("T")
@@ -37,14 +44,11 @@ class Touched(Struct):
     """
 
     is_changed: bool = False
-    old: tuple[Any, ...] | None = None
-    new: tuple[Any, ...] | None = None
+    old: InodeRow | None = None
+    new: InodeRow | None = None
     gone: list[tuple[int, bytes]] = field(default_factory=list)
     come: list[tuple[int, bytes]] = field(default_factory=list)
     xattrs: list[tuple[bytes, bool, bool]] = field(default_factory=list)
-
-
-_Name = tuple[int, bytes, int | None, int | None]  # directory, name, inode before, inode after
 
 
 def rows_of(commit: Commit) -> tuple[dict[int, Touched], list[NameChange]]:
@@ -61,26 +65,31 @@ def rows_of(commit: Commit) -> tuple[dict[int, Touched], list[NameChange]]:
     changeset = unpack_changeset(commit)
     if not changeset:
         return inodes, names
-    for change in apsw.Changeset.iter(changeset):
-        old: Any = change.old
-        new: Any = change.new
-        row = old if old is not None else new
-        if change.name == "inodes":
-            touched = of(row[0])
-            touched.is_changed, touched.old, touched.new = True, old, new
-        elif change.name == "xattrs":
-            of(row[0]).xattrs.append((row[1], old is not None, new is not None))
-        elif change.name == "dirents":
-            before = old[2] if old is not None and isinstance(old[2], int) else None
-            after = new[2] if new is not None and isinstance(new[2], int) else None
+    for change in row_changes(changeset):
+        old, new = change.old, change.new
+        if isinstance(change, InodeChange):
+            touched = of(change.row.ino)
+            touched.is_changed, touched.old, touched.new = True, change.old, change.new
+        elif isinstance(change, XattrChange):
+            row = change.row
+            of(row.ino).xattrs.append((row.name, old is not None, new is not None))
+        elif isinstance(change, DirentChange):
+            name = (change.row.parent, change.row.name)
+            before = _inode_of(change.old)
+            after = _inode_of(change.new)
             if before == after:  # only the cookie changed
                 continue
-            names.append((row[0], row[1], before, after))
+            names.append((*name, before, after))
             if before is not None:
-                of(before).gone.append((row[0], row[1]))
+                of(before).gone.append(name)
             if after is not None:
-                of(after).come.append((row[0], row[1]))
+                of(after).come.append(name)
     return inodes, names
+
+
+def _inode_of(row: DirentRow | None) -> int | None:
+    """The inode that a name stands for, if the changeset says so."""
+    return row.ino if row is not None and is_given(row.ino) else None
 
 
 class Step(Struct):

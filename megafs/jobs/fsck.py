@@ -233,31 +233,31 @@ def _directories(db: apsw.Connection) -> Iterator[Problem]:
     )
     for row in db.execute(f"SELECT {_INODES} FROM inodes i WHERE {_DIR}"):
         ino, nlink, parent = row[0], row[2], row[12]
-        places = _rows(
+        names = _rows(
             db, f"SELECT {_select('dirents')} FROM dirents WHERE ino=? ORDER BY parent, name", ino
         )
         right = parent
         if ino == ROOT:
             right = ROOT
-            for place in places:
+            for name in names:
                 yield Problem(
                     "root-named",
-                    f"{show(place[1])} in directory {place[0]} stands for the root directory",
-                    [("dirents", place, None)],
+                    f"{show(name[1])} in directory {name[0]} stands for the root directory",
+                    [("dirents", name, None)],
                 )
-        elif not places:
+        elif not names:
             yield Problem("lost", f"directory {ino} has no name", adopt=ino)
             continue
         else:
-            kept = next((place for place in places if place[0] == parent), places[0])
+            kept = next((name for name in names if name[0] == parent), names[0])
             right = kept[0]
-            for place in places:
-                if place is not kept:
+            for name in names:
+                if name is not kept:
                     yield Problem(
                         "two-names",
-                        f"directory {ino} has a second name, {show(place[1])} in {place[0]}",
-                        [("dirents", place, None)],
-                        path=_path(db, place[0], place[1]),
+                        f"directory {ino} has a second name, {show(name[1])} in {name[0]}",
+                        [("dirents", name, None)],
+                        path=_path(db, name[0], name[1]),
                     )
         links = 2 + children.get(ino, 0)
         if nlink != links or parent != right:

@@ -8,17 +8,14 @@ present.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import apsw
 
+from megafs.tree.changeset import is_given
 from megafs.tree.inode import ROOT
+from megafs.tree.schema import InodeRow
 from megafs.tree.tree import Tree
-
-# Columns of `inodes`.
-_MODE: Final = 1
-_SIZE: Final = 6
-_MTIME: Final = 9
 
 NameChange = tuple[int, bytes, int | None, int | None]  # directory, name, inode before and after
 
@@ -105,14 +102,14 @@ class Rewind:
         found = self._base.find(ino)
         return (0, 0, 0) if found is None else (found.mode, found.size, found.mtime_ns)
 
-    def undo_row(self, ino: int, old: tuple[Any, ...] | None) -> None:
+    def undo_row(self, ino: int, old: InodeRow | None) -> None:
         """Go back before a change of an inode's row."""
         if old is None:
             return
         now = self.known(ino)
         mode, size, mtime = (
-            value if isinstance(value, int) else have
-            for value, have in zip((old[_MODE], old[_SIZE], old[_MTIME]), now, strict=True)
+            value if is_given(value) else have
+            for value, have in zip((old.mode, old.size, old.mtime), now, strict=True)
         )
         if (mode, size, mtime) != now:
             self._db.execute(
