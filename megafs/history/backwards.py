@@ -38,7 +38,7 @@ _MANY: Final = 50
 class Touched(Struct):
     """What one commit did to one inode, in rows.
 
-    old, new: its row before and after; None if there was none, `no_change` in columns that stayed.
+    old, new: its row before and after; None if there was none (see `RowChange`).
     gone, come: names that stood for it before and after, each (directory, name).
     xattrs: (name, whether it was there before, whether it is afterwards).
     """
@@ -62,34 +62,31 @@ def rows_of(commit: Commit) -> tuple[dict[int, Touched], list[NameChange]]:
             found = inodes[ino] = Touched()
         return found
 
-    changeset = unpack_changeset(commit)
-    if not changeset:
-        return inodes, names
-    for change in row_changes(changeset):
-        old, new = change.old, change.new
-        if isinstance(change, InodeChange):
-            touched = of(change.row.ino)
-            touched.is_changed, touched.old, touched.new = True, change.old, change.new
-        elif isinstance(change, XattrChange):
-            row = change.row
-            of(row.ino).xattrs.append((row.name, old is not None, new is not None))
-        elif isinstance(change, DirentChange):
-            name = (change.row.parent, change.row.name)
-            before = _inode_of(change.old)
-            after = _inode_of(change.new)
-            if before == after:  # only the cookie changed
-                continue
-            names.append((*name, before, after))
-            if before is not None:
-                of(before).gone.append(name)
-            if after is not None:
-                of(after).come.append(name)
+    for change in row_changes(unpack_changeset(commit)):
+        match change:
+            case InodeChange():
+                touched = of(change.row.ino)
+                touched.is_changed, touched.old, touched.new = True, change.old, change.new
+            case XattrChange():
+                entry = (change.row.name, change.old is not None, change.new is not None)
+                of(change.row.ino).xattrs.append(entry)
+            case DirentChange():
+                before = _inode_of(change.old)
+                after = _inode_of(change.new)
+                if before == after:  # only the cookie changed
+                    continue
+                parent, name = change.row.parent, change.row.name
+                names.append((parent, name, before, after))
+                if before is not None:
+                    of(before).gone.append((parent, name))
+                if after is not None:
+                    of(after).come.append((parent, name))
     return inodes, names
 
 
-def _inode_of(row: DirentRow | None) -> int | None:
-    """The inode that a name stands for, if the changeset says so."""
-    return row.ino if row is not None and is_given(row.ino) else None
+def _inode_of(entry: DirentRow | None) -> int | None:
+    """What a directory entry stands for, if the change says so."""
+    return entry.ino if entry is not None and is_given(entry.ino) else None
 
 
 class Step(Struct):
@@ -114,7 +111,8 @@ class Backwards:
         self._on_progress = on_progress
         self._since = max(1, since)
         self._reader = replica.committed_reader()
-        self._head = self._last = replica.sequence
+        self._head: int = replica.sequence
+        self._last: int = self._head
         self._waiting: list[tuple[int, Commit]] = []
         self._db = scratch(history.directory)
         self.rewind = Rewind(Tree(self._reader, history.chunk_size), self._db)

@@ -42,7 +42,11 @@ class Rewind:
         row = self._db.execute(
             "SELECT ino FROM names WHERE parent=? AND name=?", (parent, name)
         ).fetchone()
-        return self._base.child(parent, name) if row is None else row[0]
+        if row is None:
+            return self._base.child(parent, name)
+        ino: int | None
+        (ino,) = row
+        return ino
 
     def names_of(self, ino: int) -> list[tuple[int, bytes]]:
         """Every (directory, name) that stood for an inode."""
@@ -98,7 +102,8 @@ class Rewind:
         """(mode, size, mtime) of an inode; zeros if nothing is known."""
         row = self._db.execute("SELECT mode, size, mtime FROM rows WHERE ino=?", (ino,)).fetchone()
         if row is not None:
-            return int(row[0]), int(row[1]), int(row[2])
+            mode, size, mtime = row
+            return mode, size, mtime
         found = self._base.find(ino)
         return (0, 0, 0) if found is None else (found.mode, found.size, found.mtime_ns)
 
@@ -106,11 +111,13 @@ class Rewind:
         """Go back before a change of an inode's row."""
         if old is None:
             return
-        now = self.known(ino)
-        mode, size, mtime = (
-            value if is_given(value) else have
-            for value, have in zip((old.mode, old.size, old.mtime), now, strict=True)
-        )
+        mode, size, mtime = now = self.known(ino)
+        if is_given(old.mode):
+            mode = old.mode
+        if is_given(old.size):
+            size = old.size
+        if is_given(old.mtime):
+            mtime = old.mtime
         if (mode, size, mtime) != now:
             self._db.execute(
                 "INSERT OR REPLACE INTO rows VALUES(?,?,?,?)", (ino, mode, size, mtime)
