@@ -70,14 +70,14 @@ def _mount(args: list[str]) -> None:
 
     from megafs.cli import arguments
 
-    asked = tuple(value for name, value in options if name == "-o")
-    read = arguments.read(url, asked, sloppy="-s" in names)
+    given = tuple(value for name, value in options if name == "-o")
+    chosen = arguments.mount_options(url, given, sloppy="-s" in names)
     if "-f" in names:
         return
 
     from megafs.cli.mount import mount
 
-    mount(url, path, read, foreground=False, quiet="-v" not in names)
+    mount(url, path, chosen, foreground=False, quiet="-v" not in names)
 
 
 def _umount(args: list[str]) -> None:
