@@ -99,11 +99,11 @@ def parse(
     for name, value in config_file.options_for(
         url, config_file.read(environ) if config is None else config
     ):
-        _take(collected, name, value, known)
+        _add(collected, name, value, known)
     for text in options:
         for name, value in split(text):
             try:
-                _take(collected, name, value, known)
+                _add(collected, name, value, known)
             except UnknownOption as exc:
                 if not sloppy:
                     raise
@@ -160,7 +160,11 @@ def split(text: str) -> list[tuple[str, str | None]]:
     return found
 
 
-def _take(collected: _Collected, name: str, value: str | None, known: frozenset[str]) -> None:
+def _add(collected: _Collected, name: str, value: str | None, known: frozenset[str]) -> None:
+    """Add the option *name* to *collected*; BadUsage with a sentence if it cannot be.
+
+    known: the names of the store's own options.
+    """
     if name[:2] in ("x-", "X-"):
         return
     option = OPTIONS.get(name) or OPTIONS.get(name.replace("-", "_"))
