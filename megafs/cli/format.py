@@ -77,7 +77,7 @@ def command(
 
     from megafs.cli import passphrase
 
-    credential = passphrase.credential(chosen.secrets, new=True, what="New passphrase")
+    credential = passphrase.credential(chosen.secrets, new=True, prompt="New passphrase")
 
     import trio
 

@@ -260,7 +260,7 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
             abort=True,
             err=True,
         )
-    credential = passphrase.credential(chosen.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     async def work(store: ObjectStore) -> None:
         await rotating.rotate(
@@ -320,7 +320,7 @@ def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], 
 
         sources = Secrets(passphrase_file=new_file, key_file=new_key)
         # Neither the environment nor systemd speaks of the new one.
-        return passphrase.credential(sources, new=True, what="New passphrase", environ={})
+        return passphrase.credential(sources, new=True, prompt="New passphrase", environ={})
 
     return chosen, new
 
@@ -352,7 +352,7 @@ def _change(
     from megafs.cli import passphrase
     from megafs.volume.open import unlock
 
-    credential = passphrase.credential(chosen.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     async def work(store: ObjectStore) -> None:
         unlocked, directory, remembered, _ = await unlock(store, url, credential, chosen.settings)

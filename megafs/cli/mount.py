@@ -99,7 +99,7 @@ def mount(
 
     at = canonical(path)
     prepare(at, options)
-    credential = passphrase.credential(options.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(options.secrets, prompt=f"Passphrase for {url}")
     early = kdf_process.begin(url, credential, options.settings.state_dir)
 
     _import_all(url)

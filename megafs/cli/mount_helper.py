@@ -2,8 +2,8 @@
 
     mount.megafs URL MOUNTPOINT [-sfnvN] [-o OPTIONS] [-t TYPE]
 
--s ignores unknown options, -f does everything but mount, -n is obsolete, -v says more, -t is what
-comes before the subtype and says nothing new.  The exit codes are mount(8)'s, since mount passes
+-s ignores unknown options, -f does everything but mount, -n is obsolete, -v says more, -t is the
+type without its subtype and is ignored.  The exit codes are mount(8)'s, since mount passes
 them on:
 
     1 wrong usage   4 a bug   8 interrupted   32 the mount failed

@@ -68,7 +68,7 @@ def run(
         )
         from megafs.cli.passphrase import credential
 
-        opened_by = credential(chosen.secrets, what=f"Passphrase for {where}")
+        opened_by = credential(chosen.secrets, prompt=f"Passphrase for {where}")
         settings = replace(chosen.settings, read_only=read_only or chosen.settings.read_only)
         message = _on_volume(where, kind.name, as_message(args), opened_by, settings, on_progress)
         return kind.result_of(message)

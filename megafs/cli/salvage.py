@@ -52,7 +52,7 @@ def command(
     if (to is None) == (mountpoint is None):
         raise BadUsage("give either --to DIRECTORY, to export, or --mount DIRECTORY, to look")
     chosen = arguments.mount_options(url, given.pop("options"), **given)
-    opened_by = credential(chosen.secrets, what=f"Passphrase for {url}")
+    opened_by = credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     if mountpoint is not None:
         from megafs.mount import salvage_mount
