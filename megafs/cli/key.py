@@ -15,11 +15,9 @@ from megafs.cli import arguments, output
 from megafs.mount.options import MountOptions, Secrets
 
 if TYPE_CHECKING:
-    from megafs.journal.head import RememberedHead
     from megafs.stores.base import ObjectStore
     from megafs.volume.header import Credential, Unlocked
     from megafs.volume.header_store import Changed
-    from megafs.volume.state_directory import StateDirectory
 
 T = TypeVar("T")
 
@@ -194,23 +192,21 @@ def recover(
     from megafs.cli import passphrase
     from megafs.volume import header_store
     from megafs.volume.header import Credential
-    from megafs.volume.open import unlock
+    from megafs.volume.unlock import remember_keys, unlock
 
     chosen, new = _split(url, given)
     recovery = passphrase.recovery_key(recovery_key_file)
 
     async def work(store: ObjectStore) -> None:
-        unlocked, directory, remembered, _ = await unlock(
-            store, url, Credential(recovery=recovery), chosen.settings
-        )
+        found = await unlock(store, url, Credential(recovery=recovery), chosen.settings)
         changed = await header_store.add_passphrase(
-            store, unlocked, new(), label=label, profile=_profile(kdf)
+            store, found.unlocked, new(), label=label, profile=_profile(kdf)
         )
         # From now on the new slot is to be tried first here.
-        opened_by = changed.slot_id or unlocked.slot_id
+        opened_by = changed.slot_id or found.unlocked.slot_id
         changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=opened_by))
         _show_change(changed, as_json)
-        await _remember(directory, remembered, changed)
+        await remember_keys(found, changed.unlocked)
 
     _with_store(url, chosen, work)
 
@@ -350,31 +346,17 @@ def _change(
     as_json: bool,
 ) -> None:
     from megafs.cli import passphrase
-    from megafs.volume.open import unlock
+    from megafs.volume.unlock import remember_keys, unlock
 
     credential = passphrase.credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     async def work(store: ObjectStore) -> None:
-        unlocked, directory, remembered, _ = await unlock(store, url, credential, chosen.settings)
-        changed = await change(store, unlocked)
+        found = await unlock(store, url, credential, chosen.settings)
+        changed = await change(store, found.unlocked)
         _show_change(changed, as_json)
-        await _remember(directory, remembered, changed)
+        await remember_keys(found, changed.unlocked)
 
     _with_store(url, chosen, work)
-
-
-async def _remember(
-    directory: StateDirectory, remembered: RememberedHead | None, changed: Changed
-) -> None:
-    """Note the new generation and slot on this machine, if it knows the volume."""
-    from megafs.concurrency import offload
-    from megafs.journal import head
-
-    if remembered is None:
-        return
-    unlocked = changed.unlocked
-    newer = replace(remembered, generation=unlocked.header.generation, slot=unlocked.slot_id.hex())
-    await offload(head.write, directory.volume, newer, kind="disk")
 
 
 def _show_change(changed: Changed, as_json: bool) -> None:

@@ -72,19 +72,6 @@ def seal(key: bytes, context: bytes, plaintext: Buffer) -> bytes:
     return sealed.getvalue()
 
 
-def seal_into(key: bytes, context: bytes, plaintext: Buffer, out: memoryview) -> int:
-    """Seal *plaintext* into the start of *out* and return how many bytes it took.
-
-    out: writable bytes, at least `sealed_size(len(plaintext))` of them; the rest is not touched.
-        Saves the copy that `seal` makes, worth having from some 64 KiB.
-    """
-    size = sealed_size(len(plaintext))
-    if len(out) < size:
-        raise ValueError(f"{size} bytes are needed for the sealed form, not {len(out)}")
-    _seal_into(key, context, plaintext, out[:size])
-    return size
-
-
 def _seal_into(key: bytes, context: bytes, plaintext: Buffer, out: bytearray | memoryview) -> None:
     sealer = Cobblestone256Encryptor(key, context)
     # update_into and not update(): that one is 4 to 6 times slower from 1 MiB on.
@@ -106,22 +93,6 @@ def open_sealed(key: bytes, context: bytes, sealed: Buffer, name: str = "") -> b
     with opened.getbuffer() as out:
         _open_into(key, context, sealed, out, name)
     return opened.getvalue()
-
-
-def open_into(
-    key: bytes, context: bytes, sealed: Buffer, out: memoryview | bytearray, name: str = ""
-) -> int:
-    """Open *sealed* into the start of *out* and return the length of the plaintext.
-
-    out: writable bytes, at least `opened_size(len(sealed))` of them; the rest is not touched.
-
-    Raises Corrupt as `open_sealed` does; that part of *out* is then zeros.
-    """
-    size = opened_size_of(sealed, name)
-    if len(out) < size:
-        raise ValueError(f"{size} bytes are needed for the plaintext, not {len(out)}")
-    _open_into(key, context, sealed, memoryview(out)[:size], name)
-    return size
 
 
 def opened_size_of(sealed: Buffer, name: str = "") -> int:

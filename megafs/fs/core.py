@@ -14,13 +14,13 @@ from megafs.chunks.store import ChunkStore
 from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.errors import Refused
-from megafs.fs.duplicates import Duplicates
 from megafs.fs.file_data import FileData, FileParts
 from megafs.fs.ports import Replica, Stage, Writer
 from megafs.fs.repack import Repacker
 from megafs.fs.snapshot_view import is_past
 from megafs.fs.writeback import Writeback
 from megafs.tree import ops
+from megafs.tree.duplicates import Duplicates
 from megafs.tree.inode import Inode
 
 

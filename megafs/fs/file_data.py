@@ -22,10 +22,10 @@ from megafs.chunks.store import ChunkStore
 from megafs.errors import Fault, Refused
 from megafs.fs import extent_bytes
 from megafs.fs.dirty_block import DirtyBlock
-from megafs.fs.duplicates import Duplicates
 from megafs.fs.extent_map import ExtentMap
 from megafs.fs.ports import Replica, Stage
 from megafs.tree import ops
+from megafs.tree.duplicates import Duplicates
 from megafs.tree.inode import Inode
 from megafs.tree.tree import Extent
 

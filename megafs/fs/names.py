@@ -57,7 +57,7 @@ class Names:
 
     def _create(
         self,
-        ticket: StrictOutcome | None,
+        outcome: StrictOutcome | None,
         parent: int,
         name: bytes,
         mode: int,
@@ -106,7 +106,7 @@ class Names:
                 target,
                 tuple(xattrs),
             ),
-            ticket,
+            outcome,
         )
         return self._tree.inode(ino)
 
@@ -114,17 +114,17 @@ class Names:
         await self._change(lambda t: self._link(t, ino, parent, name))
         return self._core.getattr(ino)
 
-    def _link(self, ticket: StrictOutcome | None, ino: int, parent: int, name: bytes) -> None:
+    def _link(self, outcome: StrictOutcome | None, ino: int, parent: int, name: bytes) -> None:
         self._core.check_writable()
         ino, parent = self._core.changeable(ino), self._core.changeable(parent)
         self._replica.record(
-            ops.Link(ino, parent, name, self._replica.number(), clock.now_ns()), ticket
+            ops.Link(ino, parent, name, self._replica.number(), clock.now_ns()), outcome
         )
 
     async def unlink(self, parent: int, name: bytes) -> None:
         self._orphans.unlinked(await self._change(lambda t: self._unlink(t, parent, name)))
 
-    def _unlink(self, ticket: StrictOutcome | None, parent: int, name: bytes) -> Inode:
+    def _unlink(self, outcome: StrictOutcome | None, parent: int, name: bytes) -> Inode:
         self._core.check_writable()
         parent = self._core.changeable(parent)
         inode = self._child(parent, name)
@@ -139,14 +139,14 @@ class Names:
                 clock.now_ns(),
                 self._orphans.keeps(inode.ino),
             ),
-            ticket,
+            outcome,
         )
         return inode
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         self._orphans.unlinked(await self._change(lambda t: self._rmdir(t, parent, name)))
 
-    def _rmdir(self, ticket: StrictOutcome | None, parent: int, name: bytes) -> Inode:
+    def _rmdir(self, outcome: StrictOutcome | None, parent: int, name: bytes) -> Inode:
         self._core.check_writable()
         parent = self._core.changeable(parent)
         inode = self._child(parent, name)
@@ -154,7 +154,7 @@ class Names:
             raise Refused(e.ENOTDIR)
         if not self._tree.is_empty(inode.ino):
             raise Refused(e.ENOTEMPTY)
-        self._replica.record(ops.Rmdir(parent, name, inode.ino, clock.now_ns()), ticket)
+        self._replica.record(ops.Rmdir(parent, name, inode.ino, clock.now_ns()), outcome)
         return inode
 
     async def rename(
@@ -168,7 +168,7 @@ class Names:
 
     def _rename(
         self,
-        ticket: StrictOutcome | None,
+        outcome: StrictOutcome | None,
         parent: int,
         name: bytes,
         new_parent: int,
@@ -209,7 +209,7 @@ class Names:
                 clock.now_ns(),
                 keep,
             ),
-            ticket,
+            outcome,
         )
         return None if exchange else replaced
 
@@ -225,10 +225,10 @@ class Names:
             self._writer.poke()
             return result
         for attempt in range(_STRICT_ATTEMPTS):
-            ticket = StrictOutcome()
+            outcome = StrictOutcome()
             no: Refused | None = None
             try:
-                result = change(ticket)
+                result = change(outcome)
             except Refused as refused:
                 no = refused
             if no is not None:
@@ -236,10 +236,10 @@ class Names:
                     raise no
                 continue
             await self._writer.committed(self._replica.seal(), self._settings.deadline)
-            if ticket.refused is None:
+            if outcome.refused is None:
                 return result
-            if ticket.refused.errno not in (e.ESTALE, e.ENOENT, e.EEXIST):
-                raise ticket.refused
+            if outcome.refused.errno not in (e.ESTALE, e.ENOENT, e.EEXIST):
+                raise outcome.refused
             # Decided again on what the winner left: the answer may be another errno, or success.
         raise Refused(e.EBUSY)
 

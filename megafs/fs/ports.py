@@ -49,7 +49,7 @@ class Replica(Protocol):
     def number(self) -> int:
         """A number that no inode, entry or version has."""
 
-    def record(self, op: Operation, ticket: StrictOutcome | None = None) -> None:
+    def record(self, op: Operation, outcome: StrictOutcome | None = None) -> None:
         """Apply an operation; raises Refused if it does not fit."""
 
     def log(self) -> int:

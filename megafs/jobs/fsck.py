@@ -39,7 +39,7 @@ from megafs.tree.inode import ROOT
 from megafs.tree.merge import LOST_FOUND
 from megafs.tree.paths import show
 from megafs.tree.schema import BY_NAME
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Exit codes, as fsck(8) has them.
 CLEAN: Final = 0

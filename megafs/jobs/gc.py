@@ -40,7 +40,8 @@ from megafs.stores.base import Entry, ObjectStore, list_all
 from megafs.tree import ops, queries_history, queries_packs
 from megafs.tree.queries_packs import FileRange
 from megafs.tree.schema import PackRow
-from megafs.volume.open import Volume, write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from megafs.stores.abilities import DiskCache
 from megafs.stores.limit import background
 from megafs.tree import paths, queries_packs
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
 from megafs.volume.state_directory import write_durably
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

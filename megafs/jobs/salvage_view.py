@@ -58,7 +58,7 @@ class _FixedReplica:
     def number(self) -> NoReturn:
         raise Fault(_NOTHING_CHANGES)
 
-    def record(self, op: Operation, ticket: StrictOutcome | None = None) -> NoReturn:
+    def record(self, op: Operation, outcome: StrictOutcome | None = None) -> NoReturn:
         raise Fault(_NOTHING_CHANGES)
 
     def log(self) -> int:

@@ -41,8 +41,8 @@ from megafs.tree.schema import PackRow
 from megafs.tree.tree import Extent
 from megafs.volume import header as headers
 from megafs.volume import header_store
-from megafs.volume.open import Volume
 from megafs.volume.state_directory import write_durably
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

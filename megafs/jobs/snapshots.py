@@ -25,7 +25,7 @@ from megafs.jobs.messages import (
 )
 from megafs.progress import OnProgress, Progress
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Bytes of a name: it is a file's name in `.megafs/snapshots`, perhaps with a conflict's date.
 NAME_MAX: Final = 160

@@ -50,14 +50,14 @@ class StrictOutcome(Struct):
 class PendingBatches:
     """The pending batches, oldest first.
 
-    infos: by number.  tickets: of those whose callers wait, by number and place in the batch.
+    infos: by number.  outcomes: of those whose callers wait, by number and place in the batch.
     """
 
     def __init__(self, database: ReplicaDatabase) -> None:
         self._database = database
         self._db = database.db
         self.infos: dict[int, PendingBatch] = {}
-        self.tickets: dict[int, dict[int, StrictOutcome]] = {}
+        self.outcomes: dict[int, dict[int, StrictOutcome]] = {}
         self.reload()
 
     def reload(self) -> None:
@@ -101,7 +101,7 @@ class PendingBatches:
         """These batches are in the journal, or given up."""
         for batch in numbers:
             del self.infos[batch]
-            self.tickets.pop(batch, None)
+            self.outcomes.pop(batch, None)
             self._db.execute("DELETE FROM pending WHERE batch=?", (batch,))
 
     def sort(self) -> None:

@@ -48,6 +48,8 @@ PART_ROWS: Final = 4096
 PART_SIZE: Final = 4 << 20
 #: Rows whose size is looked at together: asking for each cost as much as reading it.
 _BLOCK: Final = 64
+# Objects below PREFIX: a thousand checkpoints of a thousand parts.
+_MOST_LISTED: Final = 1_000_000
 #: Parts that are read, or written, side by side: a store may be far away.
 _AHEAD: Final = 8
 MAX_PART: Final = 64 << 20
@@ -93,7 +95,7 @@ def manifest_name(sequence: int) -> str:
 async def newest(store: ObjectStore) -> list[int]:
     """The sequence numbers of the checkpoints in the store, newest first."""
     found: list[int] = []
-    async for page in list_all(store, PREFIX):
+    async for page in list_all(store, PREFIX, most=_MOST_LISTED):
         found += _manifests(page)
     return sorted(found, reverse=True)
 

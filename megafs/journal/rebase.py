@@ -149,26 +149,26 @@ class Rebase:
         """Do one batch's operations again, inside the open transaction, as a batch of its own."""
         self._database.record()
         done: list[Operation] = []
-        tickets = self._batches.tickets.pop(batch, {})
+        outcomes = self._batches.outcomes.pop(batch, {})
         for n, op in enumerate(ops):
-            ticket = tickets.get(n)
-            if ticket is None:
+            outcome = outcomes.get(n)
+            if outcome is None:
                 done.extend(merge.redo(op))
                 continue
             try:
                 merge.check_unchanged(op)
                 op.apply(self._tree)
             except Refused as no:
-                ticket.refused = no
+                outcome.refused = no
                 merge.refused(op)
             else:
-                self._batches.tickets.setdefault(batch, {})[len(done)] = ticket
+                self._batches.outcomes.setdefault(batch, {})[len(done)] = outcome
                 done.append(op)
         done.extend(self._open_batch.take_claims())  # for conflict copies
         packs = frozenset(piece.pack for op in done for piece in op.laid() if piece.pack)
         if self.gone_packs:
             for pack in packs & self.gone_packs.keys():
-                if self._tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)) is None:
+                if not self._tree.has_pack(pack):
                     # Ours names it again, so gc must not take it: heartbeats hold it until this
                     # is committed (docs/maintenance.md).
                     again = AddPack(pack, *self.gone_packs[pack])

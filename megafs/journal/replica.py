@@ -156,7 +156,7 @@ class Replica:
         self._ops: list[Operation] = []
         self._logged = 0  # how many of them the log of operations has
         self._packs: set[int] = set()
-        self._tickets: dict[int, StrictOutcome] = {}
+        self._outcomes: dict[int, StrictOutcome] = {}
         self._found = LoggedBatches()
         try:
             self.tree = Tree(self.db, self._longest, _REMEMBERED)
@@ -319,20 +319,20 @@ class Replica:
         self.record(ClaimRange(prefix, self.mount))
 
     @_whole
-    def record(self, op: Operation, ticket: StrictOutcome | None = None) -> None:
+    def record(self, op: Operation, outcome: StrictOutcome | None = None) -> None:
         """Apply an operation of this mount; Refused leaves everything as it was.
 
-        ticket: if a commit race is lost, the operation is not merged by the conflict rules but
-        either still fits or is refused, and the ticket says so.
+        outcome: if a commit race is lost, the operation is not merged by the conflict rules but
+        either still fits or is refused, and the outcome says so.
         """
         for piece in op.laid():
             if piece.pack:
                 self.tree.pack(piece.pack)  # gc may have dropped it since the caller looked
         op.apply(self.tree)
-        if ticket is not None:
-            self._tickets[len(self._ops)] = ticket
+        if outcome is not None:
+            self._outcomes[len(self._ops)] = outcome
             if isinstance(op, Create):
-                ticket.ino = Ino(op.ino)
+                outcome.ino = Ino(op.ino)
         self._ops.append(op)
         self._packs.update(piece.pack for piece in op.laid() if piece.pack)
 
@@ -364,8 +364,8 @@ class Replica:
     @property
     def undecided(self) -> set[Ino]:
         """The files whose making may still be refused, visible as they are on this machine."""
-        waiting = (self._tickets, *self._batches.tickets.values())
-        return {t.ino for tickets in waiting for t in tickets.values() if t.ino}
+        waiting = (self._outcomes, *self._batches.outcomes.values())
+        return {t.ino for outcomes in waiting for t in outcomes.values() if t.ino}
 
     @property
     def unsealed(self) -> int:
@@ -425,9 +425,9 @@ class Replica:
         self.batch = batch
         self._put_state()
         self._database.commit()
-        if self._tickets:
-            self._batches.tickets[batch] = self._tickets
-            self._tickets = {}
+        if self._outcomes:
+            self._batches.outcomes[batch] = self._outcomes
+            self._outcomes = {}
         self._ops = []
         self._logged = 0
         self._packs = set()

@@ -10,7 +10,7 @@ from megafs.mount import mountpoint
 from megafs.mount.fuse import KernelMount, View
 from megafs.mount.guardian import Guardian
 from megafs.mount.options import MountOptions
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Seconds within which the kernel must have begun to ask.
 USABLE_WITHIN = 20.0

@@ -35,7 +35,8 @@ from megafs.mount.shutdown import Shutdown, unsent
 from megafs.secret_struct import SecretStruct
 from megafs.volume.header import Credential
 from megafs.volume.kdf_process import Derivation
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from megafs.mount.attachment import Attachment
 from megafs.mount.control_messages import DrainProgress
 from megafs.mount.control_server import Say
 from megafs.mount.daemon import Notifier, end_soon
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 

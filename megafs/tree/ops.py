@@ -510,6 +510,12 @@ class Mend(Operation, frozen=True, tag="mend"):
         ).fetchone()
         if there != self.old:
             raise Refused(e.ESTALE)
+        if table.name == "dirents" and self.new is not None:
+            # Other mounts may have removed either since fsck looked.
+            entry = DirentRow(*self.new)
+            for ino in (entry.parent, entry.ino):
+                if tree.one("SELECT 1 FROM inodes WHERE ino=?", (ino,)) is None:
+                    raise Refused(e.ESTALE)
         tree.db.execute(f"DELETE FROM {table.name} WHERE {where}", key)
         if self.new is not None:
             marks = ",".join("?" * len(table.columns))

@@ -512,6 +512,10 @@ class Tree:
         """The row of a pack went: do not answer from memory for it."""
         self._packs.pop(number, None)
 
+    def has_pack(self, number: int) -> bool:
+        """Whether the tree has a pack of this number."""
+        return self.one("SELECT 1 FROM packs WHERE pack=?", (number,)) is not None
+
     def is_named(self, number: int) -> bool:
         """Whether an extent names this pack."""
         found = self.one("SELECT 1 FROM extents WHERE pack=? AND pack>0 LIMIT 1", (number,))

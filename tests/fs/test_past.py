@@ -19,7 +19,7 @@ from megafs.fs.snapshot_view import FIRST_REAL, SNAPSHOTS, TOP, is_past, is_top
 from megafs.mount.fuse import KernelMount, View
 from megafs.tree.inode import Inode, SetAttr
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened, put_file
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from megafs.progress import ignore
 from megafs.stores.base import Buffer, ObjectStore, Page
 from megafs.stores.disk_cache.cached_store import DiskCached
 from megafs.stores.wrapper import Wrapper
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import ROOT, new_store_here, opened
 
 

@@ -20,7 +20,7 @@ from megafs.jobs.salvage_view import rescued
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     KEY,
     ROOT_USER,

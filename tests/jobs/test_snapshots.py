@@ -17,7 +17,7 @@ from megafs.journal.batches import StrictOutcome
 from megafs.stores.base import ObjectStore
 from megafs.tree.inode import SetAttr
 from megafs.tree.ops import Operation
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 
 
@@ -269,12 +269,12 @@ async def test_a_restore_that_fails_leaves_nothing(tmp_path: Path) -> None:
         await remove(volume, b"/d")
         record, calls = volume.replica.record, 0
 
-        def failing(op: Operation, ticket: StrictOutcome | None = None) -> None:
+        def failing(op: Operation, outcome: StrictOutcome | None = None) -> None:
             nonlocal calls
             calls += 1
             if calls == 9:
                 raise Refused(5)
-            record(op, ticket)
+            record(op, outcome)
 
         volume.replica.record = failing  # type: ignore[method-assign]
         with pytest.raises(Refused):

@@ -27,9 +27,11 @@ class Duplicates:
             " AND pack IN (SELECT pack FROM packs) AND pack NOT IN (SELECT pack FROM garbage)",
             (self._hash(data),),
         ).fetchone()
-        if row is None or row[3] != len(data):
+        if row is None:
             return None
         pack, offset, sealed, plain, digest = row
+        if plain != len(data):
+            return None
         return Extent(0, len(data), pack, offset, sealed, plain, 0, digest, None)
 
     def add(self, data: Plain, extent: Extent) -> None:
