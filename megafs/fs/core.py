@@ -17,7 +17,7 @@ from megafs.errors import Refused
 from megafs.fs.file_data import FileData, FileParts
 from megafs.fs.ports import Replica, Stage, Writer
 from megafs.fs.repack import Repacker
-from megafs.fs.snapshot_view import is_past
+from megafs.fs.snapshot_view import in_snapshots
 from megafs.fs.writeback import Writeback
 from megafs.tree import ops
 from megafs.tree.duplicates import Duplicates
@@ -135,7 +135,7 @@ class Core:
 
     def changeable(self, ino: int) -> int:
         """As `current`; EROFS for an inode of a snapshot."""
-        if is_past(ino):
+        if in_snapshots(ino):
             raise Refused(e.EROFS)
         return self.current(ino)
 

@@ -394,7 +394,7 @@ class _Collection:
         if base is None:
             counts.notes.append("the journal is kept whole: it is not older than the retention")
             return
-        needed = {m.sequence for m in whole if m.sequence >= base}
+        needed: set[int] = {m.sequence for m in whole if m.sequence >= base}
         ranges: list[tuple[int, int]] = []
         for seq in self._snapshots:
             start = max((m.sequence for m in whole if m.sequence <= seq), default=0)

@@ -37,7 +37,7 @@ from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, Page, list_all
 from megafs.stores.early_requests import EarlyRequests
-from megafs.tree.schema import REPLICATED
+from megafs.tree.schema import REPLICATED, SequenceNumber
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     history: the hashes of the last commits, oldest first, 32 bytes each; the last one is `head`.
     """
 
-    sequence: int
+    sequence: SequenceNumber
     head: bytes
     last: tuple[int, str, int]
     tables: dict[str, tuple[PartEntry, ...]]
@@ -92,18 +92,18 @@ def manifest_name(sequence: int) -> str:
     return f"checkpoints/{sequence:016d}/manifest"
 
 
-async def newest(store: ObjectStore) -> list[int]:
+async def newest(store: ObjectStore) -> list[SequenceNumber]:
     """The sequence numbers of the checkpoints in the store, newest first."""
-    found: list[int] = []
+    found: list[SequenceNumber] = []
     async for page in list_all(store, PREFIX, most=_MOST_LISTED):
         found += _manifests(page)
     return sorted(found, reverse=True)
 
 
-def _manifests(page: Page) -> list[int]:
+def _manifests(page: Page) -> list[SequenceNumber]:
     # Whatever else lies there is not ours to judge: only a manifest that opens counts.
     matches = (_MANIFEST.match(entry.name) for entry in page.entries)
-    return [int(match[1]) for match in matches if match is not None]
+    return [SequenceNumber(int(match[1])) for match in matches if match is not None]
 
 
 async def ask_for_newest(ahead: EarlyRequests) -> int:
@@ -246,7 +246,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
 class _Plan(Struct):
     """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
 
-    sequence: int
+    sequence: SequenceNumber
     head: bytes
     history: bytes
     last: tuple[int, str, int]

@@ -39,7 +39,7 @@ _USUAL = 4 << 20
 class Position(Struct, frozen=True):
     """A commit that a replica stands on: its number, its hash, and the epoch of its key."""
 
-    sequence: int
+    sequence: SequenceNumber
     hash: bytes
     epoch: int
 

@@ -179,9 +179,7 @@ class Rebase:
 
     def finish(self, batch: int, ops: bytes, count: int, packs: frozenset[int]) -> bytes:
         """End the open batch: it is pending from here on.  Returns its changeset."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO writers VALUES(?,?,?)", (self._mount, batch, self._host)
-        )
+        self._tree.set_last_batch(self._mount, batch, self._host)
         changeset = self._database.recorded()
         self._batches.put(batch, ops, count, changeset, packs)
         return changeset

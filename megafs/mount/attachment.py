@@ -7,7 +7,7 @@ import trio
 from megafs.concurrency import offload
 from megafs.errors import MountFailed
 from megafs.mount import mountpoint
-from megafs.mount.fuse import KernelMount, View
+from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
 from megafs.mount.options import MountOptions
 from megafs.volume.volume import Volume
@@ -36,7 +36,7 @@ class Attachment:
         kernel = KernelMount(
             volume.fs,
             at,
-            View.of(options.settings),
+            Presentation.of(options.settings),
             [
                 *options.kernel,
                 f"fsname={_fsname(options.fsname or volume.url)}",
