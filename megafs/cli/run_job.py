@@ -63,11 +63,13 @@ def run(
                 progress=control_client.listener(Progress, on_progress),
             )
             return kind.result_of(message)
-        read = arguments.read(where, options, state_dir=state_dir, cache_dir=cache_dir, **secrets)
+        chosen = arguments.mount_options(
+            where, options, state_dir=state_dir, cache_dir=cache_dir, **secrets
+        )
         from megafs.cli.passphrase import credential
 
-        opened_by = credential(read.secrets, what=f"Passphrase for {where}")
-        settings = replace(read.settings, read_only=read_only or read.settings.read_only)
+        opened_by = credential(chosen.secrets, prompt=f"Passphrase for {where}")
+        settings = replace(chosen.settings, read_only=read_only or chosen.settings.read_only)
         message = _on_volume(where, kind.name, as_message(args), opened_by, settings, on_progress)
         return kind.result_of(message)
 
