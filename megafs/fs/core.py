@@ -114,7 +114,9 @@ class Core:
             allowed=self.is_writable,
             poke=writer.poke,
         )
-        deduplicates = params.deduplication and dedup_key is not None
+        duplicates: Duplicates | None = None
+        if params.deduplication and dedup_key is not None:
+            duplicates = Duplicates(self.tree, dedup_key)
         self.file_parts = FileParts(
             replica,
             below.chunks,
@@ -123,7 +125,7 @@ class Core:
             params.inline_limit,
             self.writeback.account,
             self.repack.note,
-            Duplicates(self.tree, dedup_key) if deduplicates and dedup_key is not None else None,
+            duplicates,
         )
 
     # ---- inodes -----------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from megafs.fs.names import Names
 from megafs.fs.open_files import CLOSED, LiveFile, OpenFile, OpenSnapshotFile, make_durable
 from megafs.fs.orphans import Orphans
 from megafs.fs.requests import Caller, Invalidation, StatFs
-from megafs.fs.snapshot_view import SnapshotDirectory, SnapshotView, in_snapshots
+from megafs.fs.snapshot_view import FIRST_LIVE, SnapshotDirectory, SnapshotView, in_snapshots
 from megafs.journal.rebase import RemoteChanges
 from megafs.tree.inode import NAME_MAX, ROOT, Inode, SetAttr
 
@@ -96,9 +96,9 @@ class FileSystem:
 
     def _tree_of(self, ino: int) -> _Tree:
         """The present tree or the snapshots, whichever the inode belongs to."""
-        if in_snapshots(ino):
-            return self._of_snapshots()
-        return self._live
+        if ino >= FIRST_LIVE or ino == ROOT:  # `in_snapshots`, without a call for every request
+            return self._live
+        return self._of_snapshots()
 
     def _of_snapshots(self) -> SnapshotView:
         if self.snapshots is None:

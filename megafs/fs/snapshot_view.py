@@ -32,6 +32,7 @@ from megafs.chunks.store import ChunkStore
 from megafs.errors import BadUsage, Missing, Refused
 from megafs.fs import acl, extent_bytes
 from megafs.tree.inode import ROOT, Inode
+from megafs.tree.schema import SnapshotRow
 from megafs.tree.tree import Extent, Tree
 
 NAME: Final = b".megafs"
@@ -61,7 +62,7 @@ def attributes_may_change(ino: int) -> bool:
 class EarlierTrees(Protocol):
     """The trees of earlier commits (megafs/history)."""
 
-    def snapshots(self) -> list[tuple[str, int, int]]: ...
+    def snapshots(self) -> list[SnapshotRow]: ...
     async def resolve(self, text: str) -> int: ...
     def at_hand(self, sequence: int) -> Tree | None: ...
     async def have(self, sequence: int, patience: float | None = None) -> Tree: ...

@@ -38,7 +38,8 @@ async def removals(
 ) -> None:
     """Give *take* what was removed at *path* or below, newest first, until it returns False.
 
-    changed: told first, while *watching*, of what a commit made or wrote to: (sequence, path).
+    changed: called before that, while *watching*, with (sequence, path) of each file that a commit
+        made or wrote to.
     """
     rewind = backwards.rewind
     prefix = b"" if path == b"/" else path

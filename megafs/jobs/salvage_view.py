@@ -22,7 +22,7 @@ from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.history.scratch import scratch
 from megafs.jobs import salvage
-from megafs.jobs.salvage import Report
+from megafs.jobs.salvage import SalvageReport
 from megafs.journal.batches import StrictOutcome
 from megafs.journal.follower import Subscriber
 from megafs.progress import OnProgress, ignore
@@ -128,7 +128,7 @@ async def rescued(
     url: str,
     credential: Credential,
     settings: Settings,
-    report: Report,
+    report: SalvageReport,
     *,
     at: int | None = None,
     on_progress: OnProgress = ignore,

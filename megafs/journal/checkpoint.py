@@ -107,7 +107,10 @@ def _manifests(page: Page) -> list[SequenceNumber]:
 
 
 async def ask_for_newest(ahead: EarlyRequests) -> int:
-    """Have under way what `load_newest` asks first of all; return where that checkpoint stands."""
+    """Request, before the keys are known, the newest checkpoint's manifest.
+
+    Returns the number of the commit that it stands at; 0 if there is no checkpoint.
+    """
     page = await ahead.ask_list(PREFIX).get()
     newest = max(_manifests(page), default=0)
     if newest:

@@ -493,26 +493,26 @@ class Replica:
         This mount's pending operations are undone first and done again afterwards.  Raises Corrupt,
         with nothing changed, if a commit does not fit the rows before it.
         """
-        news = RemoteChanges()
+        remote = RemoteChanges()
         if not commits:
-            return news
+            return remote
         self.seal()
         ours = list(self.pending)
         view = SeenInodes.of(self.tree, self.touched(commits)) if ours else SeenInodes()
         with self._between_batches():
-            self._rebase.undo(ours, news)
+            self._rebase.undo(ours, remote)
             for verified in commits:
                 sequence, commit = verified.sequence, verified.commit
                 if sequence != self.sequence + 1 or commit.prev != self.head:
                     raise Corrupt(f"commit {sequence} does not follow commit {self.sequence}")
-                self._rebase.apply(verified.changes, f"commit {sequence}", news)
+                self._rebase.apply(verified.changes, f"commit {sequence}", remote)
                 verified.forget_changes()
                 if commit.mount == self.mount:
                     self._forget_batches(commit.last_batch)
                 self._add_history(sequence, verified.hash, commit)
-            self._rebase.redo(view, news)
+            self._rebase.redo(view, remote)
         self.oplog.forget(self.committed)
-        return news
+        return remote
 
     def conflicts(self, limit: int = 100) -> list[tuple[int, str]]:
         """The newest conflicts that were settled here: (time in ns, what happened)."""

@@ -126,7 +126,7 @@ async def _serve(
         ):
             nursery.start_soon(attachment.serve)
             await attachment.wait_usable(request.options.kernel_readahead)
-            shutdown.state = "mounted"
+            shutdown.mounted()
             notify(READY=1, STATUS=f"{url} at {at}")
             on_ready.ready(msgspec.convert(volume.status(), MountFacts))
             log.info("mounted %s at %s", url, at)

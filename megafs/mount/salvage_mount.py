@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from megafs.config import Settings
-from megafs.jobs.salvage import Report
+from megafs.jobs.salvage import SalvageReport
 from megafs.jobs.salvage_view import rescued
 from megafs.mount import mountpoint
 from megafs.mount.fuse import KernelMount, Presentation
@@ -43,7 +43,7 @@ async def _main(
     say: Callable[[str], None],
 ) -> None:
     store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
-    report = Report()
+    report = SalvageReport()
     try:
         async with rescued(store, url, credential, settings, report, at=commit) as fs:
             for text in report.problems:

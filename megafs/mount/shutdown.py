@@ -84,6 +84,10 @@ class Shutdown:
         self._clients = 0  # that wait in `unmount` or `force`, and still have to get their reply
         self._all_replied = trio.Event()
 
+    def mounted(self) -> None:
+        """The directory is usable: from now on there is something to be brought to the store."""
+        self.state = "mounted"
+
     async def leave(self, *, insist: bool, say: Say | None = None) -> None:
         """Bring everything to the store, then unmount.
 

@@ -15,7 +15,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any
 
-import trio
 from msgspec import Struct, field
 
 from megafs.errors import BadUsage, StoreError
@@ -142,6 +141,8 @@ class _Pages(AsyncIterator[Page]):
         self._seconds_left = LISTING_SECONDS
 
     async def __anext__(self) -> Page:
+        import trio  # not for `megafs status`, which imports this module to know a URL
+
         if not self._more:
             raise StopAsyncIteration
         begun = trio.current_time()
