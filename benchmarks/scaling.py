@@ -44,7 +44,8 @@ from megafs.stores.stack import open_store
 from megafs.tree.inode import SetAttr
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 ROOT = Path(__file__).resolve().parents[1]
 CREDENTIAL = Credential(keyfile=bytes(range(64)))

@@ -60,7 +60,8 @@ class Settings(Struct, frozen=True):
 
     fsync, consistency, atime: see their types.
     entry_timeout, attr_timeout: how long the kernel may believe a name or attributes; other mounts'
-        changes are told to it as they are applied, so these only bound the damage of lost news.
+        changes invalidate them as they are applied, so these only bound the damage of an
+        invalidation that was lost.
     negative_timeout: how long the kernel may believe that a name does not exist.
     uid, gid, umask: what every file is shown with, instead of what is recorded.
     """
@@ -120,7 +121,7 @@ def parse_duration(text: str) -> float:
 
 
 def state_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
-    """Where state is kept unless told otherwise: what must survive a reboot.
+    """Where state is kept by default: what must survive a reboot.
 
     MEGAFS_STATE_DIR, else /var/lib/megafs for root, else $XDG_STATE_HOME/megafs.
     """
@@ -130,7 +131,7 @@ def state_home(environ: Mapping[str, str] | None = None, *, root: bool | None = 
 
 
 def cache_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
-    """Where the cache is kept unless told otherwise: what may be deleted at any time.
+    """Where the cache is kept by default: what may be deleted at any time.
 
     MEGAFS_CACHE_DIR, else /var/cache/megafs for root, else $XDG_CACHE_HOME/megafs.
     """

@@ -1,4 +1,4 @@
-"""One chunk: a piece of a file's contents, sealed for its place in a pack.
+"""One chunk: a piece of a file's contents, sealed for its offset in a pack.
 
 What is sealed is:  length of the data u32 big-endian | codec u8 | the data, perhaps compressed.
 Codecs: 0 as it is, 1 zstd.  The key is derived from the pack's random id and the chunk's offset
@@ -78,7 +78,7 @@ def part_opener(
 ) -> aead.PartOpener:
     """What opens parts of a chunk; header: its first `aead.HEADER_SIZE` sealed bytes.
 
-    A place in the data is `HEAD.size` less than the same place in the plaintext.
+    A byte at some offset of the data lies `HEAD.size` further on in the plaintext.
     """
     return aead.PartOpener(
         chunk_key(pack_key, extent.offset),

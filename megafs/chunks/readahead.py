@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-#: How far from the expected place a request may lie and still be sequential: the kernel has up to
+#: How far from the expected offset a request may lie and still be sequential: the kernel has up to
 #: 8 requests of 128 KiB under way.
 _SLACK = 1 << 20
 _UNDER_WAY = 8

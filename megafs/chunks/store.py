@@ -291,7 +291,7 @@ class ChunkStore:
         else:
             return
         here = next((n for n, e in enumerate(around) if e.offset == wanted.offset), None)
-        if here is None:  # of the past
+        if here is None:  # only a snapshot names it
             return
         for way in (around[here + 1 :], around[here::-1]):
             last = wanted

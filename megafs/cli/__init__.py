@@ -1,1 +1,1 @@
-"""What the user types."""
+"""The commands, one module each, and what they share: options, output, exit codes."""

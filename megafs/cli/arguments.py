@@ -9,17 +9,17 @@ from typing import Any, TypeVar
 import click
 from msgspec.structs import replace
 
-from megafs.mount import options as mount_options
-from megafs.mount.options import MountOptions
+from megafs.mount.options import MountOptions, Secrets, parse
 
 # A mountpoint is plain text for click: click.Path would stat(2) it, and a mount may hang.
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 
-def places(command: F) -> F:
+def volume_options(command: F) -> F:
     """-o, --state-dir and --cache-dir."""
     command = click.option(
         "--cache-dir",
@@ -43,7 +43,7 @@ def places(command: F) -> F:
     )(command)
 
 
-def secrets(command: F) -> F:
+def secret_options(command: F) -> F:
     """--passphrase-file and its like, and --key-file."""
     command = click.option(
         "--key-file", type=click.Path(path_type=Path), help="Key file of a slot that wants one."
@@ -66,28 +66,43 @@ def secrets(command: F) -> F:
     )(command)
 
 
-def read(
+def mount_options(
     url: str,
     options: tuple[str, ...],
     *,
     state_dir: Path | None = None,
     cache_dir: Path | None = None,
+    passphrase_file: Path | None = None,
+    passphrase_fd: int | None = None,
+    passphrase_command: str | None = None,
+    key_file: Path | None = None,
     sloppy: bool = False,
-    **given: Any,
 ) -> MountOptions:
     """Return what -o, the configuration file and the options above ask for together.
 
-    given: passphrase_file, passphrase_fd, passphrase_command, key_file, as click names them.
+    sloppy: warn of unknown options instead of refusing them (mount -s).
     """
-    read = mount_options.parse(url, options, sloppy=sloppy)
-    changes = {
-        name: path.expanduser().absolute()
-        for name, path in (("state_dir", state_dir), ("cache_dir", cache_dir))
-        if path is not None
-    }
-    if changes:
-        read = mount_options.with_settings(read, **changes)
-    secrets = {name: value for name, value in given.items() if value is not None}
-    if secrets:
-        read = replace(read, secrets=replace(read.secrets, **secrets))
-    return read
+    parsed = parse(url, options, sloppy=sloppy)
+    settings, secrets = parsed.settings, parsed.secrets
+    return replace(
+        parsed,
+        settings=replace(
+            settings,
+            state_dir=_absolute(state_dir) or settings.state_dir,
+            cache_dir=_absolute(cache_dir) or settings.cache_dir,
+        ),
+        secrets=Secrets(
+            passphrase_file=_either(passphrase_file, secrets.passphrase_file),
+            passphrase_fd=_either(passphrase_fd, secrets.passphrase_fd),
+            passphrase_command=_either(passphrase_command, secrets.passphrase_command),
+            key_file=_either(key_file, secrets.key_file),
+        ),
+    )
+
+
+def _absolute(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
+
+
+def _either(value: T | None, otherwise: T | None) -> T | None:
+    return otherwise if value is None else value

@@ -35,7 +35,7 @@ def command() -> None:
 
 @command.command(name="show")
 @click.argument("where", metavar="MOUNTPOINT|URL")
-@arguments.places
+@arguments.volume_options
 @arguments.json_option
 def show(
     where: str,
@@ -73,7 +73,7 @@ def show(
 
 @command.command(name="clear")
 @click.argument("where", metavar="MOUNTPOINT|URL")
-@arguments.places
+@arguments.volume_options
 @arguments.json_option
 def clear(
     where: str,
@@ -119,7 +119,9 @@ def _directory(
 ) -> tuple[Path, int]:
     from megafs.volume.state_directory import remembered_fsid
 
-    settings = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir).settings
+    settings = arguments.mount_options(
+        url, options, state_dir=state_dir, cache_dir=cache_dir
+    ).settings
     fsid = remembered_fsid(settings.state_dir, url)
     if fsid is None:
         raise BadUsage(f"{url} was not mounted on this machine yet, so nothing of it is cached")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,11 +13,14 @@ from megafs.cli import arguments, output
 from megafs.config import DEFAULT_QUOTA, Parameters, parse_size
 from megafs.errors import BadUsage
 
+if TYPE_CHECKING:
+    from megafs.volume.create import Formatted
+
 
 @click.command(name="format", short_help="Make a new volume in a store.")
 @click.argument("url")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @click.option(
     "--quota",
     default="50GB",
@@ -68,18 +71,20 @@ def command(
     without the passphrase: write it down and keep it away from this machine.
     """
     parameters = _parameters(quota, chunk_size, compression, deduplication)
-    read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir, **given)
+    chosen = arguments.mount_options(
+        url, options, state_dir=state_dir, cache_dir=cache_dir, **given
+    )
 
     from megafs.cli import passphrase
 
-    credential = passphrase.credential(read.secrets, new=True, what="New passphrase")
+    credential = passphrase.credential(chosen.secrets, new=True, prompt="New passphrase")
 
     import trio
 
     from megafs.stores.stack import Traffic, open_store
-    from megafs.volume.create import Formatted, format_volume
+    from megafs.volume.create import format_volume
 
-    settings = read.settings
+    settings = chosen.settings
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
 
     def show(made: Formatted) -> None:
@@ -146,7 +151,7 @@ def _shown(parameters: Parameters) -> dict[str, Any]:
     }
 
 
-def _show(url: str, made: Any, no_recovery_key: bool) -> None:
+def _show(url: str, made: Formatted, no_recovery_key: bool) -> None:
     quota = made.parameters.quota
     how = "as Mega gave everyone" if quota == DEFAULT_QUOTA else ""
     output.show(f"volume {made.fsid.hex()} made at {url}")

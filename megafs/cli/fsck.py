@@ -16,8 +16,8 @@ from megafs.jobs.messages import FSCK, FsckArgs
 @click.option("--repair", is_flag=True, help="Repair what can be repaired.")
 @click.option("--yes", is_flag=True, help="Do not ask before repairing.")
 @click.option("--no-store", is_flag=True, help="Check the tree only; ask nothing of the store.")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     where: str, repair: bool, yes: bool, no_store: bool, as_json: bool, **given: Any

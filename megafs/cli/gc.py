@@ -38,8 +38,8 @@ from megafs.jobs.messages import GC, GcArgs
 @click.option("--no-compact", is_flag=True, help="Copy nothing.")
 @click.option("--no-fold", is_flag=True, help="Leave the journal and the checkpoints alone.")
 @click.option("--rate", metavar="SIZE", help="Copy at most so many bytes per second, e.g. 5MiB.")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     where: str,

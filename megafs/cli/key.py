@@ -6,13 +6,18 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from msgspec.structs import asdict, replace
 
 from megafs.cli import arguments, output
 from megafs.mount.options import MountOptions, Secrets
+
+if TYPE_CHECKING:
+    from megafs.stores.base import ObjectStore
+    from megafs.volume.header import Credential, Unlocked
+    from megafs.volume.header_store import Changed
 
 T = TypeVar("T")
 
@@ -47,7 +52,7 @@ def command() -> None:
 
 @command.command(name="list")
 @click.argument("url")
-@arguments.places
+@arguments.volume_options
 @arguments.json_option
 def list_slots(
     url: str,
@@ -59,8 +64,8 @@ def list_slots(
     """List the key slots of the volume at URL, as the store shows them; asks for no passphrase."""
     from megafs.volume import header_store
 
-    read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir)
-    header = _with_store(url, read, header_store.load)
+    chosen = arguments.mount_options(url, options, state_dir=state_dir, cache_dir=cache_dir)
+    header = _with_store(url, chosen, header_store.load)
     slots = header_store.list_slots(header)
     if as_json:
         output.show_json(
@@ -97,8 +102,8 @@ def _cost(cost: dict[str, int] | None) -> str:
 
 @command.command(name="add")
 @click.argument("url")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @new_secrets
 @kdf_option
 @click.option("--label", default="", help="Name of the new slot.")
@@ -107,41 +112,41 @@ def add(url: str, label: str, kdf: str | None, as_json: bool, **given: Any) -> N
     """Add a key slot: another passphrase, a key file, or both together."""
     from megafs.volume import header_store
 
-    read, new = _split(url, given)
+    chosen, new = _split(url, given)
 
-    async def change(store: Any, unlocked: Any) -> Any:
+    async def change(store: ObjectStore, unlocked: Unlocked) -> Changed:
         return await header_store.add_passphrase(
             store, unlocked, new(), label=label, profile=_profile(kdf)
         )
 
-    _change(url, read, change, as_json)
+    _change(url, chosen, change, as_json)
 
 
 @command.command(name="remove")
 @click.argument("url")
 @click.argument("slot")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def remove(url: str, slot: str, as_json: bool, **given: Any) -> None:
     """Remove the key slot SLOT (its id, the start of it, or its label); never the last one."""
     from megafs.volume import header_store
 
-    read, _ = _split(url, given)
+    chosen, _ = _split(url, given)
 
-    async def change(store: Any, unlocked: Any) -> Any:
+    async def change(store: ObjectStore, unlocked: Unlocked) -> Changed:
         return await header_store.remove_slot(
             store, unlocked, header_store.find_slot(unlocked.header, slot)
         )
 
-    _change(url, read, change, as_json)
+    _change(url, chosen, change, as_json)
 
 
 @command.command(name="change")
 @click.argument("url")
 @click.argument("slot", required=False)
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @new_secrets
 @kdf_option
 @click.option("--label", help="New name of the slot.")
@@ -152,20 +157,20 @@ def change_slot(
     """Replace a passphrase or key file: that of SLOT, or the one that is given to open."""
     from megafs.volume import header_store
 
-    read, new = _split(url, given)
+    chosen, new = _split(url, given)
 
-    async def change(store: Any, unlocked: Any) -> Any:
+    async def change(store: ObjectStore, unlocked: Unlocked) -> Changed:
         which = header_store.find_slot(unlocked.header, slot) if slot else None
         return await header_store.change_passphrase(
             store, unlocked, new(), slot_id=which, label=label, profile=_profile(kdf)
         )
 
-    _change(url, read, change, as_json)
+    _change(url, chosen, change, as_json)
 
 
 @command.command(name="recover")
 @click.argument("url")
-@arguments.places
+@arguments.volume_options
 @click.option(
     "--recovery-key-file",
     type=click.Path(path_type=Path),
@@ -187,44 +192,42 @@ def recover(
     from megafs.cli import passphrase
     from megafs.volume import header_store
     from megafs.volume.header import Credential
-    from megafs.volume.open import unlock
+    from megafs.volume.unlock import remember_keys, unlock
 
-    read, new = _split(url, given)
+    chosen, new = _split(url, given)
     recovery = passphrase.recovery_key(recovery_key_file)
 
-    async def work(store: Any) -> Any:
-        unlocked, places, seen, _ = await unlock(
-            store, url, Credential(recovery=recovery), read.settings
-        )
+    async def work(store: ObjectStore) -> None:
+        found = await unlock(store, url, Credential(recovery=recovery), chosen.settings)
         changed = await header_store.add_passphrase(
-            store, unlocked, new(), label=label, profile=_profile(kdf)
+            store, found.unlocked, new(), label=label, profile=_profile(kdf)
         )
         # From now on the new slot is to be tried first here.
-        opened_by = changed.slot_id or unlocked.slot_id
+        opened_by = changed.slot_id or found.unlocked.slot_id
         changed = replace(changed, unlocked=replace(changed.unlocked, slot_id=opened_by))
-        _tell(changed, as_json)
-        await _remember(places, seen, changed)
+        _show_change(changed, as_json)
+        await remember_keys(found, changed.unlocked)
 
-    _with_store(url, read, work)
+    _with_store(url, chosen, work)
 
 
 @command.command(name="recovery-key")
 @click.argument("url")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def recovery_key(url: str, as_json: bool, **given: Any) -> None:
     """Make a new recovery key; the one before is no longer valid."""
     from megafs.volume import header_store
 
-    read, _ = _split(url, given)
-    _change(url, read, header_store.new_recovery_key, as_json)
+    chosen, _ = _split(url, given)
+    _change(url, chosen, header_store.new_recovery_key, as_json)
 
 
 @command.command(name="rotate")
 @click.argument("url")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @new_secrets
 @kdf_option
 @click.option("--new", "fresh", is_flag=True, help="Ask for a new passphrase as well.")
@@ -244,7 +247,7 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
     from megafs.jobs import rotate as rotating
 
     asked = bool(fresh or given.get("new_passphrase_file") or given.get("new_key_file"))
-    read, new = _split(url, given)
+    chosen, new = _split(url, given)
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise BadUsage("this drops the key slots of others and stops running mounts: say --yes")
@@ -253,28 +256,28 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
             abort=True,
             err=True,
         )
-    credential = passphrase.credential(read.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
-    async def work(store: Any) -> Any:
-        return await rotating.rotate(
+    async def work(store: ObjectStore) -> None:
+        await rotating.rotate(
             store,
             url,
             credential,
-            read.settings,
+            chosen.settings,
             new if asked else None,
             profile=_profile(kdf),
-            on_new_keys=lambda changed: _tell(changed, as_json),
+            on_new_keys=lambda changed: _show_change(changed, as_json),
         )
 
-    _with_store(url, read, work)
+    _with_store(url, chosen, work)
 
 
 @command.command(name="reencrypt")
 @click.argument("where", metavar="MOUNTPOINT|URL")
 @click.option("--rate", metavar="SIZE", help="Copy at most so many bytes per second, e.g. 5MiB.")
 @click.option("--limit", metavar="SIZE", help="Stop after so many bytes; the next run goes on.")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def reencrypt(where: str, rate: str | None, limit: str | None, as_json: bool, **given: Any) -> int:
     """Seal what was written before the last megafs key rotate again, under the new key.
@@ -302,30 +305,30 @@ def _profile(kdf: str | None) -> str:
     return kdf or os.environ.get("MEGAFS_KDF") or "default"
 
 
-def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], Any]]:
+def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], Credential]]:
     """Return the options, and a way to ask for the new credential once the old one was right."""
     new_file = given.pop("new_passphrase_file", None)
     new_key = given.pop("new_key_file", None)
-    read = arguments.read(url, given.pop("options"), **given)
+    chosen = arguments.mount_options(url, given.pop("options"), **given)
 
-    def new() -> Any:
+    def new() -> Credential:
         from megafs.cli import passphrase
 
         sources = Secrets(passphrase_file=new_file, key_file=new_key)
         # Neither the environment nor systemd speaks of the new one.
-        return passphrase.credential(sources, new=True, what="New passphrase", environ={})
+        return passphrase.credential(sources, new=True, prompt="New passphrase", environ={})
 
-    return read, new
+    return chosen, new
 
 
-def _with_store(url: str, read: MountOptions, work: Callable[[Any], Awaitable[T]]) -> T:
+def _with_store(url: str, chosen: MountOptions, work: Callable[[ObjectStore], Awaitable[T]]) -> T:
     import trio
 
     from megafs.stores.stack import Traffic, open_store
 
     async def run() -> T:
         store = open_store(
-            url, read.settings.store_options, Traffic(patience=read.settings.deadline)
+            url, chosen.settings.store_options, Traffic(patience=chosen.settings.deadline)
         )
         try:
             return await work(store)
@@ -338,37 +341,25 @@ def _with_store(url: str, read: MountOptions, work: Callable[[Any], Awaitable[T]
 
 def _change(
     url: str,
-    read: MountOptions,
-    change: Callable[[Any, Any], Awaitable[Any]],
+    chosen: MountOptions,
+    change: Callable[[ObjectStore, Unlocked], Awaitable[Changed]],
     as_json: bool,
 ) -> None:
     from megafs.cli import passphrase
-    from megafs.volume.open import unlock
+    from megafs.volume.unlock import remember_keys, unlock
 
-    credential = passphrase.credential(read.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
-    async def work(store: Any) -> Any:
-        unlocked, places, seen, _ = await unlock(store, url, credential, read.settings)
-        changed = await change(store, unlocked)
-        _tell(changed, as_json)
-        await _remember(places, seen, changed)
+    async def work(store: ObjectStore) -> None:
+        found = await unlock(store, url, credential, chosen.settings)
+        changed = await change(store, found.unlocked)
+        _show_change(changed, as_json)
+        await remember_keys(found, changed.unlocked)
 
-    _with_store(url, read, work)
-
-
-async def _remember(places: Any, seen: Any, changed: Any) -> None:
-    """Note the new generation and slot on this machine, if it knows the volume."""
-    from megafs.concurrency import offload
-    from megafs.journal import head
-
-    if seen is None:
-        return
-    unlocked = changed.unlocked
-    newer = replace(seen, generation=unlocked.header.generation, slot=unlocked.slot_id.hex())
-    await offload(head.write, places.volume, newer, kind="disk")
+    _with_store(url, chosen, work)
 
 
-def _tell(changed: Any, as_json: bool) -> None:
+def _show_change(changed: Changed, as_json: bool) -> None:
     """Print what was changed, with the new recovery key: at once, for nothing else has it."""
     slot = changed.slot_id.hex() if changed.slot_id else None
     if as_json:

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, output, run_job, target
+from megafs.cli import arguments, output, run_job, volume_path
+from megafs.cli.volume_path import VolumePath
 from megafs.jobs.messages import LOG, LogArgs, LogEvent, LogOfCommits
 
 
@@ -18,8 +19,8 @@ from megafs.jobs.messages import LOG, LogArgs, LogEvent, LogOfCommits
 @click.option(
     "-n", "--limit", type=click.IntRange(1, 10_000), default=1000, help="At most so many. [1000]"
 )
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     where: str,
@@ -37,11 +38,11 @@ def command(
 
     For a volume that is not mounted give its URL and the path inside it.
     """
-    place = target.of(where, path)
+    target = volume_path.of(where, path)
     result = run_job.run(
-        place.where,
+        target.where,
         LOG,
-        LogArgs(place.path, recursive=recursive, since=since, limit=limit),
+        LogArgs(target.path, recursive=recursive, since=since, limit=limit),
         read_only=True,
         **given,
     )
@@ -67,7 +68,7 @@ def command(
                 output.moment(event.time),
                 event.host,
                 event.what,
-                _details(place, event),
+                _details(target, event),
             ]
             for event in result.events
         ]
@@ -81,10 +82,10 @@ def command(
     return 0
 
 
-def _details(place: target.Inside, event: LogEvent) -> str:
-    text = place.outside(event.path)
+def _details(target: VolumePath, event: LogEvent) -> str:
+    text = target.as_typed(event.path)
     if event.was:
-        text = f"{place.outside(event.was)} -> {text}"
+        text = f"{target.as_typed(event.was)} -> {text}"
     if event.old_size is not None:
         text += f"  {event.old_size} -> {event.size} bytes"
     elif event.size is not None:

@@ -139,13 +139,13 @@ def run(args: list[str]) -> int:
         output.note("interrupted")
         return 130
     except click.ClickException as exc:
-        return tell(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
+        return report_error(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
     except Exception as exc:
-        return tell(exc, as_json=as_json, debug=debug)
+        return report_error(exc, as_json=as_json, debug=debug)
 
 
-def tell(exc: BaseException, *, as_json: bool, debug: bool) -> int:
-    """Tell the user of *exc* in one line; return the exit code."""
+def report_error(exc: BaseException, *, as_json: bool, debug: bool) -> int:
+    """Print *exc* in one line for the user; return the exit code."""
     cause = leaf(exc)
     if isinstance(cause, KeyboardInterrupt):
         output.note("interrupted")

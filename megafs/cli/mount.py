@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 @click.command(name="mount", short_help="Mount a volume on a directory.")
 @click.argument("url")
 @click.argument("mountpoint")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")
 @click.option(
     "--accept-state",
@@ -64,9 +64,16 @@ def command(
         options += ("accept_state",)
     if expect_head is not None:
         options += (f"expect_head={escape(expect_head)}",)
-    read = arguments.read(url, options, state_dir=state_dir, cache_dir=cache_dir, **given)
+    chosen = arguments.mount_options(
+        url, options, state_dir=state_dir, cache_dir=cache_dir, **given
+    )
     mount(
-        url, mountpoint, read, foreground=foreground, as_json=as_json, debug=bool(obj.get("debug"))
+        url,
+        mountpoint,
+        chosen,
+        foreground=foreground,
+        as_json=as_json,
+        debug=bool(obj.get("debug")),
     )
 
 
@@ -92,7 +99,7 @@ def mount(
 
     at = canonical(path)
     prepare(at, options)
-    credential = passphrase.credential(options.secrets, what=f"Passphrase for {url}")
+    credential = passphrase.credential(options.secrets, prompt=f"Passphrase for {url}")
     early = kdf_process.begin(url, credential, options.settings.state_dir)
 
     _import_all(url)

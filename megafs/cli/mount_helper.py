@@ -2,8 +2,8 @@
 
     mount.megafs URL MOUNTPOINT [-sfnvN] [-o OPTIONS] [-t TYPE]
 
--s ignores unknown options, -f does everything but mount, -n is obsolete, -v says more, -t is what
-comes before the subtype and says nothing new.  The exit codes are mount(8)'s, since mount passes
+-s ignores unknown options, -f does everything but mount, -n is obsolete, -v says more, -t is the
+type without its subtype and is ignored.  The exit codes are mount(8)'s, since mount passes
 them on:
 
     1 wrong usage   4 a bug   8 interrupted   32 the mount failed
@@ -70,14 +70,14 @@ def _mount(args: list[str]) -> None:
 
     from megafs.cli import arguments
 
-    asked = tuple(value for name, value in options if name == "-o")
-    read = arguments.read(url, asked, sloppy="-s" in names)
+    given = tuple(value for name, value in options if name == "-o")
+    chosen = arguments.mount_options(url, given, sloppy="-s" in names)
     if "-f" in names:
         return
 
     from megafs.cli.mount import mount
 
-    mount(url, path, read, foreground=False, quiet="-v" not in names)
+    mount(url, path, chosen, foreground=False, quiet="-v" not in names)
 
 
 def _umount(args: list[str]) -> None:

@@ -41,17 +41,21 @@ def credential(
     sources: Secrets,
     *,
     new: bool = False,
-    what: str = "Passphrase",
+    prompt: str = "Passphrase",
     environ: MutableMapping[str, str] | None = None,
 ) -> Credential:
-    """Return what opens a volume, or, if *new*, what is to open it from now on (asked twice)."""
+    """Return the passphrase and key file that open a volume.
+
+    new: they are to open it from now on, so the passphrase is asked for twice.
+    prompt: shown at the terminal.
+    """
     environ = os.environ if environ is None else environ
     keyfile = key_file(sources.key_file, environ)
     passphrase = _given(sources, environ)
     if passphrase is None:
         if keyfile is not None and not _has_terminal():
             return Credential(keyfile=keyfile)
-        passphrase = _asked(what, new=new, may_be_empty=keyfile is not None)
+        passphrase = _asked(prompt, new=new, may_be_empty=keyfile is not None)
     if new and passphrase and len(passphrase) < 10:
         output.warn(
             "a short passphrase: whoever holds a copy of the store can try passphrases for years;"
@@ -138,7 +142,7 @@ def _from_file(path: Path) -> str:
     return _first_line(_read(path, "passphrase file"), f"passphrase file {path}")
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, kind: str) -> bytes:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -146,7 +150,7 @@ def _read(path: Path, what: str) -> bytes:
                 output.warn(f"everybody can read {path}: chmod go-rwx {path}")
             return file.read(_LIMIT)
     except OSError as exc:
-        raise BadUsage(f"{what} {path}: {exc.strerror}") from None
+        raise BadUsage(f"{kind} {path}: {exc.strerror}") from None
 
 
 def _from_fd(fd: int) -> str:
@@ -195,17 +199,17 @@ def _has_terminal() -> bool:
     return True
 
 
-def _asked(what: str, *, new: bool, may_be_empty: bool) -> str:
+def _asked(prompt: str, *, new: bool, may_be_empty: bool) -> str:
     if not _has_terminal():
         raise BadUsage(f"no passphrase, and no terminal to ask for one: {WAYS}")
     hint = " (empty: the key file alone)" if may_be_empty else ""
     while True:
         try:
-            first = getpass.getpass(f"{what}{hint}: ")
+            first = getpass.getpass(f"{prompt}{hint}: ")
             if not first and not may_be_empty:
                 output.note("an empty passphrase protects nothing")
                 continue
-            if not new or not first or getpass.getpass(f"{what} again: ") == first:
+            if not new or not first or getpass.getpass(f"{prompt} again: ") == first:
                 return first
         except EOFError:
             raise BadUsage("no passphrase was typed") from None

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, output, run_job, target
+from megafs.cli import arguments, output, run_job, volume_path
+from megafs.cli.volume_path import VolumePath
 from megafs.errors import BadUsage
 from megafs.jobs import messages
 from megafs.stores.drivers import is_url
@@ -22,13 +23,13 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
     What is pinned is never evicted, follows renames, and grows with what is put below it.  It must
     fit into the cache (mount option cache_size).
     """
-    there = _mounted(path)
+    target = _inside_mount(path)
     if not listing:
-        result = run_job.run(there.where, messages.PIN, messages.PinArgs(there.path))
+        result = run_job.run(target.where, messages.PIN, messages.PinArgs(target.path))
         return run_job.finish(result, as_json, [])
-    listed = run_job.run(there.where, messages.PIN_LIST, messages.Nothing())
+    listed = run_job.run(target.where, messages.PIN_LIST, messages.Nothing())
     lines = [
-        f"{there.outside(row.path)}  {output.size(row.cached_bytes)}"
+        f"{target.as_typed(row.path)}  {output.size(row.cached_bytes)}"
         f" of {output.size(row.bytes)} cached"
         for row in listed.pins
     ]
@@ -44,12 +45,12 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
 @arguments.json_option
 def unpin(path: str, as_json: bool, **given: Any) -> int:
     """Undo `megafs pin PATH`; what is cached stays until the room is needed."""
-    there = _mounted(path)
-    result = run_job.run(there.where, messages.UNPIN, messages.PinArgs(there.path))
+    target = _inside_mount(path)
+    result = run_job.run(target.where, messages.UNPIN, messages.PinArgs(target.path))
     return run_job.finish(result, as_json, [])
 
 
-def _mounted(path: str) -> target.Inside:
+def _inside_mount(path: str) -> VolumePath:
     if is_url(path):
         raise BadUsage("pins belong to a mount: give a path inside one")
-    return target.of(path, None)
+    return volume_path.of(path, None)

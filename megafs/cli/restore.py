@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, output, run_job, target
+from megafs.cli import arguments, output, run_job, volume_path
+from megafs.cli.volume_path import VolumePath
 from megafs.errors import BadUsage
 from megafs.jobs.messages import RESTORE, RestoreArgs, RestoreResult
 
@@ -21,8 +22,8 @@ from megafs.jobs.messages import RESTORE, RestoreArgs, RestoreResult
 )
 @click.option("--to", metavar="NEWPATH", help="Put it there, not where it was.")
 @click.option("--replace", is_flag=True, help="Over what lies there now, which stays in the log.")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     where: str,
@@ -39,20 +40,20 @@ def command(
     .megafs/snapshots needs no --at.  For a volume that is not mounted give its URL and the path
     inside it; --to is then a path inside it as well.
     """
-    place = target.of(where, path)
-    moment = at or place.moment
+    target = volume_path.of(where, path)
+    moment = at or target.moment
     if moment is None:
         raise BadUsage("say as of when: --at '2h ago', for example")
-    args = RestoreArgs(place.path, moment, to=place.other(to), replace=replace)
-    result = run_job.run(place.where, RESTORE, args, **given)
+    args = RestoreArgs(target.path, moment, to=target.in_same_volume(to), replace=replace)
+    result = run_job.run(target.where, RESTORE, args, **given)
     if as_json:
         run_job.show_json(result)
     else:
-        output.show(restored_line(place, result))
+        output.show(restored_line(target, result))
     return 0
 
 
-def restored_line(place: target.Inside, result: RestoreResult) -> str:
+def restored_line(target: VolumePath, result: RestoreResult) -> str:
     """What came back, as one line."""
     parts = []
     for number, one, many in (
@@ -62,6 +63,6 @@ def restored_line(place: target.Inside, result: RestoreResult) -> str:
         if number:
             parts.append(f"{number} {one if number == 1 else many}")
     return (
-        f"{place.outside(result.path)} is as it was at {output.moment(result.time)}"
+        f"{target.as_typed(result.path)} is as it was at {output.moment(result.time)}"
         f" (commit {result.sequence}): {', '.join(parts)}, {output.size(result.bytes)}"
     )

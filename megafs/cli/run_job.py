@@ -63,11 +63,13 @@ def run(
                 progress=control_client.listener(Progress, on_progress),
             )
             return kind.result_of(message)
-        read = arguments.read(where, options, state_dir=state_dir, cache_dir=cache_dir, **secrets)
+        chosen = arguments.mount_options(
+            where, options, state_dir=state_dir, cache_dir=cache_dir, **secrets
+        )
         from megafs.cli.passphrase import credential
 
-        opened_by = credential(read.secrets, what=f"Passphrase for {where}")
-        settings = replace(read.settings, read_only=read_only or read.settings.read_only)
+        opened_by = credential(chosen.secrets, prompt=f"Passphrase for {where}")
+        settings = replace(chosen.settings, read_only=read_only or chosen.settings.read_only)
         message = _on_volume(where, kind.name, as_message(args), opened_by, settings, on_progress)
         return kind.result_of(message)
 
@@ -82,13 +84,14 @@ def _on_volume(
 ) -> dict[str, Any]:
     import trio
 
-    from megafs.jobs import registry
+    from megafs.jobs import pins, registry
     from megafs.volume.open import open_volume
 
     async def work() -> dict[str, Any]:
         async with open_volume(
             url, opened_by, settings, say=lambda text: on_progress(Progress(text=text))
         ) as volume:
+            await pins.protect(volume)
             result = await registry.run(volume, name, args, on_progress)
             await volume.drain()
             return result

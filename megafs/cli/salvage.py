@@ -27,8 +27,8 @@ from megafs.progress import OnProgress
     help="Mount it read-only instead, until Ctrl-C or umount.",
 )
 @click.option("--at", type=click.IntRange(min=1), metavar="N", help="As of commit N.")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     url: str, to: Path | None, mountpoint: str | None, at: int | None, as_json: bool, **given: Any
@@ -51,24 +51,24 @@ def command(
 
     if (to is None) == (mountpoint is None):
         raise BadUsage("give either --to DIRECTORY, to export, or --mount DIRECTORY, to look")
-    read = arguments.read(url, given.pop("options"), **given)
-    opened_by = credential(read.secrets, what=f"Passphrase for {url}")
+    chosen = arguments.mount_options(url, given.pop("options"), **given)
+    opened_by = credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     if mountpoint is not None:
         from megafs.mount import salvage_mount
 
-        salvage_mount.run(url, mountpoint, opened_by, read.settings, at, output.note)
+        salvage_mount.run(url, mountpoint, opened_by, chosen.settings, at, output.note)
         return 0
     assert to is not None
     target = to.absolute()
 
     async def work(on_progress: OnProgress) -> SalvageResult:
         store = open_store(
-            url, read.settings.store_options, Traffic(patience=read.settings.deadline)
+            url, chosen.settings.store_options, Traffic(patience=chosen.settings.deadline)
         )
         try:
             return await salvage(
-                store, url, opened_by, read.settings, target, at=at, on_progress=on_progress
+                store, url, opened_by, chosen.settings, target, at=at, on_progress=on_progress
             )
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):

@@ -16,8 +16,8 @@ from megafs.jobs.messages import SCRUB, ScrubArgs
 @click.option("--rate", metavar="SIZE", help="Read at most so many bytes per second, e.g. 5MiB.")
 @click.option("--limit", metavar="SIZE", help="Stop after so many bytes; the next run goes on.")
 @click.option("--restart", is_flag=True, help="Begin again, not where the last run stopped.")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     where: str,

@@ -21,8 +21,8 @@ def command() -> None:
 @command.command(name="create")
 @click.argument("where", metavar="MOUNTPOINT|URL")
 @click.argument("name")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def create(where: str, name: str, as_json: bool, **given: Any) -> int:
     """Give the present moment NAME.  Everything written before belongs to it."""
@@ -36,8 +36,8 @@ def create(where: str, name: str, as_json: bool, **given: Any) -> int:
 
 @command.command(name="list")
 @click.argument("where", metavar="MOUNTPOINT|URL")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def listing(where: str, as_json: bool, **given: Any) -> int:
     """List the snapshots, oldest first."""
@@ -62,8 +62,8 @@ def listing(where: str, as_json: bool, **given: Any) -> int:
 @command.command(name="delete")
 @click.argument("where", metavar="MOUNTPOINT|URL")
 @click.argument("name")
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def delete(where: str, name: str, as_json: bool, **given: Any) -> int:
     """Delete the snapshot NAME; what only it kept is removed by megafs gc."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from megafs.cli import arguments, output, run_job, target
+from megafs.cli import arguments, output, run_job, volume_path
 from megafs.cli.restore import restored_line
 from megafs.jobs.messages import UNDELETE, RemovedFiles, UndeleteArgs
 
@@ -21,8 +21,8 @@ from megafs.jobs.messages import UNDELETE, RemovedFiles, UndeleteArgs
 @click.option(
     "-n", "--limit", type=click.IntRange(1, 10_000), default=1000, help="At most so many. [1000]"
 )
-@arguments.places
-@arguments.secrets
+@arguments.volume_options
+@arguments.secret_options
 @arguments.json_option
 def command(
     where: str,
@@ -40,21 +40,21 @@ def command(
     A directory comes back with what was removed with it: what went without a pause of more than a
     minute in between.  For a volume that is not mounted give its URL and the path inside it.
     """
-    place = target.of(where, path)
+    target = volume_path.of(where, path)
     args = UndeleteArgs(
-        place.path,
+        target.path,
         list=only_list,
         all=everything,
-        to=place.other(to),
+        to=target.in_same_volume(to),
         since=since,
         limit=limit,
     )
-    result = run_job.run(place.where, UNDELETE, args, read_only=only_list, **given)
+    result = run_job.run(target.where, UNDELETE, args, read_only=only_list, **given)
     if as_json:
         run_job.show_json(result)
         return 0
     if not isinstance(result, RemovedFiles):
-        output.show(restored_line(place, result))
+        output.show(restored_line(target, result))
         return 0
     lines = [
         [
@@ -62,7 +62,7 @@ def command(
             item.host,
             output.size(item.size),
             f"{item.files} files" if item.directory else "",
-            place.outside(item.path) + ("/" if item.directory else ""),
+            target.as_typed(item.path) + ("/" if item.directory else ""),
             "exists again" if item.exists else "",
         ]
         for item in result.removed
@@ -70,7 +70,7 @@ def command(
     if lines:
         output.show(output.table(["removed", "host", "size", "", "what", ""], lines))
     else:
-        output.note(f"nothing was removed below {place.outside(place.path)}")
+        output.note(f"nothing was removed below {target.as_typed(target.path)}")
     if result.more:
         output.note(f"there is more: --limit {limit} ends it here")
     if result.cut_short:

@@ -17,7 +17,7 @@ from megafs.errors import Refused
 from megafs.fs.file_data import FileData, FileParts
 from megafs.fs.ports import Replica, Stage, Writer
 from megafs.fs.repack import Repacker
-from megafs.fs.snapshot_view import is_past
+from megafs.fs.snapshot_view import in_snapshots
 from megafs.fs.writeback import Writeback
 from megafs.tree import ops
 from megafs.tree.duplicates import Duplicates
@@ -114,7 +114,9 @@ class Core:
             allowed=self.is_writable,
             poke=writer.poke,
         )
-        deduplicates = params.deduplication and dedup_key is not None
+        duplicates: Duplicates | None = None
+        if params.deduplication and dedup_key is not None:
+            duplicates = Duplicates(self.tree, dedup_key)
         self.file_parts = FileParts(
             replica,
             below.chunks,
@@ -123,7 +125,7 @@ class Core:
             params.inline_limit,
             self.writeback.account,
             self.repack.note,
-            Duplicates(self.tree, dedup_key) if deduplicates and dedup_key is not None else None,
+            duplicates,
         )
 
     # ---- inodes -----------------------------------------------------------------------------
@@ -135,7 +137,7 @@ class Core:
 
     def changeable(self, ino: int) -> int:
         """As `current`; EROFS for an inode of a snapshot."""
-        if is_past(ino):
+        if in_snapshots(ino):
             raise Refused(e.EROFS)
         return self.current(ino)
 

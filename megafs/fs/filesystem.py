@@ -35,7 +35,7 @@ from megafs.fs.names import Names
 from megafs.fs.open_files import CLOSED, LiveFile, OpenFile, OpenSnapshotFile, make_durable
 from megafs.fs.orphans import Orphans
 from megafs.fs.requests import Caller, Invalidation, StatFs
-from megafs.fs.snapshot_view import SnapshotDirectory, SnapshotView, is_past
+from megafs.fs.snapshot_view import FIRST_LIVE, SnapshotDirectory, SnapshotView, in_snapshots
 from megafs.journal.rebase import RemoteChanges
 from megafs.tree.inode import NAME_MAX, ROOT, Inode, SetAttr
 
@@ -96,9 +96,9 @@ class FileSystem:
 
     def _tree_of(self, ino: int) -> _Tree:
         """The present tree or the snapshots, whichever the inode belongs to."""
-        if is_past(ino):
-            return self._of_snapshots()
-        return self._live
+        if ino >= FIRST_LIVE or ino == ROOT:  # `in_snapshots`, without a call for every request
+            return self._live
+        return self._of_snapshots()
 
     def _of_snapshots(self) -> SnapshotView:
         if self.snapshots is None:
@@ -115,11 +115,11 @@ class FileSystem:
         """The attributes of an inode, also of an unlinked one that the kernel still knows."""
         return self._tree_of(ino).getattr(ino)
 
-    async def reach(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
+    async def load_snapshot(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
         """Have what `lookup`, `opendir` and the like need: to be awaited right before one of them
-        when *ino* belongs to a snapshot (`is_past`), whose tree has to be read first.
+        when *ino* belongs to a snapshot (`in_snapshots`), whose tree has to be read first.
         """
-        await self._of_snapshots().reach(ino, name, attributes=attributes)
+        await self._of_snapshots().load_snapshot(ino, name, attributes=attributes)
 
     def readlink(self, ino: int) -> bytes:
         return self._tree_of(ino).readlink(ino)
@@ -234,7 +234,7 @@ class FileSystem:
     async def open(self, ino: int, flags: int, caller: Caller) -> tuple[int, bool]:
         """Open a file: (handle, whether the kernel's cached pages still hold)."""
         core = self.core
-        if is_past(ino):
+        if in_snapshots(ino):
             file = self._of_snapshots().open(ino, flags)
             return self._add(OpenSnapshotFile(core, file)), True
         core.writer.stir()

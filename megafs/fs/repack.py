@@ -106,14 +106,14 @@ class Repacker:
             self._size -= self._waiting.pop((ino, start), 0)
         self._since = trio.current_time()
 
-    async def move(self, places: Iterable[tuple[int, int, int]]) -> int:
+    async def move(self, where: Iterable[tuple[int, int, int]]) -> int:
         """Move the pieces that lie at these (inode, start, size); return how many bytes it were.
 
         What is not there any more, or is in a pack already, is passed over.
         """
         found: list[tuple[int, int, Extent]] = []
         pieces: list[bytes | bytearray | memoryview] = []
-        for ino, start, length in places:
+        for ino, start, length in where:
             inode = self._replica.tree.find(ino)
             if inode is None:
                 continue

@@ -6,13 +6,13 @@
                                  2026-11-23T14:05:00Z, or of the commit @1234, which are not listed
 
 A real entry `.megafs` in the root hides all this.  Modes and owners are as they were, so whoever
-may read the original may read its past.  Everything that would change something is refused with
+may read the original may read what it was.  Everything that would change something is refused with
 EROFS.
 
-Inode numbers here are below those of the present tree (`is_past`): the two directories at the top,
-one for each tree that was named, then the inodes in these trees as the kernel comes to know them.
-A tree has to be read before anything below it can be looked at, which may take a while: `reach`
-does that; everything else is synchronous and comes right after it.
+Inode numbers here are below those of the present tree (`in_snapshots`): the two directories at the
+top, one for each tree that was named, then the inodes in these trees as the kernel comes to know
+them.  A tree has to be read before anything below it can be looked at, which may take a while:
+`load_snapshot` does that; everything else is synchronous and comes right after it.
 """
 
 from __future__ import annotations
@@ -32,28 +32,29 @@ from megafs.chunks.store import ChunkStore
 from megafs.errors import BadUsage, Missing, Refused
 from megafs.fs import acl, extent_bytes
 from megafs.tree.inode import ROOT, Inode
+from megafs.tree.schema import SnapshotRow
 from megafs.tree.tree import Extent, Tree
 
 NAME: Final = b".megafs"
 _SNAPSHOTS_NAME: Final = b"snapshots"
 
 #: The first number that an inode of the present tree can have: prefix 1 (journal/replica.py).
-FIRST_REAL: Final = 1 << 25
+FIRST_LIVE: Final = 1 << 25
 TOP: Final = 2
 SNAPSHOTS: Final = 3
 _FIRST_ROOT: Final = 4
 #: The root directories of named trees have numbers below this one.
 _FIRST_INSIDE: Final = 1 << 16
-#: Numbers that the kernel was told of and has not remembered are forgotten beyond this many.
+#: Beyond this many, numbers that a listing gave out and the kernel does not know are forgotten.
 _SPARE: Final = 1 << 18
 
 
-def is_past(ino: int) -> bool:
+def in_snapshots(ino: int) -> bool:
     """Whether an inode number belongs to a snapshot (or `.megafs`), not to the present tree."""
-    return ino < FIRST_REAL and ino != ROOT
+    return ino < FIRST_LIVE and ino != ROOT
 
 
-def is_top(ino: int) -> bool:
+def attributes_may_change(ino: int) -> bool:
     """Whether it is one of the directories whose attributes may change: the kernel must ask."""
     return ROOT < ino < _FIRST_INSIDE
 
@@ -61,7 +62,7 @@ def is_top(ino: int) -> bool:
 class EarlierTrees(Protocol):
     """The trees of earlier commits (megafs/history)."""
 
-    def snapshots(self) -> list[tuple[str, int, int]]: ...
+    def snapshots(self) -> list[SnapshotRow]: ...
     async def resolve(self, text: str) -> int: ...
     def at_hand(self, sequence: int) -> Tree | None: ...
     async def have(self, sequence: int, patience: float | None = None) -> Tree: ...
@@ -115,7 +116,7 @@ class SnapshotView:
 
     # ---- before anything is looked at -------------------------------------------------------
 
-    async def reach(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
+    async def load_snapshot(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
         """Have what is needed to look *name* up in, or to list or read, what *ino* stands for.
 
         attributes: only its attributes are wanted.  ESTALE once when the root directory of a tree
@@ -189,9 +190,9 @@ class SnapshotView:
         if number is None:
             if len(self._inside) - len(self._known) > _SPARE:
                 self._sweep()
-            while self._next_inside in self._inside or self._next_inside >= FIRST_REAL:
+            while self._next_inside in self._inside or self._next_inside >= FIRST_LIVE:
                 self._next_inside += 1
-                if self._next_inside >= FIRST_REAL:
+                if self._next_inside >= FIRST_LIVE:
                     self._next_inside = _FIRST_INSIDE
             number = self._numbers[key] = self._next_inside
             self._inside[number] = (named, ino)
@@ -245,7 +246,7 @@ class SnapshotView:
     def _tree(self, named: _NamedTree) -> Tree:
         tree = self._trees.at_hand(named.sequence)
         if tree is None:
-            raise Refused(e.EAGAIN)  # only without `reach`
+            raise Refused(e.EAGAIN)  # only without `load_snapshot`
         return tree
 
     def lookup(self, parent: int, name: bytes) -> Inode:

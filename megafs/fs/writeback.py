@@ -90,8 +90,8 @@ class Durability:
         in turn): the first sync makes the filesystem write down the second file's size too.
 
         The kernel may have written the log before: after a power cut it may still name bytes that
-        are gone.  Nobody was promised those, and they are told from others by the chunks' digests
-        (volume/open.py, `_drop_unsynced`).
+        are gone.  Nobody was promised those, and the chunks' digests show which they are
+        (volume/recovery.py, `_drop_unsynced`).
         """
         await self._syncs.run(self._sync_now, large=self._stage.unsynced)
 
@@ -125,7 +125,7 @@ class Writeback:
         self._drained = trio.Event()
         self._on_clean = on_clean
         self._stuck: Fault | None = None
-        self._told = -60.0
+        self._warned = -60.0
         #: Why writers get ENOSPC; None while they do not.
         self.refused: Fault | None = None
         self.durability = Durability(replica, stage)
@@ -138,10 +138,10 @@ class Writeback:
             self._drained.set()
             self._drained = trio.Event()
 
-    def wrote(self, contents: FileData) -> None:
+    def wrote(self, data: FileData) -> None:
         """A file has bytes waiting."""
-        self._files[contents.ino] = contents
-        if contents.dirty >= _FLUSH_AT or self.dirty > self._limit // 2:
+        self._files[data.ino] = data
+        if data.dirty >= _FLUSH_AT or self.dirty > self._limit // 2:
             self._wake.set()
 
     async def room(self, size: int) -> None:
@@ -175,8 +175,8 @@ class Writeback:
         """ENOSPC for a writer; a program that keeps trying makes one line a minute."""
         self.refused = cause
         now = trio.current_time()
-        if now - self._told >= 60:
-            self._told = now
+        if now - self._warned >= 60:
+            self._warned = now
             log.warning("writes are refused: %s", cause)
         return Refused(e.ENOSPC)
 
@@ -188,32 +188,28 @@ class Writeback:
             self._wake = trio.Event()
             now = trio.current_time()
             pressed = self.dirty > self._limit // 2
-            for ino, contents in list(self._files.items()):
-                if not contents.is_dirty:
+            for ino, data in list(self._files.items()):
+                if not data.is_dirty:
                     self._files.pop(ino, None)
-                    self._on_clean(contents)
-                elif (
-                    pressed
-                    or contents.dirty >= _FLUSH_AT
-                    or now - contents.dirty_since > _FLUSH_AGE
-                ):
-                    await self._flush(contents)
+                    self._on_clean(data)
+                elif pressed or data.dirty >= _FLUSH_AT or now - data.dirty_since > _FLUSH_AGE:
+                    await self._flush(data)
             if self.durability.is_behind:
                 # Operations without a close: durable within about a second all the same.
                 try:
                     await self.durability.local()
                 except Fault as exc:
-                    log.debug("%s", exc)  # whoever needs it to be durable is told
+                    log.debug("%s", exc)  # whoever needs it to be durable gets the error
                 self._writer.poke()
 
-    async def _flush(self, contents: FileData) -> None:
+    async def _flush(self, data: FileData) -> None:
         try:
-            await contents.flush()
+            await data.flush()
         except Refused:
             pass  # the file is gone
         except Fault as exc:
             # Reaches the next fsync or close of this file; the bytes stay in memory.
-            contents.error = exc
+            data.error = exc
             if self._stuck is None:
                 log.error("what was written cannot be staged, will go on trying: %s", exc)
             self._stuck = exc
@@ -226,9 +222,9 @@ class Writeback:
 
     async def flush_all(self) -> None:
         """Stage everything that waits in memory."""
-        for contents in list(self._files.values()):
-            if contents.is_dirty:
-                await contents.flush()
+        for data in list(self._files.values()):
+            if data.is_dirty:
+                await data.flush()
         self._writer.poke()
 
     async def flush_some(self, inos: Set[int]) -> None:
@@ -237,8 +233,8 @@ class Writeback:
             waiting = [c for ino, c in self._files.items() if ino in inos and c.is_dirty]
             if not waiting:
                 return
-            for contents in waiting:
+            for data in waiting:
                 try:
-                    await contents.flush()
+                    await data.flush()
                 except Refused:
                     pass

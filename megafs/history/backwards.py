@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
-import apsw
 import trio
 from msgspec import Struct, field
 
@@ -15,7 +14,15 @@ from megafs.history.earlier_trees import History
 from megafs.history.scratch import scratch
 from megafs.journal.commit import Commit, unpack_changeset
 from megafs.progress import OnProgress, Progress
+from megafs.tree.changeset import (
+    DirentChange,
+    InodeChange,
+    XattrChange,
+    is_given,
+    row_changes,
+)
 from megafs.tree.rewind import NameChange, Rewind
+from megafs.tree.schema import DirentRow, InodeRow
 from megafs.tree.tree import Tree
 
 T = TypeVar("T")
@@ -31,20 +38,17 @@ _MANY: Final = 50
 class Touched(Struct):
     """What one commit did to one inode, in rows.
 
-    old, new: its row before and after; None if there was none, `no_change` in columns that stayed.
+    old, new: its row before and after; None if there was none (see `RowChange`).
     gone, come: names that stood for it before and after, each (directory, name).
     xattrs: (name, whether it was there before, whether it is afterwards).
     """
 
     is_changed: bool = False
-    old: tuple[Any, ...] | None = None
-    new: tuple[Any, ...] | None = None
+    old: InodeRow | None = None
+    new: InodeRow | None = None
     gone: list[tuple[int, bytes]] = field(default_factory=list)
     come: list[tuple[int, bytes]] = field(default_factory=list)
     xattrs: list[tuple[bytes, bool, bool]] = field(default_factory=list)
-
-
-_Name = tuple[int, bytes, int | None, int | None]  # directory, name, inode before, inode after
 
 
 def rows_of(commit: Commit) -> tuple[dict[int, Touched], list[NameChange]]:
@@ -58,29 +62,31 @@ def rows_of(commit: Commit) -> tuple[dict[int, Touched], list[NameChange]]:
             found = inodes[ino] = Touched()
         return found
 
-    changeset = unpack_changeset(commit)
-    if not changeset:
-        return inodes, names
-    for change in apsw.Changeset.iter(changeset):
-        old: Any = change.old
-        new: Any = change.new
-        row = old if old is not None else new
-        if change.name == "inodes":
-            touched = of(row[0])
-            touched.is_changed, touched.old, touched.new = True, old, new
-        elif change.name == "xattrs":
-            of(row[0]).xattrs.append((row[1], old is not None, new is not None))
-        elif change.name == "dirents":
-            before = old[2] if old is not None and isinstance(old[2], int) else None
-            after = new[2] if new is not None and isinstance(new[2], int) else None
-            if before == after:  # only the cookie changed
-                continue
-            names.append((row[0], row[1], before, after))
-            if before is not None:
-                of(before).gone.append((row[0], row[1]))
-            if after is not None:
-                of(after).come.append((row[0], row[1]))
+    for change in row_changes(unpack_changeset(commit)):
+        match change:
+            case InodeChange():
+                touched = of(change.row.ino)
+                touched.is_changed, touched.old, touched.new = True, change.old, change.new
+            case XattrChange():
+                entry = (change.row.name, change.old is not None, change.new is not None)
+                of(change.row.ino).xattrs.append(entry)
+            case DirentChange():
+                before = _inode_of(change.old)
+                after = _inode_of(change.new)
+                if before == after:  # only the cookie changed
+                    continue
+                parent, name = change.row.parent, change.row.name
+                names.append((parent, name, before, after))
+                if before is not None:
+                    of(before).gone.append((parent, name))
+                if after is not None:
+                    of(after).come.append((parent, name))
     return inodes, names
+
+
+def _inode_of(entry: DirentRow | None) -> int | None:
+    """What a directory entry stands for, if the change says so."""
+    return entry.ino if entry is not None and is_given(entry.ino) else None
 
 
 class Step(Struct):
@@ -105,7 +111,8 @@ class Backwards:
         self._on_progress = on_progress
         self._since = max(1, since)
         self._reader = replica.committed_reader()
-        self._head = self._last = replica.sequence
+        self._head: int = replica.sequence
+        self._last: int = self._head
         self._waiting: list[tuple[int, Commit]] = []
         self._db = scratch(history.directory)
         self.rewind = Rewind(Tree(self._reader, history.chunk_size), self._db)

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from megafs.history.backwards import Backwards, Step, Touched
 from megafs.tree import paths
+from megafs.tree.changeset import is_given
 from megafs.tree.inode import ROOT
 from megafs.tree.rewind import Rewind
 
@@ -24,9 +25,6 @@ _ORDER: Final = (
     "removed",
     "created",
 )
-
-# Columns of `inodes`.
-_MODE, _UID, _GID, _SIZE, _MTIME, _VERSION = 1, 3, 4, 6, 9, 13
 
 
 class Event(Struct):
@@ -103,18 +101,19 @@ def _finished(step: Step, draft: _Draft, rewind: Rewind) -> list[Event]:
         for path in come:
             add("linked", path)
     if touched.is_changed and old is not None and new is not None:
-        if isinstance(new[_VERSION], int) or isinstance(new[_SIZE], int):
+        if is_given(new.version) or is_given(new.size):
             add("contents", here, size=draft.size, old_size=old_size)
         changes = []
-        if isinstance(new[_MODE], int):
-            changes.append(f"mode {stat.S_IMODE(old[_MODE]):o} to {stat.S_IMODE(new[_MODE]):o}")
-        for column, name in ((_UID, "owner"), (_GID, "group")):
-            if isinstance(new[column], int):
-                changes.append(f"{name} {old[column]} to {new[column]}")
+        if is_given(new.mode):
+            changes.append(f"mode {stat.S_IMODE(old.mode):o} to {stat.S_IMODE(new.mode):o}")
+        if is_given(new.uid):
+            changes.append(f"owner {old.uid} to {new.uid}")
+        if is_given(new.gid):
+            changes.append(f"group {old.gid} to {new.gid}")
         if (
             not changes
             and not is_dir
-            and isinstance(new[_MTIME], int)
+            and is_given(new.mtime)
             and not any(event.what == "contents" for event in made)
         ):
             changes.append("time")

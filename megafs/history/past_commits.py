@@ -22,6 +22,7 @@ from megafs.journal.commit import Commit
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
 from megafs.tree import queries_history
+from megafs.tree.schema import SnapshotRow
 
 #: Commits fetched side by side.
 _FETCHES: Final = 8
@@ -44,8 +45,8 @@ class PastCommits:
 
     # ---- moments ----------------------------------------------------------------------------
 
-    def snapshots(self) -> list[tuple[str, int, int]]:
-        """The snapshots by name: (name, sequence, time in ns)."""
+    def snapshots(self) -> list[SnapshotRow]:
+        """The snapshots, by name."""
         return queries_history.snapshots(self.replica.tree.db)
 
     def snapshot(self, name: str) -> int | None:

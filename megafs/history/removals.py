@@ -9,12 +9,10 @@ from typing import Final
 from msgspec import Struct
 
 from megafs.history.backwards import Backwards, Step
+from megafs.tree.changeset import is_given
 
 #: What was removed below a directory without a longer pause went together with it.
 TOGETHER_NS: Final = 60 * 10**9
-
-# A column of `inodes`.
-_VERSION: Final = 13
 
 
 class Removal(Struct):
@@ -40,7 +38,8 @@ async def removals(
 ) -> None:
     """Give *take* what was removed at *path* or below, newest first, until it returns False.
 
-    changed: told first, while *watching*, of what a commit made or wrote to: (sequence, path).
+    changed: called before that, while *watching*, with (sequence, path) of each file that a commit
+        made or wrote to.
     """
     rewind = backwards.rewind
     prefix = b"" if path == b"/" else path
@@ -49,7 +48,7 @@ async def removals(
         if watching():
             for ino, touched in step.inodes.items():
                 new = touched.new
-                if new is not None and (touched.old is None or isinstance(new[_VERSION], int)):
+                if new is not None and (touched.old is None or is_given(new.version)):
                     changed(step.sequence, rewind.path(ino) or b"")
         gone = [
             (ino, touched.gone)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from megafs.errors import BadUsage, Corrupt
 from megafs.stores.limit import Priority, at_priority
 from megafs.tree.ops import Operation
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 
 def check_writable(volume: Volume, what: str) -> None:

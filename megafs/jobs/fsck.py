@@ -38,8 +38,8 @@ from megafs.tree import ops
 from megafs.tree.inode import ROOT
 from megafs.tree.merge import LOST_FOUND
 from megafs.tree.paths import show
-from megafs.tree.schema import BY_NAME
-from megafs.volume.open import Volume
+from megafs.tree.schema import BY_NAME, DirentRow, ExtentRow, GarbageRow, Ino, InodeRow, XattrRow
+from megafs.volume.volume import Volume
 
 #: Exit codes, as fsck(8) has them.
 CLEAN: Final = 0
@@ -177,45 +177,51 @@ def _rows(db: apsw.Connection, sql: str, *args: Any) -> list[Any]:
 
 def _names(db: apsw.Connection) -> Iterator[Problem]:
     """Names of nothing, and names in nothing."""
-    for row in db.execute(
+    for columns in db.execute(
         f"SELECT {_select('dirents', 'd')} FROM dirents d"
         " LEFT JOIN inodes i ON i.ino = d.ino WHERE i.ino IS NULL"
     ):
+        entry = DirentRow._make(columns)
         yield Problem(
             "name-of-nothing",
-            f"the name {show(row[1])} in directory {row[0]} stands for inode {row[2]}, which"
-            " is not there",
-            [("dirents", row, None)],
-            path=_path(db, row[0], row[1]),
+            f"the name {show(entry.name)} in directory {entry.parent} stands for inode"
+            f" {entry.ino}, which is not there",
+            [("dirents", entry, None)],
+            path=_path(db, entry.parent, entry.name),
         )
-    for row in db.execute(
+    for columns in db.execute(
         f"SELECT {_select('dirents', 'd')} FROM dirents d"
         f" LEFT JOIN inodes i ON i.ino = d.parent WHERE i.ino IS NULL OR NOT {_DIR}"
     ):
+        entry = DirentRow._make(columns)
         yield Problem(
             "name-in-nothing",
-            f"the name {show(row[1])} (inode {row[2]}) lies in {row[0]}, which is no directory",
-            [("dirents", row, None)],
+            f"the name {show(entry.name)} (inode {entry.ino}) lies in {entry.parent}, which is no"
+            " directory",
+            [("dirents", entry, None)],
         )
 
 
 def _links(db: apsw.Connection) -> Iterator[Problem]:
     """Link counts of everything but directories; files that no name leads to."""
-    for *row, names, kept in db.execute(
+    for *columns, names, kept in db.execute(
         f"SELECT {_INODES}, (SELECT count(*) FROM dirents d WHERE d.ino = i.ino) AS names,"
         " (SELECT count(*) FROM orphans o WHERE o.ino = i.ino) AS kept"
         f" FROM inodes i WHERE NOT {_DIR} AND (i.nlink <> names OR (names = 0) <> (kept > 0))"
     ):
-        ino, nlink = row[0], row[2]
+        inode = InodeRow._make(columns)
+        ino, nlink = inode.ino, inode.nlink
         if names == 0 and (nlink or not kept):
             yield Problem(
-                "lost", f"inode {ino} ({_kind(row[1])}, {row[6]} bytes) has no name", adopt=ino
+                "lost",
+                f"inode {ino} ({_kind(inode.mode)}, {inode.size} bytes) has no name",
+                adopt=ino,
             )
         elif nlink != names:
             yield Problem(
                 "link-count",
                 f"inode {ino} has {names} names, and {nlink} are recorded",
-                [("inodes", tuple(row), _with(row, nlink=names))],
+                [("inodes", inode, inode._replace(nlink=names))],
                 path=_path_of(db, ino),
             )
 
@@ -231,33 +237,33 @@ def _directories(db: apsw.Connection) -> Iterator[Problem]:
             f" WHERE {_DIR} GROUP BY d.parent",
         )
     )
-    for row in db.execute(f"SELECT {_INODES} FROM inodes i WHERE {_DIR}"):
-        ino, nlink, parent = row[0], row[2], row[12]
-        places = _rows(
-            db, f"SELECT {_select('dirents')} FROM dirents WHERE ino=? ORDER BY parent, name", ino
-        )
+    for columns in db.execute(f"SELECT {_INODES} FROM inodes i WHERE {_DIR}"):
+        inode = InodeRow._make(columns)
+        ino, nlink, parent = inode.ino, inode.nlink, inode.parent
+        sql = f"SELECT {_select('dirents')} FROM dirents WHERE ino=? ORDER BY parent, name"
+        entries = [DirentRow._make(row) for row in db.execute(sql, (ino,))]
         right = parent
         if ino == ROOT:
-            right = ROOT
-            for place in places:
+            right = Ino(ROOT)
+            for entry in entries:
                 yield Problem(
                     "root-named",
-                    f"{show(place[1])} in directory {place[0]} stands for the root directory",
-                    [("dirents", place, None)],
+                    f"{show(entry.name)} in directory {entry.parent} stands for the root directory",
+                    [("dirents", entry, None)],
                 )
-        elif not places:
+        elif not entries:
             yield Problem("lost", f"directory {ino} has no name", adopt=ino)
             continue
         else:
-            kept = next((place for place in places if place[0] == parent), places[0])
-            right = kept[0]
-            for place in places:
-                if place is not kept:
+            kept = next((entry for entry in entries if entry.parent == parent), entries[0])
+            right = kept.parent
+            for entry in entries:
+                if entry is not kept:
                     yield Problem(
                         "two-names",
-                        f"directory {ino} has a second name, {show(place[1])} in {place[0]}",
-                        [("dirents", place, None)],
-                        path=_path(db, place[0], place[1]),
+                        f"directory {ino} has a second name, {show(entry.name)} in {entry.parent}",
+                        [("dirents", entry, None)],
+                        path=_path(db, entry.parent, entry.name),
                     )
         links = 2 + children.get(ino, 0)
         if nlink != links or parent != right:
@@ -265,7 +271,7 @@ def _directories(db: apsw.Connection) -> Iterator[Problem]:
                 "directory",
                 f"directory {ino}: {nlink} links and parent {parent} are recorded, {links} and"
                 f" {right} is right",
-                [("inodes", row, _with(row, nlink=links, parent=right))],
+                [("inodes", inode, inode._replace(nlink=links, parent=right))],
                 path=_path_of(db, ino),
             )
 
@@ -307,17 +313,19 @@ def _extents(db: apsw.Connection, longest: int) -> Iterator[Problem]:
     for row in db.execute(
         f"SELECT {columns} FROM extents x LEFT JOIN inodes i ON i.ino = x.ino WHERE i.ino IS NULL"
     ):
+        extent = ExtentRow._make(row)
         yield Problem(
             "extent-of-nothing",
-            f"contents of inode {row[0]}, which is not there",
-            [("extents", row, None)],
+            f"contents of inode {extent.ino}, which is not there",
+            [("extents", extent, None)],
         )
     for row in db.execute(
         f"SELECT {columns} FROM extents x LEFT JOIN packs p ON p.pack = x.pack"
         " WHERE x.pack > 0 AND p.pack IS NULL"
     ):
+        extent = ExtentRow._make(row)
         yield _extent_problem(
-            db, "unknown-pack", row, f"named in pack {row[3]}, which no commit recorded"
+            db, "unknown-pack", extent, f"named in pack {extent.pack}, which no commit recorded"
         )
     for row in db.execute(
         f"SELECT {columns} FROM extents x WHERE length <= 0 OR length > ? OR skip < 0"
@@ -326,8 +334,7 @@ def _extents(db: apsw.Connection, longest: int) -> Iterator[Problem]:
         " OR (pack > 0 AND (digest IS NULL OR length(digest) <> 32 OR sealed <= 0 OR offset < 0))",
         (longest,),
     ):
-        yield _extent_problem(db, "extent", row, "an extent that cannot be")
-    before: Row | None = None
+        yield _extent_problem(db, "extent", ExtentRow._make(row), "an extent that cannot be")
     for row in db.execute(
         "SELECT ino, start, prev_end, prev_start FROM (SELECT ino, start,"
         " lag(start + length) OVER (PARTITION BY ino ORDER BY start) AS prev_end,"
@@ -335,50 +342,55 @@ def _extents(db: apsw.Connection, longest: int) -> Iterator[Problem]:
         " WHERE prev_end > start"
     ):
         ino, start, _, prev_start = row
-        before = db.execute(
+        found = db.execute(
             f"SELECT {_select('extents')} FROM extents WHERE ino=? AND start=?", (ino, prev_start)
         ).fetchone()
-        assert before is not None
+        assert found is not None
+        before = ExtentRow._make(found)
         yield Problem(
             "overlap",
             f"inode {ino}: two extents hold byte {start}",
-            [("extents", before, _with_extent(before, length=start - prev_start))],
+            [("extents", before, before._replace(length=start - prev_start))],
             path=_path_of(db, ino),
             start=start,
-            end=before[1] + before[2],
+            end=before.start + before.length,
         )
     for *row, size in db.execute(
         f"SELECT {columns}, i.size FROM extents x JOIN inodes i ON i.ino = x.ino"
         " WHERE x.start + x.length > i.size"
     ):
-        left = size - row[1]
-        new = _with_extent(row, length=left) if left > 0 else None
+        extent = ExtentRow._make(row)
+        left = size - extent.start
+        new = extent._replace(length=left) if left > 0 else None
         yield Problem(
             "beyond-end",
-            f"inode {row[0]}: an extent ends at {row[1] + row[2]}, the file at {size}",
-            [("extents", tuple(row), new)],
-            path=_path_of(db, row[0]),
+            f"inode {extent.ino}: an extent ends at {extent.start + extent.length}, the file at"
+            f" {size}",
+            [("extents", extent, new)],
+            path=_path_of(db, extent.ino),
         )
     for *row, total in db.execute(
         f"SELECT {_INODES}, coalesce((SELECT sum(length) FROM extents x WHERE x.ino = i.ino), 0)"
         " AS total FROM inodes i WHERE i.blocks <> total"
     ):
+        inode = InodeRow._make(row)
         yield Problem(
             "blocks",
-            f"inode {row[0]}: {row[7]} bytes are recorded as allocated, {total} are",
-            [("inodes", tuple(row), _with(row, blocks=total))],
-            path=_path_of(db, row[0]),
+            f"inode {inode.ino}: {inode.blocks} bytes are recorded as allocated, {total} are",
+            [("inodes", inode, inode._replace(blocks=total))],
+            path=_path_of(db, inode.ino),
         )
 
 
-def _extent_problem(db: apsw.Connection, kind: str, row: Row, text: str) -> Problem:
-    path = _path_of(db, row[0])
+def _extent_problem(db: apsw.Connection, kind: str, extent: ExtentRow, text: str) -> Problem:
+    path = _path_of(db, extent.ino)
+    end = extent.start + extent.length
     return Problem(
         kind,
-        f"{path or f'inode {row[0]}'}, bytes {row[1]} to {row[1] + row[2] - 1}: {text}",
+        f"{path or f'inode {extent.ino}'}, bytes {extent.start} to {end - 1}: {text}",
         path=path,
-        start=row[1],
-        end=row[1] + row[2],
+        start=extent.start,
+        end=end,
     )
 
 
@@ -408,23 +420,26 @@ def _others(db: apsw.Connection) -> Iterator[Problem]:
         f"SELECT {_select('xattrs', 'x')} FROM xattrs x LEFT JOIN inodes i ON i.ino = x.ino"
         " WHERE i.ino IS NULL"
     ):
+        xattr = XattrRow._make(row)
         yield Problem(
             "xattr-of-nothing",
-            f"an attribute of inode {row[0]}, which is not there",
-            [("xattrs", row, None)],
+            f"an attribute of inode {xattr.ino}, which is not there",
+            [("xattrs", xattr, None)],
         )
     for row in db.execute(
         "SELECT g.pack, g.since FROM garbage g LEFT JOIN packs p ON p.pack = g.pack"
         " WHERE p.pack IS NULL"
     ):
+        mark = GarbageRow._make(row)
         yield Problem(
-            "mark", f"a mark on pack {row[0]}, which is not there", [("garbage", row, None)]
+            "mark", f"a mark on pack {mark.pack}, which is not there", [("garbage", mark, None)]
         )
     for row in db.execute(
         f"SELECT {_INODES} FROM inodes i WHERE size < 0 OR blocks < 0 OR nlink < 0"
         f" OR ((mode & {_TYPE}) = {stat.S_IFLNK}) <> (target IS NOT NULL)"
     ):
-        yield Problem("inode", f"inode {row[0]} cannot be as it is", path=_path_of(db, row[0]))
+        ino = InodeRow._make(row).ino
+        yield Problem("inode", f"inode {ino} cannot be as it is", path=_path_of(db, ino))
 
 
 def _usage_problems(volume: Volume, repair: bool, repaired: list[Problem]) -> list[Problem]:
@@ -490,8 +505,8 @@ def _adopt(volume: Volume, ino: int, record: Callable[[ops.Operation], None]) ->
     """Give an inode without a name one in lost+found."""
     replica, tree = volume.replica, volume.replica.tree
     db = replica.db
-    row = db.execute(f"SELECT {_INODES} FROM inodes i WHERE ino=?", (ino,)).fetchone()
-    if row is None or tree.places(ino):
+    inode = _inode(db, ino)
+    if inode is None or tree.places(ino):
         raise Refused(e.ESTALE)
     home = tree.child(ROOT, LOST_FOUND)
     if home is None:
@@ -511,33 +526,28 @@ def _adopt(volume: Volume, ino: int, record: Callable[[ops.Operation], None]) ->
             )
         )
     tree.directory(home)
-    is_dir = stat.S_ISDIR(row[1])
+    is_dir = stat.S_ISDIR(inode.mode)
     name = f"{'directory' if is_dir else 'file'}-{ino}".encode()
     if tree.child(home, name) is not None:
         raise Refused(e.EEXIST)
     if is_dir:
-        new = _with(row, parent=home)
-        above = db.execute(f"SELECT {_INODES} FROM inodes i WHERE ino=?", (home,)).fetchone()
+        new = inode._replace(parent=Ino(home))
+        above = _inode(db, home)
         assert above is not None
-        record(ops.Mend("inodes", above, _with(above, nlink=above[2] + 1)))
+        record(ops.Mend("inodes", above, above._replace(nlink=above.nlink + 1)))
     else:
-        new = _with(row, nlink=1)
-    if new != row:
-        record(ops.Mend("inodes", row, new))
+        new = inode._replace(nlink=1)
+    if new != inode:
+        record(ops.Mend("inodes", inode, new))
     record(ops.Mend("dirents", None, (home, name, ino, replica.number())))
     orphan = db.execute("SELECT ino, mount FROM orphans WHERE ino=?", (ino,)).fetchone()
     if orphan is not None:
         record(ops.Mend("orphans", orphan, None))
 
 
-def _with(row: Row | list[Any], **values: Any) -> Row:
-    """A row of `inodes` with other values."""
-    columns = BY_NAME["inodes"].columns
-    return tuple(values.get(name, value) for name, value in zip(columns, row, strict=True))
-
-
-def _with_extent(row: Row | list[Any], *, length: int) -> Row:
-    return (*row[:2], length, *row[3:])
+def _inode(db: apsw.Connection, ino: int) -> InodeRow | None:
+    row = db.execute(f"SELECT {_INODES} FROM inodes i WHERE ino=?", (ino,)).fetchone()
+    return None if row is None else InodeRow._make(row)
 
 
 # ---- the store ---------------------------------------------------------------------------------
@@ -691,7 +701,7 @@ async def _journal_problems(
 def _path_of(db: apsw.Connection, ino: int) -> str:
     """A path of an inode, or "" if the root is not above it."""
     row = db.execute("SELECT parent, name FROM dirents WHERE ino=? LIMIT 1", (ino,)).fetchone()
-    return "" if row is None else _path(db, row[0], row[1])
+    return "" if row is None else _path(db, *row)
 
 
 def _path(db: apsw.Connection, parent: int, name: bytes) -> str:
@@ -704,8 +714,8 @@ def _path(db: apsw.Connection, parent: int, name: bytes) -> str:
         if row is None or parent in seen:
             return ""
         seen.add(parent)
-        parts.append(row[1])
-        parent = row[0]
+        parent, name = row
+        parts.append(name)
     return "/" + "/".join(show(part) for part in reversed(parts))
 
 

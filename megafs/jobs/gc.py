@@ -40,7 +40,8 @@ from megafs.stores.base import Entry, ObjectStore, list_all
 from megafs.tree import ops, queries_history, queries_packs
 from megafs.tree.queries_packs import FileRange
 from megafs.tree.schema import PackRow
-from megafs.volume.open import Volume, write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -393,7 +394,7 @@ class _Collection:
         if base is None:
             counts.notes.append("the journal is kept whole: it is not older than the retention")
             return
-        needed = {m.sequence for m in whole if m.sequence >= base}
+        needed: set[int] = {m.sequence for m in whole if m.sequence >= base}
         ranges: list[tuple[int, int]] = []
         for seq in self._snapshots:
             start = max((m.sequence for m in whole if m.sequence <= seq), default=0)

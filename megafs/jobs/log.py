@@ -17,7 +17,7 @@ from megafs.jobs.messages import (
 from megafs.progress import OnProgress
 from megafs.tree import paths, queries_history
 from megafs.tree.queries_history import KnownCommit
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 
 async def log(volume: Volume, args: LogArgs, on_progress: OnProgress) -> LogOfCommits | LogOfPath:

@@ -8,7 +8,7 @@ from msgspec import Struct
 from megafs.concurrency import offload
 from megafs.tree import queries_packs
 from megafs.tree.schema import PackRow
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 
 class PackSurvey(Struct):

@@ -14,7 +14,7 @@ from megafs.jobs.messages import ReencryptArgs, ReencryptResult
 from megafs.jobs.pack_survey import survey_packs
 from megafs.jobs.reseal import Resealer
 from megafs.progress import OnProgress, Progress
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Exit codes.
 DONE: Final = 0

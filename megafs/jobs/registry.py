@@ -20,7 +20,7 @@ from megafs.jobs import messages
 from megafs.jobs.messages import JobKind, as_message
 from megafs.progress import OnProgress
 from megafs.stores.limit import background
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 A = TypeVar("A", bound=Struct)
 R = TypeVar("R", bound=Struct)

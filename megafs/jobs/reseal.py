@@ -20,7 +20,7 @@ from megafs.stores.limit import BACKGROUND, Pace, Priority
 from megafs.tree import ops, queries_packs
 from megafs.tree.schema import PackRow
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Plaintext that is moved between two commits.
 _MOVE: Final = 16 << 20

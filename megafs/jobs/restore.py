@@ -26,7 +26,7 @@ from megafs.tree import ops, queries_packs
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
 from megafs.tree.paths import parse, show
 from megafs.tree.tree import Tree
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Inodes that are made without letting anybody else run.
 _AT_ONCE: Final = 200

@@ -19,16 +19,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.jobs.committing import commit
-from megafs.journal import head
 from megafs.stores.base import ObjectStore
 from megafs.tree.ops import MarkGarbage
 from megafs.volume import header_store
 from megafs.volume.header import Credential
 from megafs.volume.header_store import Changed
-from megafs.volume.open import open_volume, unlock, write_checkpoint
+from megafs.volume.open import open_volume
+from megafs.volume.unlock import remember_keys, unlock
+from megafs.volume.upkeep import write_checkpoint
 
 
 async def rotate(
@@ -48,23 +48,15 @@ async def rotate(
         anything else that can fail: the recovery key exists nowhere else and is to be shown now.
     Raises Busy if this machine has the volume open.
     """
-    unlocked, places, seen, _ = await unlock(store, url, credential, settings)
-    lock = places.lock()
+    found = await unlock(store, url, credential, settings)
+    lock = found.directory.lock()
     try:
         after = credential if new is None else new()
         if after.recovery is not None:
             after = Credential(passphrase=after.passphrase, keyfile=after.keyfile)
-        changed = await header_store.rotate(store, unlocked, after, profile=profile)
+        changed = await header_store.rotate(store, found.unlocked, after, profile=profile)
         on_new_keys(changed)
-        if seen is not None:
-            newer = head.RememberedHead(
-                seen.fsid,
-                seen.sequence,
-                seen.hash,
-                changed.unlocked.header.generation,
-                changed.unlocked.slot_id.hex(),
-            )
-            await offload(head.write, places.volume, newer, kind="disk")
+        await remember_keys(found, changed.unlocked)
     finally:
         os.close(lock)
     # The volume is rotated from here on; what follows only shuts the door at once.

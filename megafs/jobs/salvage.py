@@ -79,10 +79,10 @@ _RANGE: Final = 4 << 20
 _GAP: Final = 64 << 10
 
 
-class Report(Struct):
+class SalvageReport(Struct):
     """What came out of it.
 
-    damaged: places in files that could not be had: path, start, end, text.  lost: files without a
+    damaged: bytes of files that could not be had.  lost: files without a
     name, as they are called in lost+found.  problems: what was wrong besides.
     """
 
@@ -129,7 +129,7 @@ async def salvage(
     at: the tree as of that commit instead of the newest one.
     """
     _check_target(to)
-    report = Report()
+    report = SalvageReport()
     unlocked = await unlock(store, url, credential, settings, report)
     db = await offload(scratch, settings.cache_dir / "salvage", 64 << 10)
     try:
@@ -168,7 +168,7 @@ async def unlock(
     url: str,
     credential: Credential,
     settings: Settings,
-    report: Report,
+    report: SalvageReport,
 ) -> Unlocked:
     """Open the newest key header that opens, wherever it is."""
     why: MegafsError | None = None
@@ -212,7 +212,7 @@ async def find_tree(
     unlocked: Unlocked,
     db: apsw.Connection,
     at: int | None,
-    report: Report,
+    report: SalvageReport,
     on_progress: OnProgress,
 ) -> Tree:
     """The newest tree that can be had, in *db*."""
@@ -316,7 +316,7 @@ async def _replay(
     sequence: int,
     head: bytes,
     at: int | None,
-    report: Report,
+    report: SalvageReport,
     on_progress: OnProgress,
     lenient: bool = False,
     epoch: int = 0,
@@ -369,7 +369,7 @@ class _Export:
         keyring: Keyring,
         tree: Tree,
         to: Path,
-        report: Report,
+        report: SalvageReport,
         on_progress: OnProgress,
     ) -> None:
         self._store = store

@@ -22,7 +22,7 @@ from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.history.scratch import scratch
 from megafs.jobs import salvage
-from megafs.jobs.salvage import Report
+from megafs.jobs.salvage import SalvageReport
 from megafs.journal.batches import StrictOutcome
 from megafs.journal.follower import Subscriber
 from megafs.progress import OnProgress, ignore
@@ -128,14 +128,14 @@ async def rescued(
     url: str,
     credential: Credential,
     settings: Settings,
-    report: Report,
+    report: SalvageReport,
     *,
     at: int | None = None,
     on_progress: OnProgress = ignore,
 ) -> AsyncIterator[FileSystem]:
     """The filesystem of what can be found of the volume in *store*, for the block.
 
-    report: told what is damaged of header, checkpoints and journal.  Raises as `salvage` does.
+    report: gets what is damaged of header, checkpoints and journal.  Raises as `salvage` does.
     """
     unlocked = await salvage.unlock(store, url, credential, settings, report)
     db = await offload(scratch, settings.cache_dir / "salvage", 64 << 10)

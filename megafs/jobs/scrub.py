@@ -41,8 +41,8 @@ from megafs.tree.schema import PackRow
 from megafs.tree.tree import Extent
 from megafs.volume import header as headers
 from megafs.volume import header_store
-from megafs.volume.open import Volume
 from megafs.volume.state_directory import write_durably
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +58,11 @@ _GAP: Final = 256 << 10
 _RANGE: Final = 16 << 20
 #: Objects without a known name that are listed one by one.
 _SHOWN: Final = 200
-#: Damaged places that are told one by one.
+#: Pieces of damage that are listed one by one.
 _SHOWN_DAMAGE: Final = 5000
 
 
-class State(Struct):
+class Position(Struct):
     """How far a scrub is.  pack: all up to this number are done.  bad: (pack, offset, why)."""
 
     started: float = 0.0
@@ -72,7 +72,7 @@ class State(Struct):
     bad: list[tuple[int, int, str]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> State:
+    def read(cls, path: Path) -> Position:
         try:
             found = json.loads(path.read_text())
             found["bad"] = [(int(p), int(o), str(why)) for p, o, why in found["bad"]]
@@ -84,11 +84,11 @@ class State(Struct):
 async def scrub(volume: Volume, args: ScrubArgs, on_progress: OnProgress) -> ScrubResult:
     """Read what the volume needs of the store, and verify it."""
     path = volume.replica.directory / "scrub"
-    state = State() if args.restart else State.read(path)
-    resumed = state.pack > 0
-    if not state.started:
-        state.started = clock.now()
-    run = _Scrub(volume, state, path, args.rate, on_progress)
+    position = Position() if args.restart else Position.read(path)
+    resumed = position.pack > 0
+    if not position.started:
+        position.started = clock.now()
+    run = _Scrub(volume, position, path, args.rate, on_progress)
     whole = await run.packs(args.limit)
     damaged = run.damage()
     if whole:
@@ -96,7 +96,7 @@ async def scrub(volume: Volume, args: ScrubArgs, on_progress: OnProgress) -> Scr
         damaged += run.found
         await offload(path.unlink, True, kind="disk")
     text = (
-        f"{state.chunks} chunks ({state.bytes} bytes) read"
+        f"{position.chunks} chunks ({position.bytes} bytes) read"
         + (", going on from an earlier scrub" if resumed else "")
         + ("" if whole else "; not all yet: run it again to go on")
         + (f"; {len(damaged)} damaged places" if damaged else "; nothing is damaged")
@@ -106,8 +106,8 @@ async def scrub(volume: Volume, args: ScrubArgs, on_progress: OnProgress) -> Scr
         text=text,
         complete=whole,
         resumed=resumed,
-        chunks=state.chunks,
-        bytes=state.bytes,
+        chunks=position.chunks,
+        bytes=position.bytes,
         objects=run.objects,
         damaged=damaged[:_SHOWN_DAMAGE],
         damaged_count=len(damaged),
@@ -123,14 +123,14 @@ class _Scrub:
     def __init__(
         self,
         volume: Volume,
-        state: State,
+        position: Position,
         path: Path,
         rate: float | None,
         on_progress: OnProgress,
     ) -> None:
         self._volume = volume
         self._store: ObjectStore = uncached(volume.store)
-        self._state = state
+        self._position = position
         self._path = path
         self._pace = Pace(float(rate) if rate else None)
         self._priority = Priority(BACKGROUND)
@@ -151,12 +151,12 @@ class _Scrub:
     async def packs(self, limit: int | None) -> bool:
         """Read the packs that are left; whether all are done."""
         db = self._volume.replica.db
-        state = self._state
-        budget = state.bytes + limit if limit else None
+        position = self._position
+        budget = position.bytes + limit if limit else None
         total = queries_packs.count_named(db)
-        done = queries_packs.count_named(db, state.pack)
+        done = queries_packs.count_named(db, position.pack)
         while True:
-            numbers = queries_packs.next_named(db, state.pack, _ROUND)
+            numbers = queries_packs.next_named(db, position.pack, _ROUND)
             if not numbers:
                 return True
             waiting = deque(numbers)
@@ -164,12 +164,12 @@ class _Scrub:
                 for _ in range(_SIDE_BY_SIDE):
                     nursery.start_soon(self._worker, waiting)
             done += len(numbers)
-            state.pack = numbers[-1]
+            position.pack = numbers[-1]
             await offload(
-                write_durably, self._path, json.dumps(asdict(state)).encode(), kind="disk"
+                write_durably, self._path, json.dumps(asdict(position)).encode(), kind="disk"
             )
-            self._on_progress(Progress(done, total, f"packs; {len(state.bad)} damaged chunks"))
-            if budget is not None and state.bytes >= budget:
+            self._on_progress(Progress(done, total, f"packs; {len(position.bad)} damaged chunks"))
+            if budget is not None and position.bytes >= budget:
                 return False
 
     async def _worker(self, waiting: deque[int]) -> None:
@@ -182,7 +182,7 @@ class _Scrub:
             pack = tree.pack(number)
         except Corrupt as exc:
             for extent in self._chunks_of(number):
-                self._state.bad.append((number, extent.offset, str(exc)))
+                self._position.bad.append((number, extent.offset, str(exc)))
             return
         for group in ranges.runs(self._chunks_of(number), gap=_GAP, longest=_RANGE):
             await self._group(pack, group)
@@ -202,18 +202,18 @@ class _Scrub:
             named = {extent.offset for extent in self._chunks_of(pack.pack)}
             for extent in group:
                 if extent.offset in named:  # not moved elsewhere meanwhile
-                    self._state.bad.append((pack.pack, extent.offset, str(exc)))
+                    self._position.bad.append((pack.pack, extent.offset, str(exc)))
             return
         bad = await offload(_verify, self._volume.keyring, pack, group, start, body)
-        self._state.bad.extend((pack.pack, offset, why) for offset, why in bad)
-        self._state.chunks += len(group)
-        self._state.bytes += len(body)
+        self._position.bad.extend((pack.pack, offset, why) for offset, why in bad)
+        self._position.chunks += len(group)
+        self._position.bytes += len(body)
 
     def damage(self) -> list[Damage]:
         """The damaged chunks as the files and bytes that need them."""
         tree = self._volume.replica.tree
         found = []
-        for number, offset, why in sorted(set(self._state.bad)):
+        for number, offset, why in sorted(set(self._position.bad)):
             for ino, start, length in queries_packs.files_with_chunk(tree.db, number, offset):
                 path = tree.path(ino)
                 found.append(

@@ -25,7 +25,7 @@ from megafs.jobs.messages import (
 )
 from megafs.progress import OnProgress, Progress
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Bytes of a name: it is a file's name in `.megafs/snapshots`, perhaps with a conflict's date.
 NAME_MAX: Final = 160
@@ -77,7 +77,7 @@ async def create(volume: Volume, args: SnapshotArgs, on_progress: OnProgress) ->
 async def list_snapshots(volume: Volume, args: Nothing, on_progress: OnProgress) -> SnapshotList:
     """The snapshots, oldest first."""
     await trio.lowlevel.checkpoint()
-    there = sorted(volume.history.snapshots(), key=lambda row: (row[1], row[2]))
+    there = sorted(volume.history.snapshots(), key=lambda row: (row.seq, row.time))
     return SnapshotList(
         [SnapshotRow(name, sequence, time_ns / 1e9) for name, sequence, time_ns in there]
     )

@@ -10,7 +10,7 @@ from megafs.jobs.messages import RemovedFile, RemovedFiles, RestoreResult, Undel
 from megafs.jobs.restore import bring_back
 from megafs.progress import OnProgress
 from megafs.tree import paths
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 
 async def undelete(

@@ -37,7 +37,7 @@ from megafs.journal.commit import open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, Page, list_all
 from megafs.stores.early_requests import EarlyRequests
-from megafs.tree.schema import REPLICATED
+from megafs.tree.schema import REPLICATED, SequenceNumber
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ PART_ROWS: Final = 4096
 PART_SIZE: Final = 4 << 20
 #: Rows whose size is looked at together: asking for each cost as much as reading it.
 _BLOCK: Final = 64
+# Objects below PREFIX: a thousand checkpoints of a thousand parts.
+_MOST_LISTED: Final = 1_000_000
 #: Parts that are read, or written, side by side: a store may be far away.
 _AHEAD: Final = 8
 MAX_PART: Final = 64 << 20
@@ -78,7 +80,7 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
     history: the hashes of the last commits, oldest first, 32 bytes each; the last one is `head`.
     """
 
-    sequence: int
+    sequence: SequenceNumber
     head: bytes
     last: tuple[int, str, int]
     tables: dict[str, tuple[PartEntry, ...]]
@@ -90,22 +92,25 @@ def manifest_name(sequence: int) -> str:
     return f"checkpoints/{sequence:016d}/manifest"
 
 
-async def newest(store: ObjectStore) -> list[int]:
+async def newest(store: ObjectStore) -> list[SequenceNumber]:
     """The sequence numbers of the checkpoints in the store, newest first."""
-    found: list[int] = []
-    async for page in list_all(store, PREFIX):
+    found: list[SequenceNumber] = []
+    async for page in list_all(store, PREFIX, most=_MOST_LISTED):
         found += _manifests(page)
     return sorted(found, reverse=True)
 
 
-def _manifests(page: Page) -> list[int]:
+def _manifests(page: Page) -> list[SequenceNumber]:
     # Whatever else lies there is not ours to judge: only a manifest that opens counts.
     matches = (_MANIFEST.match(entry.name) for entry in page.entries)
-    return [int(match[1]) for match in matches if match is not None]
+    return [SequenceNumber(int(match[1])) for match in matches if match is not None]
 
 
 async def ask_for_newest(ahead: EarlyRequests) -> int:
-    """Have under way what `load_newest` asks first of all; return where that checkpoint stands."""
+    """Request, before the keys are known, the newest checkpoint's manifest.
+
+    Returns the number of the commit that it stands at; 0 if there is no checkpoint.
+    """
     page = await ahead.ask_list(PREFIX).get()
     newest = max(_manifests(page), default=0)
     if newest:
@@ -244,7 +249,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
 class _Plan(Struct):
     """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
 
-    sequence: int
+    sequence: SequenceNumber
     head: bytes
     history: bytes
     last: tuple[int, str, int]

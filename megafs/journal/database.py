@@ -165,7 +165,10 @@ class ReplicaDatabase:
     def get(self, key: str, default: Any = None) -> Any:
         """A value of the table `local`."""
         row = self.db.execute("SELECT value FROM local WHERE key=?", (key,)).fetchone()
-        return default if row is None else row[0]
+        if row is None:
+            return default
+        (value,) = row
+        return value
 
     def put(self, key: str, value: Any) -> None:
         """Set a value of the table `local`, in the open transaction."""

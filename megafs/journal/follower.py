@@ -161,7 +161,7 @@ class Follower:
             pause = self._interval * (_IDLE_FACTOR if idle else 1)
             with trio.move_on_after(clock.uniform(pause * 0.8, pause * 1.2)):
                 if idle:
-                    await self._stirred.wait()  # somebody came: what others did is news now
+                    await self._stirred.wait()  # somebody uses the mount again: look at once
                 else:
                     await trio.sleep_forever()
             self._stirred = trio.Event()

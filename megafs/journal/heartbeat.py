@@ -33,6 +33,8 @@ HOLDS: Final = 2500
 
 #: The one object in `mounts/` that is no heartbeat: journal/lease.py.
 LEASE: Final = "mounts/lease"
+# Heartbeats that are listed, each of which is read.
+_MOST_MOUNTS: Final = 10_000
 
 
 class Heartbeat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -118,7 +120,7 @@ class Heartbeats:
         """Read every other mount's heartbeat."""
         now = trio.current_time()
         found: dict[int, tuple[Heartbeat, float]] = {}
-        async for page in list_all(self._store, "mounts/"):
+        async for page in list_all(self._store, "mounts/", most=_MOST_MOUNTS):
             for entry in page.entries:
                 if entry.name in (LEASE, name_of(self._replica.mount)):
                     continue

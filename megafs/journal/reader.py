@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 #: many at most, and of so many bytes.  How many requests are out at once is for the store's limits.
 WINDOW_LISTED = 64
 _WINDOW_BYTES = 16 << 20
+# Commits of one listing, all of which are kept (130 bytes each): nobody mounts to replay more.
+_MOST_LISTED = 1_000_000
 #: Commits up to this size are held in memory side by side; larger ones are read one at a time.
 _USUAL = 4 << 20
 
@@ -37,7 +39,7 @@ _USUAL = 4 << 20
 class Position(Struct, frozen=True):
     """A commit that a replica stands on: its number, its hash, and the epoch of its key."""
 
-    sequence: int
+    sequence: SequenceNumber
     hash: bytes
     epoch: int
 
@@ -158,7 +160,8 @@ class JournalReader:
         if self._listing is None or self._listing.after > sequence:
             now = clock.now()
             found: list[tuple[SequenceNumber, int]] = []
-            async for page in list_all(self.store, "commits/", commit_format.object_name(sequence)):
+            after = commit_format.object_name(sequence)
+            async for page in list_all(self.store, "commits/", after, most=_MOST_LISTED):
                 found += [(commit_format.sequence_of(e.name), e.size) for e in page.entries]
             listing = CommitListing(sequence, now, found)
             if self._ahead is None:

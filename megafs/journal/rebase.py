@@ -79,7 +79,7 @@ class Rebase:
         self.aliases: dict[int, int] = {}
         self.gone_packs: dict[int, tuple[bytes, int]] = {}
 
-    def apply(self, changes: Changes, what: str, news: RemoteChanges) -> None:
+    def apply(self, changes: Changes, what: str, remote: RemoteChanges) -> None:
         """Apply a changeset that the tree does not know of yet; *what* it is, for messages."""
         if not changes.changeset:
             return
@@ -92,28 +92,28 @@ class Rebase:
         except apsw.Error as exc:
             raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
         self._tree.charge(changes.used, changes.files)
-        self.note(changes, news)
+        self.note(changes, remote)
 
-    def note(self, changes: Changes, news: RemoteChanges | None) -> None:
+    def note(self, changes: Changes, remote: RemoteChanges | None) -> None:
         """The tree has changed: parts to write anew, and what the kernel must forget."""
         for pack in changes.dropped_packs.values():
             self._tree.forget_pack(pack.pack)
             self.gone_packs[pack.pack] = (pack.name, pack.epoch)
-        if news is not None:
-            news.inodes |= changes.inodes
-            news.contents |= changes.contents
-            news.names |= changes.names
+        if remote is not None:
+            remote.inodes |= changes.inodes
+            remote.contents |= changes.contents
+            remote.names |= changes.names
             for parent, name in changes.names:
                 self._tree.forget_name(parent, name)
         self._parts.mark(changes.keys)
 
-    def undo(self, batches: list[int], news: RemoteChanges) -> None:
+    def undo(self, batches: list[int], remote: RemoteChanges) -> None:
         """Take back what these batches changed; they stay pending."""
         for batch in reversed(batches):
             inverse = apsw.Changeset.invert(self._batches.changeset(batch))
-            self.apply(Changes.of(inverse), f"undoing batch {batch}", news)
+            self.apply(Changes.of(inverse), f"undoing batch {batch}", remote)
 
-    def redo(self, view: SeenInodes, news: RemoteChanges) -> None:
+    def redo(self, view: SeenInodes, remote: RemoteChanges) -> None:
         """Do every pending batch again, as far as what others did allows.
 
         view: what this mount had seen of the inodes that others changed.
@@ -126,25 +126,25 @@ class Rebase:
         merge = self._merge(view)
         merge.aliases = dict(self.aliases)
         for batch in left:
-            self._redo_batch(batch, self._batches.operations(batch), merge, news)
+            self._redo_batch(batch, self._batches.operations(batch), merge, remote)
         self.aliases = merge.aliases
-        self._log_conflicts(merge.notes, news)
+        self._log_conflicts(merge.notes, remote)
 
     def redo_logged(self, batches: list[tuple[int, list[Operation]]]) -> None:
         """Do batches again that only the log of operations holds: (number, operations)."""
-        news = RemoteChanges()
+        remote = RemoteChanges()
         merge = self._merge(SeenInodes())
         for batch, ops in batches:
-            self._redo_batch(batch, ops, merge, news)
+            self._redo_batch(batch, ops, merge, remote)
         self.aliases.update(merge.aliases)
-        self._log_conflicts(merge.notes, news)
+        self._log_conflicts(merge.notes, remote)
 
     def _merge(self, view: SeenInodes) -> Merge:
         date = _date(clock.now_ns())
         return Merge(self._tree, view, self._open_batch.number, self._host, date, self._mount)
 
     def _redo_batch(
-        self, batch: int, ops: list[Operation], merge: Merge, news: RemoteChanges
+        self, batch: int, ops: list[Operation], merge: Merge, remote: RemoteChanges
     ) -> None:
         """Do one batch's operations again, inside the open transaction, as a batch of its own."""
         self._database.record()
@@ -175,23 +175,21 @@ class Rebase:
                     again.apply(self._tree)
                     done.insert(0, again)
         changeset = self.finish(batch, tree_ops.encode(done), len(done), packs)
-        self.note(Changes.of(changeset), news)
+        self.note(Changes.of(changeset), remote)
 
     def finish(self, batch: int, ops: bytes, count: int, packs: frozenset[int]) -> bytes:
         """End the open batch: it is pending from here on.  Returns its changeset."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO writers VALUES(?,?,?)", (self._mount, batch, self._host)
-        )
+        self._tree.set_last_batch(self._mount, batch, self._host)
         changeset = self._database.recorded()
         self._batches.put(batch, ops, count, changeset, packs)
         return changeset
 
-    def _log_conflicts(self, notes: list[str], news: RemoteChanges) -> None:
+    def _log_conflicts(self, notes: list[str], remote: RemoteChanges) -> None:
         now = clock.now_ns()
         for note in notes:
             log.warning("conflict settled: %s", note)
             self._db.execute("INSERT INTO conflicts(time, text) VALUES(?,?)", (now, note))
-        news.notes.extend(notes)
+        remote.notes.extend(notes)
 
 
 def _no_conflict(_reason: int, _change: apsw.TableChange) -> int:

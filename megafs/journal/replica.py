@@ -40,6 +40,7 @@ from megafs.journal.batches import CommitDraft, PendingBatch, PendingBatches, St
 from megafs.journal.checkpoint_parts import Part, Parts
 from megafs.journal.commit import Commit, VerifiedCommit, genesis
 from megafs.journal.database import ReplicaDatabase
+from megafs.journal.known_commits import KnownCommits, LastCommit
 from megafs.journal.operation_log import OperationLog, Piece, Restore
 from megafs.journal.rebase import Rebase, RemoteChanges
 from megafs.journal.recovery import LoggedBatches
@@ -47,7 +48,7 @@ from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import SeenInodes
 from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
-from megafs.tree.schema import Ino
+from megafs.tree.schema import Ino, SequenceNumber
 from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class ReplicaState(Struct):
     used, files: bytes allocated and inodes in use.  pending: the batches that are not committed.
     """
 
-    sequence: int
+    sequence: SequenceNumber
     head: bytes
     batch: int
     committed: int
@@ -165,6 +166,7 @@ class Replica:
             self._rebase = Rebase(
                 database, self.tree, self._batches, self.parts, self, self.mount, self.host
             )
+            self._known = KnownCommits(self.db)
             self._load()
             database.begin()
         except apsw.Error as exc:
@@ -208,7 +210,7 @@ class Replica:
     def _load(self) -> None:
         """Take up the state that the database holds."""
         get = self._database.get
-        self.sequence: int = get("sequence", 0)
+        self.sequence: SequenceNumber = get("sequence", 0)
         self.head: bytes = get("head", genesis(self.keyring.fsid))
         self.batch: int = get("batch", 0)
         self.committed: int = get("committed", 0)
@@ -312,8 +314,7 @@ class Replica:
     def _claim(self) -> None:
         while True:
             prefix = int.from_bytes(clock.random_bytes(5), "big") >> (40 - _PREFIX_BITS)
-            taken = self.tree.one("SELECT 1 FROM ranges WHERE prefix=?", (prefix,))
-            if prefix and not taken:  # 0 holds the root directory
+            if prefix and not self.tree.is_claimed(prefix):  # 0 holds the root directory
                 break
         self._prefix, self._counter = prefix, 0
         self.record(ClaimRange(prefix, self.mount))
@@ -356,10 +357,7 @@ class Replica:
 
     def pack_ids(self, numbers: Iterable[int]) -> list[bytes]:
         """The random ids of these packs, in a fixed order."""
-        found = (
-            self.tree.one("SELECT name FROM packs WHERE pack=?", (n,)) for n in sorted(numbers)
-        )
-        return [bytes(name) for name in found if name is not None]
+        return [self.tree.pack(n).name for n in sorted(numbers) if self.tree.has_pack(n)]
 
     @property
     def undecided(self) -> set[Ino]:
@@ -443,7 +441,9 @@ class Replica:
         return self._batches.next_commit(blocked)
 
     @_whole
-    def won(self, sequence: int, digest: bytes, commit: Commit, changeset: bytes) -> None:
+    def won(
+        self, sequence: SequenceNumber, digest: bytes, commit: Commit, changeset: bytes
+    ) -> None:
         """Our commit is in the journal: its batches are no longer pending."""
         assert sequence == self.sequence + 1
         with self._between_batches():
@@ -457,27 +457,20 @@ class Replica:
         self.committed = max(self.committed, last)
         self.batch = max(self.batch, last)
 
-    def _add_history(self, sequence: int, digest: bytes, commit: Commit) -> None:
+    def _add_history(self, sequence: SequenceNumber, digest: bytes, commit: Commit) -> None:
         self.sequence = sequence
         self.head = digest
-        self.db.execute(
-            "INSERT OR REPLACE INTO history VALUES(?,?,?,?,?,?)",
-            (sequence, digest, commit.mount, commit.host, commit.time_ns, commit.operations),
-        )
+        self._known.add(sequence, digest, commit)
 
     def hash_at(self, sequence: int) -> bytes | None:
         """The hash of a commit this replica knows of."""
         if sequence == 0:
             return genesis(self.keyring.fsid)
-        found = self.tree.one("SELECT hash FROM history WHERE seq=?", (sequence,))
-        return None if found is None else bytes(found)
+        return self._known.hash_at(sequence)
 
-    def last_commit(self) -> tuple[int, str, int]:
-        """(time in ns, host, mount) of the last commit; zeros if there is none."""
-        row = self.db.execute(
-            "SELECT time, host, mount FROM history ORDER BY seq DESC LIMIT 1"
-        ).fetchone()
-        return row if row is not None else (0, "", 0)
+    def last_commit(self) -> LastCommit:
+        """The newest commit that was applied."""
+        return self._known.last()
 
     def touched(self, commits: Iterable[VerifiedCommit]) -> set[Ino]:
         """The inodes that commits change, whatever they change of them."""
@@ -500,26 +493,26 @@ class Replica:
         This mount's pending operations are undone first and done again afterwards.  Raises Corrupt,
         with nothing changed, if a commit does not fit the rows before it.
         """
-        news = RemoteChanges()
+        remote = RemoteChanges()
         if not commits:
-            return news
+            return remote
         self.seal()
         ours = list(self.pending)
         view = SeenInodes.of(self.tree, self.touched(commits)) if ours else SeenInodes()
         with self._between_batches():
-            self._rebase.undo(ours, news)
+            self._rebase.undo(ours, remote)
             for verified in commits:
                 sequence, commit = verified.sequence, verified.commit
                 if sequence != self.sequence + 1 or commit.prev != self.head:
                     raise Corrupt(f"commit {sequence} does not follow commit {self.sequence}")
-                self._rebase.apply(verified.changes, f"commit {sequence}", news)
+                self._rebase.apply(verified.changes, f"commit {sequence}", remote)
                 verified.forget_changes()
                 if commit.mount == self.mount:
                     self._forget_batches(commit.last_batch)
                 self._add_history(sequence, verified.hash, commit)
-            self._rebase.redo(view, news)
+            self._rebase.redo(view, remote)
         self.oplog.forget(self.committed)
-        return news
+        return remote
 
     def conflicts(self, limit: int = 100) -> list[tuple[int, str]]:
         """The newest conflicts that were settled here: (time in ns, what happened)."""
@@ -534,7 +527,7 @@ class Replica:
         restore: see `OperationLog.read`.
         """
         found = self._found = LoggedBatches.read(self.oplog, restore)
-        known = self.tree.one("SELECT batch FROM writers WHERE mount=?", (self.mount,)) or 0
+        known = self.tree.last_batch(self.mount)
         missing = found.missing(after=max(known, self.committed), pending=self.pending)
         if missing or self.pending:
             # What is promised from here on stands upon it.
@@ -600,7 +593,7 @@ class Replica:
 
     def finish_load(
         self,
-        sequence: int,
+        sequence: SequenceNumber,
         head: bytes,
         history: bytes,
         last: tuple[int, str, int],
@@ -609,15 +602,8 @@ class Replica:
         """All rows of a checkpoint are in: go on from there."""
         if history[-32:] != head or len(history) % 32:
             raise Corrupt(f"checkpoint {sequence} ends in another commit than it says")
-        first = sequence + 1 - len(history) // 32
         with self._between_batches():
-            self.db.executemany(
-                "INSERT INTO history VALUES(?,?,0,'',0,0)",
-                ((first + n, history[32 * n : 32 * n + 32]) for n in range(len(history) // 32)),
-            )
-            self.db.execute(
-                "UPDATE history SET time=?, host=?, mount=? WHERE seq=?", (*last, sequence)
-            )
+            self._known.load(sequence, history, LastCommit(*last))
             self.parts.replace(parts)
             self.tree.recount()
             self.sequence, self.head = sequence, head
@@ -662,11 +648,7 @@ class Replica:
 
     def hash_tail(self, count: int) -> bytes:
         """The hashes of the last *count* commits, oldest first."""
-        rows = self.db.execute(
-            "SELECT hash FROM history WHERE seq>? AND seq<=? ORDER BY seq",
-            (self.sequence - count, self.sequence),
-        )
-        return b"".join(row[0] for row in rows)
+        return self._known.hashes(SequenceNumber(self.sequence - count), self.sequence)
 
     def reader(self) -> apsw.Connection:
         """A second connection, for long queries in a thread; it sees every sealed batch."""

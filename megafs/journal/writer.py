@@ -23,6 +23,7 @@ from megafs.journal.commit import Commit
 from megafs.journal.follower import TAIL_TRUST, Follower, Subscriber, Trust
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
+from megafs.tree.schema import SequenceNumber
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class Writer:
             if not follower.tail_is_fresh():
                 await follower.check_tail()
                 self._packs.doubt(TAIL_TRUST)
-            sequence = replica.sequence + 1
+            sequence = SequenceNumber(replica.sequence + 1)
             fresh = replica.next_commit(self._packs.blocked)
             if fresh is None:
                 return
@@ -254,7 +255,7 @@ class Writer:
             self._packs.release(replica.named_packs)
         follower.announce()
 
-    async def _withdraw_if_folded(self, sequence: int) -> None:
+    async def _withdraw_if_folded(self, sequence: SequenceNumber) -> None:
         """Our commit took so long that its place may have been in the past already."""
         page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
         if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:

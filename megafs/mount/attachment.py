@@ -7,12 +7,12 @@ import trio
 from megafs.concurrency import offload
 from megafs.errors import Busy, MountFailed
 from megafs.mount import holders, mountpoint
-from megafs.mount.fuse import KernelMount, View
+from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
 from megafs.mount.holders import Holder
 from megafs.mount.mountpoint import Mounted
 from megafs.mount.options import MountOptions
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Seconds within which the kernel ends the connection of a mount that is gone everywhere.
 ENDS_WITHIN = 2.0
@@ -41,7 +41,7 @@ class Attachment:
         kernel = KernelMount(
             volume.fs,
             at,
-            View.of(options.settings),
+            Presentation.of(options.settings),
             [
                 *options.kernel,
                 f"fsname={_fsname(options.fsname or volume.url)}",

@@ -24,7 +24,7 @@ from megafs.mount.control_messages import (
 from megafs.mount.control_server import Say
 from megafs.mount.shutdown import Shutdown
 from megafs.progress import Progress
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 #: Seconds between two reports of a job's progress.
 REPORT_EVERY = 0.5

@@ -2,7 +2,7 @@
 
 Nothing is decided here.  Each handler turns the kernel's arguments into the types of
 `fs/filesystem.py`, calls one method and turns the answer back.  Whatever a handler raises becomes
-an errno in one place (`answering`): any exception but FUSEError that leaves a handler would end
+an errno in one place (`RequestGuard`): any exception but FUSEError that leaves a handler would end
 the mount for everybody.
 
 Facts of pyfuse3 3.5 over libfuse 3.14 that the FileSystem below relies on:
@@ -42,7 +42,7 @@ from megafs.config import Settings
 from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.requests import Caller, Invalidation
-from megafs.fs.snapshot_view import is_past, is_top
+from megafs.fs.snapshot_view import attributes_may_change, in_snapshots
 from megafs.metrics import Registry
 from megafs.tree.inode import Inode, SetAttr
 
@@ -58,8 +58,8 @@ MIN_TASKS = 8
 # 100 microseconds whatever its size, so 4 KiB would make every buffered writer crawl.
 BLOCK_SIZE = 128 << 10
 
-# News for the kernel that may wait to be told.  A news item is some 200 bytes.
-MAX_NEWS = 100_000
+# Invalidations that may wait until the kernel is told.  One is some 200 bytes.
+MAX_WAITING = 100_000
 
 _NAMES_PER_BATCH = 64
 
@@ -81,7 +81,7 @@ class _Count:
         )
 
 
-class Answering:
+class RequestGuard:
     """Turns whatever a handler raises into the errno the kernel gets; counts; logs faults once."""
 
     #: The same fault is logged again only after this many seconds.
@@ -90,15 +90,15 @@ class Answering:
     def __init__(
         self, metrics: Registry | None = None, on_fault: Callable[[str], None] | None = None
     ) -> None:
-        """on_fault: told of what nobody expected; faults are known where they happen."""
+        """on_fault: called with what nobody expected; faults are noted where they happen."""
         self._metrics = metrics or Registry()
         self._on_fault = on_fault
         self._logged: dict[tuple[str, str], tuple[float, int]] = {}
         self.counts: dict[str, _Count] = {}
-        self.open: set[_Answer] = set()
+        self.open: set[_Request] = set()
 
-    def __call__(self, op: str) -> _Answer:
-        return _Answer(self, op)
+    def __call__(self, op: str) -> _Request:
+        return _Request(self, op)
 
     def count(self, op: str) -> _Count:
         """Return the counters of *op*."""
@@ -142,35 +142,35 @@ class Answering:
                 self._on_fault(f"{op}: {text}")
 
 
-class _Answer:
+class _Request:
     """One request that is being answered."""
 
-    __slots__ = ("_answering", "op", "start")
+    __slots__ = ("_guard", "op", "start")
 
-    def __init__(self, answering: Answering, op: str) -> None:
-        self._answering = answering
+    def __init__(self, guard: RequestGuard, op: str) -> None:
+        self._guard = guard
         self.op = op
 
     def __enter__(self) -> None:
         self.start = time.perf_counter()
-        self._answering.open.add(self)
+        self._guard.open.add(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        answering = self._answering
-        answering.open.discard(self)
-        count = answering.counts.get(self.op) or answering.count(self.op)
+        guard = self._guard
+        guard.open.discard(self)
+        count = guard.counts.get(self.op) or guard.count(self.op)
         count.requests.add()
         count.seconds.add(time.perf_counter() - self.start)
         if exc is None:
             return
-        number = answering.errno_of(self.op, exc, count)
+        number = guard.errno_of(self.op, exc, count)
         if number is not None:
             raise pyfuse3.FUSEError(number) from exc
 
 
-class View(Struct, frozen=True):
+class Presentation(Struct, frozen=True):
     """How inodes are shown to the kernel.  Timeouts in seconds."""
 
     entry_timeout: float = 60.0
@@ -181,8 +181,8 @@ class View(Struct, frozen=True):
     umask: int | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> View:
-        """The view that *settings* ask for."""
+    def of(cls, settings: Settings) -> Presentation:
+        """The presentation that *settings* ask for."""
         strict = settings.consistency == "strict"
         return cls(
             entry_timeout=settings.entry_timeout,
@@ -198,7 +198,7 @@ class View(Struct, frozen=True):
         """Return *inode* as the kernel is to see it."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = inode.ino
-        if is_top(inode.ino):  # of the past: it may turn out to be closed to whoever asks
+        if attributes_may_change(inode.ino):  # it may turn out to be closed to whoever asks
             entry.entry_timeout = entry.attr_timeout = 0.0
         else:
             entry.entry_timeout = self.entry_timeout
@@ -243,14 +243,14 @@ class Adapter(pyfuse3.Operations):
     def __init__(
         self,
         fs: FileSystem,
-        view: View,
+        presentation: Presentation,
         metrics: Registry | None = None,
         on_fault: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         self._fs = fs
-        self._view = view
-        self._answering = Answering(metrics, on_fault)
+        self._presentation = presentation
+        self._request = RequestGuard(metrics, on_fault)
         self._directories: dict[int, int] = {}  # handle -> inode
         #: Set when the kernel has been answered for the first time.
         self.started = trio.Event()
@@ -262,8 +262,8 @@ class Adapter(pyfuse3.Operations):
         """How long the requests that are not answered yet have waited: the longest by kind."""
         now = time.perf_counter()
         longest: dict[str, float] = {}
-        for answer in self._answering.open:
-            longest[answer.op] = max(longest.get(answer.op, 0.0), now - answer.start)
+        for request in self._request.open:
+            longest[request.op] = max(longest.get(request.op, 0.0), now - request.start)
         return longest
 
     def init(self) -> None:
@@ -272,19 +272,19 @@ class Adapter(pyfuse3.Operations):
     def _new(self, inode: Inode) -> pyfuse3.EntryAttributes:
         """Hand *inode* to the kernel, which now knows it once more."""
         self._fs.remember(inode.ino)
-        return self._view.show(inode)
+        return self._presentation.show(inode)
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._answering("lookup"):
+        with self._request("lookup"):
             try:
-                if is_past(parent_inode):
-                    await self._fs.reach(parent_inode, name)
+                if in_snapshots(parent_inode):
+                    await self._fs.load_snapshot(parent_inode, name)
                 return self._new(self._fs.lookup(parent_inode, name))
             except Refused as no:
-                if no.errno == errno.ENOENT and self._view.negative_timeout > 0:
-                    return self._view.absent()
+                if no.errno == errno.ENOENT and self._presentation.negative_timeout > 0:
+                    return self._presentation.absent()
                 raise
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -295,10 +295,10 @@ class Adapter(pyfuse3.Operations):
                 log.exception("forget of inode %d failed; this is a bug", ino)
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        with self._answering("getattr"):
-            if is_past(inode):
-                await self._fs.reach(inode, attributes=True)
-            return self._view.show(self._fs.getattr(inode))
+        with self._request("getattr"):
+            if in_snapshots(inode):
+                await self._fs.load_snapshot(inode, attributes=True)
+            return self._presentation.show(self._fs.getattr(inode))
 
     async def setattr(
         self,
@@ -308,7 +308,7 @@ class Adapter(pyfuse3.Operations):
         fh: int | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        with self._answering("setattr"):
+        with self._request("setattr"):
             changes = SetAttr(
                 mode=attr.st_mode if fields.update_mode else None,
                 uid=attr.st_uid if fields.update_uid else None,
@@ -318,44 +318,44 @@ class Adapter(pyfuse3.Operations):
                 atime_ns=attr.st_atime_ns if fields.update_atime else None,
                 mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             )
-            return self._view.show(await self._fs.setattr(inode, changes, _caller(ctx), fh))
+            return self._presentation.show(await self._fs.setattr(inode, changes, _caller(ctx), fh))
 
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._answering("readlink"):
-            if is_past(inode):
-                await self._fs.reach(inode)
+        with self._request("readlink"):
+            if in_snapshots(inode):
+                await self._fs.load_snapshot(inode)
             return self._fs.readlink(inode)
 
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._answering("mknod"):
+        with self._request("mknod"):
             return self._new(await self._fs.mknod(parent_inode, name, mode, rdev, _caller(ctx)))
 
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._answering("mkdir"):
+        with self._request("mkdir"):
             return self._new(await self._fs.mkdir(parent_inode, name, mode, _caller(ctx)))
 
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._answering("symlink"):
+        with self._request("symlink"):
             return self._new(await self._fs.symlink(parent_inode, name, target, _caller(ctx)))
 
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        with self._answering("link"):
+        with self._request("link"):
             return self._new(await self._fs.link(inode, new_parent_inode, new_name, _caller(ctx)))
 
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._answering("unlink"):
+        with self._request("unlink"):
             await self._fs.unlink(parent_inode, name, _caller(ctx))
 
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._answering("rmdir"):
+        with self._request("rmdir"):
             await self._fs.rmdir(parent_inode, name, _caller(ctx))
 
     async def rename(
@@ -367,66 +367,68 @@ class Adapter(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        with self._answering("rename"):
+        with self._request("rename"):
             await self._fs.rename(
                 parent_inode_old, name_old, parent_inode_new, name_new, flags, _caller(ctx)
             )
 
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        with self._answering("open"):
-            if is_past(inode):
-                await self._fs.reach(inode)
+        with self._request("open"):
+            if in_snapshots(inode):
+                await self._fs.load_snapshot(inode)
             fh, keep_cache = await self._fs.open(inode, flags, _caller(ctx))
             return pyfuse3.FileInfo(fh=fh, keep_cache=keep_cache)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        with self._answering("create"):
+        with self._request("create"):
             fh, inode = await self._fs.create(parent_inode, name, mode, flags, _caller(ctx))
             return pyfuse3.FileInfo(fh=fh, keep_cache=True), self._new(inode)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        with self._answering("read"):
+        with self._request("read"):
             # A memoryview is as good: pyfuse3 takes any contiguous buffer.
             return await self._fs.read(fh, off, size)  # type: ignore[return-value]
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        with self._answering("write"):
+        with self._request("write"):
             return await self._fs.write(fh, off, buf)
 
     async def flush(self, fh: int) -> None:
-        with self._answering("flush"):
+        with self._request("flush"):
             await self._fs.flush(fh)
 
     async def release(self, fh: int) -> None:
-        with self._answering("release"):
+        with self._request("release"):
             await self._fs.release(fh)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        with self._answering("fsync"):
+        with self._request("fsync"):
             await self._fs.fsync(fh, datasync)
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        with self._answering("opendir"):
-            if is_past(inode):
-                await self._fs.reach(inode)
+        with self._request("opendir"):
+            if in_snapshots(inode):
+                await self._fs.load_snapshot(inode)
             fh = self._fs.opendir(inode)
             self._directories[fh] = inode
             return fh
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         # Cookies: 1 follows ".", 2 follows "..", and n + 2 follows the entry with cookie n.
-        with self._answering("readdir"):
-            if is_past(self._directories[fh]):
-                await self._fs.reach(self._directories[fh])
+        with self._request("readdir"):
+            if in_snapshots(self._directories[fh]):
+                await self._fs.load_snapshot(self._directories[fh])
             if start_id < 2 and not self._reply_dots(fh, start_id, token):
                 return
             after = max(start_id - 2, 0)
             while True:
                 entries = self._fs.readdir(fh, after, _NAMES_PER_BATCH)
                 for name, inode, cookie in entries:
-                    if not pyfuse3.readdir_reply(token, name, self._view.show(inode), cookie + 2):
+                    if not pyfuse3.readdir_reply(
+                        token, name, self._presentation.show(inode), cookie + 2
+                    ):
                         return
                     self._fs.remember(inode.ino)
                     after = cookie
@@ -452,16 +454,16 @@ class Adapter(pyfuse3.Operations):
             return ino
 
     async def releasedir(self, fh: int) -> None:
-        with self._answering("releasedir"):
+        with self._request("releasedir"):
             self._directories.pop(fh, None)
             self._fs.releasedir(fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        with self._answering("fsyncdir"):
+        with self._request("fsyncdir"):
             await self._fs.fsyncdir(fh)
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        with self._answering("statfs"):
+        with self._request("statfs"):
             have = self._fs.statfs()
             data = pyfuse3.StatvfsData()
             data.f_bsize = have.bsize
@@ -478,30 +480,30 @@ class Adapter(pyfuse3.Operations):
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext
     ) -> None:
-        with self._answering("setxattr"):
+        with self._request("setxattr"):
             # pyfuse3 has checked XATTR_CREATE and XATTR_REPLACE through getxattr() before it calls
             # this, without a pause in between.
             await self._fs.setxattr(inode, name, value, 0, _caller(ctx))
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        with self._answering("getxattr"):
-            if is_past(inode):
-                await self._fs.reach(inode, attributes=True)
+        with self._request("getxattr"):
+            if in_snapshots(inode):
+                await self._fs.load_snapshot(inode, attributes=True)
             return self._fs.getxattr(inode, name)
 
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        with self._answering("listxattr"):
-            if is_past(inode):
-                await self._fs.reach(inode, attributes=True)
+        with self._request("listxattr"):
+            if in_snapshots(inode):
+                await self._fs.load_snapshot(inode, attributes=True)
             return self._fs.listxattr(inode)
 
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        with self._answering("removexattr"):
+        with self._request("removexattr"):
             await self._fs.removexattr(inode, name, _caller(ctx))
 
 
-class KernelNews:
-    """What the kernel must forget, told to it from a thread.
+class InvalidationQueue:
+    """Tells the kernel what it must forget, from a thread.
 
     Telling can block: the kernel wants the directory's lock, which a request that waits for us may
     hold.  So the event loop never does it, and items of the same name are told once.
@@ -514,12 +516,12 @@ class KernelNews:
         self._closed = False
         self._lost = 0
 
-    def add(self, news: list[Invalidation]) -> None:
-        """Queue *news*; never waits.  To be called on the event loop."""
-        for item in news:
+    def add(self, items: list[Invalidation]) -> None:
+        """Queue *items*; never waits.  To be called on the event loop."""
+        for item in items:
             key = (item.kind, item.ino, item.name)
             known = self._waiting.get(key)
-            if known is None and len(self._waiting) >= MAX_NEWS:
+            if known is None and len(self._waiting) >= MAX_WAITING:
                 self._lost += 1
                 if self._lost == 1:
                     log.warning(
@@ -528,12 +530,12 @@ class KernelNews:
                     )
                 continue
             if known is not None and not known.attr_only:
-                continue  # what is to be told already covers more
+                continue  # the one that waits already covers more
             self._waiting[key] = item
         if self._waiting:
             self._wake.set()
 
-    async def telling(self) -> None:
+    async def run(self) -> None:
         """Tell the kernel, for ever."""
         while True:
             await self._wake.wait()
@@ -576,7 +578,7 @@ class KernelMount:
         self,
         fs: FileSystem,
         mountpoint: str,
-        view: View,
+        presentation: Presentation,
         options: Sequence[str] = (),
         *,
         metrics: Registry | None = None,
@@ -586,8 +588,8 @@ class KernelMount:
         self._fs = fs
         self._mountpoint = mountpoint
         self._options = set(pyfuse3.default_options) | set(options)
-        self._adapter = Adapter(fs, view, metrics, on_fault)
-        self._news = KernelNews()
+        self._adapter = Adapter(fs, presentation, metrics, on_fault)
+        self._invalidations = InvalidationQueue()
         self._scope = trio.CancelScope()
         self._open = False
 
@@ -613,13 +615,13 @@ class KernelMount:
             raise MountFailed(
                 f"cannot mount at {self._mountpoint}: {_reason(said()) or failure}"
             ) from failure
-        self._fs.attach_kernel(self._news.add)
+        self._fs.attach_kernel(self._invalidations.add)
 
     async def serve(self) -> None:
         """Answer the kernel until the mount has gone or `stop` was called."""
         with self._scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._news.telling)
+                nursery.start_soon(self._invalidations.run)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
 
@@ -639,7 +641,7 @@ class KernelMount:
             return
         self._open = False
         self._fs.detach_kernel()
-        if self._news.close(patience=2.0):
+        if self._invalidations.close(patience=2.0):
             pyfuse3.close(unmount=unmount)
         else:
             # A thread is inside the kernel with the session in its hands.  Freeing it would be

@@ -35,7 +35,8 @@ from megafs.mount.shutdown import Shutdown, unsent
 from megafs.secret_struct import SecretStruct
 from megafs.volume.header import Credential
 from megafs.volume.kdf_process import Derivation
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ async def _serve(
         ):
             nursery.start_soon(attachment.serve)
             await attachment.wait_usable(request.options.kernel_readahead)
-            shutdown.state = "mounted"
+            shutdown.mounted()
             notify(READY=1, STATUS=f"{url} at {at}")
             on_ready.ready(msgspec.convert(volume.status(), MountFacts))
             log.info("mounted %s at %s", url, at)

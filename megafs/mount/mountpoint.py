@@ -214,22 +214,22 @@ def _taken(at: Mounted) -> str:
 
 def _in_time(ask: Callable[[], T], patience: float) -> T:
     """Return what *ask* returns, or raise TimeoutError and leave its thread behind."""
-    answers: list[T | Exception] = []
+    outcome: list[T | Exception] = []
 
     def run() -> None:
         try:
-            answers.append(ask())
+            outcome.append(ask())
         except Exception as exc:
-            answers.append(exc)
+            outcome.append(exc)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(patience)
-    if not answers:
+    if not outcome:
         raise TimeoutError
-    if isinstance(answers[0], Exception):
-        raise answers[0]
-    return answers[0]
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def responds(mountpoint: str, patience: float) -> bool:

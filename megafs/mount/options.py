@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from msgspec import Struct, field
-from msgspec.structs import replace
 
 from megafs.config import Settings, cache_home, state_home
 from megafs.errors import BadUsage
@@ -90,7 +89,7 @@ def parse(
 ) -> MountOptions:
     """Return what the ``-o`` strings *options* mean for the volume at *url*.
 
-    config: the configuration file's contents; read from its place if not given.
+    config: the configuration file's contents; read if not given.
     sloppy: warn of unknown options instead of refusing them (mount -s).
     Raises BadUsage with a sentence for what cannot be.
     """
@@ -100,11 +99,11 @@ def parse(
     for name, value in config_file.options_for(
         url, config_file.read(environ) if config is None else config
     ):
-        _take(collected, name, value, known)
+        _add(collected, name, value, known)
     for text in options:
         for name, value in split(text):
             try:
-                _take(collected, name, value, known)
+                _add(collected, name, value, known)
             except UnknownOption as exc:
                 if not sloppy:
                     raise
@@ -161,7 +160,11 @@ def split(text: str) -> list[tuple[str, str | None]]:
     return found
 
 
-def _take(collected: _Collected, name: str, value: str | None, known: frozenset[str]) -> None:
+def _add(collected: _Collected, name: str, value: str | None, known: frozenset[str]) -> None:
+    """Add the option *name* to *collected*; BadUsage with a sentence if it cannot be.
+
+    known: the names of the store's own options.
+    """
     if name[:2] in ("x-", "X-"):
         return
     option = OPTIONS.get(name) or OPTIONS.get(name.replace("-", "_"))
@@ -215,8 +218,3 @@ def _unknown(name: str, known: frozenset[str]) -> str:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else "; docs/mount-options.md lists all"
     return f"unknown option {name!r}{hint}"
-
-
-def with_settings(options: MountOptions, **changes: Any) -> MountOptions:
-    """Return *options* with other settings."""
-    return replace(options, settings=replace(options.settings, **changes))

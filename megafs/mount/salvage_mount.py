@@ -8,10 +8,10 @@ from collections.abc import Callable
 import trio
 
 from megafs.config import Settings
-from megafs.jobs.salvage import Report
+from megafs.jobs.salvage import SalvageReport
 from megafs.jobs.salvage_view import rescued
 from megafs.mount import mountpoint
-from megafs.mount.fuse import KernelMount, View
+from megafs.mount.fuse import KernelMount, Presentation
 from megafs.stores.stack import Traffic, open_store
 from megafs.volume.header import Credential
 
@@ -26,36 +26,36 @@ def run(
 ) -> None:
     """Mount at *at* until a signal, or until somebody unmounts it.
 
-    commit: the tree as of that commit instead of the newest one.  say: told what is damaged.
+    commit: the tree as of that commit instead of the newest one.  say: called with what is damaged.
     """
-    place = mountpoint.canonical(at)
+    path = mountpoint.canonical(at)
     mountpoint.check_fuse(allow_other=False)
-    mountpoint.check(place, nonempty=False)
-    trio.run(_main, url, place, credential, settings, commit, say)
+    mountpoint.check(path, nonempty=False)
+    trio.run(_main, url, path, credential, settings, commit, say)
 
 
 async def _main(
     url: str,
-    place: str,
+    path: str,
     credential: Credential,
     settings: Settings,
     commit: int | None,
     say: Callable[[str], None],
 ) -> None:
     store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
-    report = Report()
+    report = SalvageReport()
     try:
         async with rescued(store, url, credential, settings, report, at=commit) as fs:
             for text in report.problems:
                 say(text)
             options = ("ro", "subtype=megafs", f"fsname={url}")
-            kernel = KernelMount(fs, place, View.of(settings), options)
+            kernel = KernelMount(fs, path, Presentation.of(settings), options)
             kernel.open()
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_until_signal, signals, kernel)
-                        say(f"what is left of {url} is mounted at {place}, read-only")
+                        say(f"what is left of {url} is mounted at {path}, read-only")
                         await kernel.serve()
                         nursery.cancel_scope.cancel()
             finally:

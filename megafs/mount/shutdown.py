@@ -17,7 +17,7 @@ from megafs.mount.control_messages import DrainProgress
 from megafs.mount.control_server import Say
 from megafs.mount.daemon import Notifier, end_soon
 from megafs.mount.mountpoint import MountTable
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ class Shutdown:
         self._leaving = trio.Lock()
         self._clients = 0  # that wait in `unmount` or `force`, and still have to get their reply
         self._all_replied = trio.Event()
+
+    def mounted(self) -> None:
+        """The directory is usable: from now on there is something to be brought to the store."""
+        self.state = "mounted"
 
     async def leave(self, *, insist: bool, say: Say | None = None) -> None:
         """Bring everything to the store, then unmount.

@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from megafs.errors import BadUsage
+from megafs.errors import BadUsage, StoreError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -113,23 +113,47 @@ class ObjectStore(ABC):
         return Health()
 
 
-def list_all(store: ObjectStore, prefix: str, after: str = "") -> AsyncIterator[Page]:
-    """Every page of a listing.  Iterate it with ``async for`` to its end, or leave it."""
-    return _Pages(store, prefix, after)
+#: The most objects of one listing: the packs of 80 TB, of 8 MiB each.
+LISTED = 10_000_000
+#: The most seconds that are spent waiting for the pages of one listing.
+LISTING_SECONDS = 3600.0
+
+
+def list_all(
+    store: ObjectStore, prefix: str, after: str = "", *, most: int = LISTED
+) -> AsyncIterator[Page]:
+    """Every page of a listing.  Iterate it with ``async for`` to its end, or leave it.
+
+    Raises StoreError, against a store whose listings never end, after *most* objects, or once
+    LISTING_SECONDS have been waited.
+    """
+    return _Pages(store, prefix, after, most)
 
 
 class _Pages(AsyncIterator[Page]):
     """Not an async generator: one that is left by break, return or cancellation stays suspended
     until the garbage collector finds it, and trio has to close it then."""
 
-    def __init__(self, store: ObjectStore, prefix: str, after: str) -> None:
+    def __init__(self, store: ObjectStore, prefix: str, after: str, most: int) -> None:
         self._store, self._prefix, self._after = store, prefix, after
         self._more = True
+        self._left = most
+        self._seconds_left = LISTING_SECONDS
 
     async def __anext__(self) -> Page:
+        import trio  # not for `megafs status`, which imports this module to know a URL
+
         if not self._more:
             raise StopAsyncIteration
+        begun = trio.current_time()
         page = await self._store.list(self._prefix, self._after)
+        self._seconds_left -= trio.current_time() - begun
+        self._left -= len(page.entries)
+        if self._left < 0 or self._seconds_left < 0:
+            raise StoreError(
+                f"{self._store.url}: the listing of {self._prefix or 'all objects'} has no end: far"
+                " more objects are there than a volume has, or it takes hours"
+            )
         self._more = page.more and bool(page.entries)
         if self._more:
             self._after = page.entries[-1].name

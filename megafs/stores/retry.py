@@ -40,6 +40,17 @@ from megafs.stores.wrapper import Wrapper
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+#: What a driver may raise that has a mistake in it.
+MISTAKES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 #: Seconds before the first retry, at most; doubled for each further one.
 BASE = 0.25
 #: The longest wait between two attempts, before Retry-After.
@@ -332,6 +343,11 @@ class Retrying(Wrapper):
             token = limit.attempt.set(timing)
             try:
                 return await once(again)
+            except MISTAKES as exc:
+                # No mount ends, and no retry helps, because a driver met what nobody thought of.
+                log.debug("%s: unexpected", self.url, exc_info=True)
+                reason = " ".join(f"{type(exc).__name__}: {exc}"[:200].split())
+                raise StoreError(f"{self.url}: an answer cannot be used: {reason}") from exc
             finally:
                 limit.attempt.reset(token)
         if timing.queued:

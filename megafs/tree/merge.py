@@ -420,7 +420,7 @@ class Merge:
         inode = self.tree.find(op.ino)
         if inode is None or inode.nlink or not inode.is_file:
             return
-        if self.tree.one("SELECT mount FROM orphans WHERE ino=?", (op.ino,)) == self.mount:
+        if self.tree.orphan_of(op.ino) == self.mount:
             return  # we removed it ourselves
         extents, xattrs = self.tree.all_extents(op.ino), self.tree.xattrs(op.ino)
         self._do(Reap(op.ino))

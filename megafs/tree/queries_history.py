@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import apsw
 
+from megafs.tree.schema import SnapshotRow
+
 
 class KnownCommit(NamedTuple):
     """A row of `history`: a commit that this machine has applied or made."""
@@ -17,10 +19,10 @@ class KnownCommit(NamedTuple):
     operations: int
 
 
-def snapshots(db: apsw.Connection) -> list[tuple[str, int, int]]:
-    """The snapshots by name: (name, sequence, time in ns)."""
-    rows: list[Any] = db.execute("SELECT name, seq, time FROM snapshots ORDER BY name").fetchall()
-    return rows
+def snapshots(db: apsw.Connection) -> list[SnapshotRow]:
+    """The snapshots, by name."""
+    rows: Any = db.execute("SELECT name, seq, time FROM snapshots ORDER BY name")
+    return [SnapshotRow._make(row) for row in rows]
 
 
 def snapshot(db: apsw.Connection, name: str) -> int | None:
@@ -31,7 +33,7 @@ def snapshot(db: apsw.Connection, name: str) -> int | None:
 def snapshot_sequences(db: apsw.Connection) -> tuple[int, ...]:
     """The commits that snapshots name, each once, in order."""
     rows: Any = db.execute("SELECT DISTINCT seq FROM snapshots ORDER BY seq")
-    return tuple(row[0] for row in rows)
+    return tuple(seq for (seq,) in rows)
 
 
 def last_without_time(db: apsw.Connection) -> int:
@@ -54,7 +56,8 @@ def time_of(db: apsw.Connection, sequence: int) -> int | None:
 def known_range(db: apsw.Connection) -> tuple[int | None, int | None]:
     """The first and the last commit of which anything is known."""
     row: Any = db.execute("SELECT min(seq), max(seq) FROM history").fetchone()
-    return row[0], row[1]
+    first, last = row
+    return first, last
 
 
 def known_commit(db: apsw.Connection, sequence: int) -> KnownCommit | None:
@@ -63,9 +66,12 @@ def known_commit(db: apsw.Connection, sequence: int) -> KnownCommit | None:
         "SELECT hash, mount, host, time, operations FROM history WHERE seq=? AND time>0",
         (sequence,),
     ).fetchone()
-    return None if row is None else KnownCommit(bytes(row[0]), *row[1:])
+    return None if row is None else KnownCommit._make(row)
 
 
 def _number(db: apsw.Connection, sql: str, *args: Any) -> int | None:
     row: Any = db.execute(sql, args).fetchone()
-    return None if row is None or row[0] is None else int(row[0])
+    if row is None:
+        return None
+    (number,) = row
+    return None if number is None else int(number)

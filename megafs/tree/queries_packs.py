@@ -31,13 +31,13 @@ def pack(db: apsw.Connection, number: int) -> PackRow | None:
 def all_packs(db: apsw.Connection) -> dict[int, PackRow]:
     """Every pack that has a row, by number."""
     rows: Any = db.execute("SELECT pack, name, epoch FROM packs")
-    return {row[0]: PackRow(row[0], bytes(row[1]), row[2]) for row in rows}
+    return {row.pack: row for row in map(PackRow._make, rows)}
 
 
 def pack_names(db: apsw.Connection) -> set[bytes]:
     """The names of all packs that have a row."""
     rows: Any = db.execute("SELECT name FROM packs")
-    return {bytes(row[0]) for row in rows}
+    return {name for (name,) in rows}
 
 
 def named_pack_names(db: apsw.Connection) -> list[bytes]:
@@ -45,7 +45,7 @@ def named_pack_names(db: apsw.Connection) -> list[bytes]:
     rows: Any = db.execute(
         "SELECT name FROM packs WHERE pack IN (SELECT pack FROM extents WHERE pack > 0)"
     )
-    return [bytes(row[0]) for row in rows]
+    return [name for (name,) in rows]
 
 
 def live_bytes(db: apsw.Connection) -> dict[int, int]:
@@ -70,7 +70,8 @@ def count_named(db: apsw.Connection, up_to: int | None = None) -> int:
         "SELECT count(*) FROM (SELECT DISTINCT pack FROM extents WHERE pack > 0 AND pack<=?)",
         (limit,),
     ).fetchone()
-    return int(row[0])
+    (count,) = row
+    return int(count)
 
 
 def next_named(db: apsw.Connection, after: int, limit: int) -> list[int]:
@@ -79,7 +80,7 @@ def next_named(db: apsw.Connection, after: int, limit: int) -> list[int]:
         "SELECT DISTINCT pack FROM extents WHERE pack > 0 AND pack > ? ORDER BY pack LIMIT ?",
         (after, limit),
     )
-    return [row[0] for row in rows]
+    return [pack for (pack,) in rows]
 
 
 def chunks_of(db: apsw.Connection, number: int) -> list[Extent]:
@@ -117,7 +118,7 @@ def chunks_below(db: apsw.Connection, ino: int) -> list[tuple[int, int, int]]:
 def packs_of(db: apsw.Connection, ino: int) -> set[int]:
     """The packs that one file needs."""
     rows: Any = db.execute("SELECT DISTINCT pack FROM extents WHERE ino=?", (ino,))
-    return {row[0] for row in rows if row[0]}
+    return {pack for (pack,) in rows if pack}
 
 
 def long_inlined(db: apsw.Connection, limit: int) -> list[FileRange]:

@@ -8,17 +8,14 @@ present.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import apsw
 
+from megafs.tree.changeset import is_given
 from megafs.tree.inode import ROOT
+from megafs.tree.schema import InodeRow
 from megafs.tree.tree import Tree
-
-# Columns of `inodes`.
-_MODE: Final = 1
-_SIZE: Final = 6
-_MTIME: Final = 9
 
 NameChange = tuple[int, bytes, int | None, int | None]  # directory, name, inode before and after
 
@@ -45,7 +42,11 @@ class Rewind:
         row = self._db.execute(
             "SELECT ino FROM names WHERE parent=? AND name=?", (parent, name)
         ).fetchone()
-        return self._base.child(parent, name) if row is None else row[0]
+        if row is None:
+            return self._base.child(parent, name)
+        ino: int | None
+        (ino,) = row
+        return ino
 
     def names_of(self, ino: int) -> list[tuple[int, bytes]]:
         """Every (directory, name) that stood for an inode."""
@@ -101,19 +102,22 @@ class Rewind:
         """(mode, size, mtime) of an inode; zeros if nothing is known."""
         row = self._db.execute("SELECT mode, size, mtime FROM rows WHERE ino=?", (ino,)).fetchone()
         if row is not None:
-            return int(row[0]), int(row[1]), int(row[2])
+            mode, size, mtime = row
+            return mode, size, mtime
         found = self._base.find(ino)
         return (0, 0, 0) if found is None else (found.mode, found.size, found.mtime_ns)
 
-    def undo_row(self, ino: int, old: tuple[Any, ...] | None) -> None:
+    def undo_row(self, ino: int, old: InodeRow | None) -> None:
         """Go back before a change of an inode's row."""
         if old is None:
             return
-        now = self.known(ino)
-        mode, size, mtime = (
-            value if isinstance(value, int) else have
-            for value, have in zip((old[_MODE], old[_SIZE], old[_MTIME]), now, strict=True)
-        )
+        mode, size, mtime = now = self.known(ino)
+        if is_given(old.mode):
+            mode = old.mode
+        if is_given(old.size):
+            size = old.size
+        if is_given(old.mtime):
+            mtime = old.mtime
         if (mode, size, mtime) != now:
             self._db.execute(
                 "INSERT OR REPLACE INTO rows VALUES(?,?,?,?)", (ino, mode, size, mtime)

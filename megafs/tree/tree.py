@@ -494,6 +494,11 @@ class Tree:
     def add_orphan(self, ino: int, mount: int) -> None:
         self.db.execute("INSERT OR REPLACE INTO orphans VALUES(?,?)", (ino, mount))
 
+    def orphan_of(self, ino: int) -> int | None:
+        """The mount that keeps an inode without a name open, or None."""
+        found: int | None = self.one("SELECT mount FROM orphans WHERE ino=?", (ino,))
+        return found
+
     def orphans(self, mount: int) -> list[Ino]:
         """The inodes without a name that *mount* kept open."""
         rows = self.db.execute("SELECT ino FROM orphans WHERE mount=? ORDER BY ino", (mount,))
@@ -511,6 +516,18 @@ class Tree:
     def forget_pack(self, number: int) -> None:
         """The row of a pack went: do not answer from memory for it."""
         self._packs.pop(number, None)
+
+    def is_claimed(self, prefix: int) -> bool:
+        """Whether a mount has claimed this range of numbers."""
+        return self.one("SELECT 1 FROM ranges WHERE prefix=?", (prefix,)) is not None
+
+    def last_batch(self, mount: int) -> int:
+        """The last batch of a mount that is in the tree; 0 for none."""
+        return self.one("SELECT batch FROM writers WHERE mount=?", (mount,)) or 0
+
+    def set_last_batch(self, mount: int, batch: int, host: str) -> None:
+        """*batch* is the last one of *mount*, which runs on *host*."""
+        self.db.execute("INSERT OR REPLACE INTO writers VALUES(?,?,?)", (mount, batch, host))
 
     def has_pack(self, number: int) -> bool:
         """Whether the tree has a pack of this number."""

@@ -42,10 +42,10 @@ class StateDirectory(Struct, frozen=True):
     def of(cls, state_dir: Path, cache_dir: Path, fsid: bytes) -> StateDirectory:
         """Name them, and make what is missing, for the owner alone."""
         volume = directory_of(state_dir, fsid)
-        places = cls(volume, volume / "packs", cache_dir / fsid.hex())
-        for path in (state_dir, state_dir / "volumes", volume, places.packs):
+        made = cls(volume, volume / "packs", cache_dir / fsid.hex())
+        for path in (state_dir, state_dir / "volumes", volume, made.packs):
             _make(path)
-        return places
+        return made
 
     def lock(self) -> int:
         """Take the volume for this process; Busy if another one has it.  Close the fd to let go."""

@@ -19,7 +19,8 @@ from pathlib import Path
 import trio
 
 from megafs.config import Settings
-from megafs.volume.open import open_volume, write_checkpoint
+from megafs.volume.open import open_volume
+from megafs.volume.upkeep import write_checkpoint
 from tests.fakes.machine import KEY, rename, unlink, write_file
 
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import trio
 
 from megafs.fs.filesystem import FileSystem
-from megafs.volume.open import Volume, write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
 from tests.fakes import machine
 from tests.fakes.machine import ROOT_USER, Snapshot, live_file, snapshot
 

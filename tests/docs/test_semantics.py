@@ -25,7 +25,7 @@ from megafs.fs.filesystem import FileSystem
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import ROOT as ROOT_INO
 from megafs.tree.inode import SetAttr
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import ROOT, contents, new_store_here, opened
 from tests.sim.link import Link
 

@@ -29,7 +29,8 @@ from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import ROOT, SetAttr
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 KEY = Credential(keyfile=bytes(range(64)))
 ROOT_USER = Caller(0, 0, 0, 0)

@@ -23,7 +23,8 @@ from megafs.stores.base import ObjectStore
 from megafs.stores.memory import MemoryStore
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 
 CREDENTIAL = Credential(keyfile=bytes(range(64)))
 ROOT = Caller(0, 0, 0, 0)

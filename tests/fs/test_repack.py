@@ -15,7 +15,7 @@ from megafs.jobs.messages import GcArgs
 from megafs.progress import ignore
 from megafs.stores.memory import MemoryStore
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.faulty import Faulty
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened
 from tests.tree.invariants import check

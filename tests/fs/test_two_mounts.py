@@ -14,7 +14,7 @@ import pytest
 from megafs.errors import Refused
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.requests import Invalidation
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened, put_file
 from tests.tree.invariants import check, rows
 

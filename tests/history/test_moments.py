@@ -10,8 +10,8 @@ from megafs import clock
 from megafs.errors import BadUsage, Corrupt, Missing
 from megafs.history.moments import Moment, parse_moment, show_time
 from megafs.jobs import registry
-from megafs.volume import open as opening
-from megafs.volume.open import Volume
+from megafs.volume import upkeep
+from megafs.volume.volume import Volume
 from tests.fs.opened import ROOT, contents, new_store_here, opened, put_file
 
 NOW = 1_800_000_000 * 10**9
@@ -63,7 +63,7 @@ async def test_a_view_starts_at_the_checkpoint_before_it(tmp_path: Path) -> None
     async with opened(tmp_path, store) as volume:
         await put_file(volume.fs, 1, b"a")
         await moment(volume)
-        await opening.write_checkpoint(volume)
+        await upkeep.write_checkpoint(volume)
         await put_file(volume.fs, 1, b"b")
         at = await moment(volume)
         await put_file(volume.fs, 1, b"c")
@@ -79,7 +79,7 @@ async def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     async with opened(tmp_path, store) as volume:
         await put_file(volume.fs, 1, b"a")
         at = await moment(volume)
-        await opening.write_checkpoint(volume)
+        await upkeep.write_checkpoint(volume)
         for name in store.objects:
             if name.startswith("checkpoints/") and not name.endswith("manifest"):
                 store.objects[name] = store.objects[name][:-1] + b"?"
@@ -168,7 +168,7 @@ async def test_times_from_before_this_machine_came_are_read_from_the_commits(
                 now[0] = base + (n + 1) * 3600 * 10**9
                 await put_file(volume.fs, 1, b"f%d" % n)
                 moments.append(await moment(volume))
-            await opening.write_checkpoint(volume)
+            await upkeep.write_checkpoint(volume)
         async with opened(tmp_path / "two", store) as volume:
             for n, sequence in enumerate(moments):
                 time_ns = base + (n + 1) * 3600 * 10**9 + 1
@@ -182,7 +182,7 @@ async def test_a_view_is_checked_against_what_a_new_machine_knows(tmp_path: Path
         for n in range(5):
             await put_file(volume.fs, 1, b"f%d" % n)
             at = await moment(volume)
-        await opening.write_checkpoint(volume)
+        await upkeep.write_checkpoint(volume)
         await volume.fs.mkdir(1, b"d", 0o755, ROOT)
         await moment(volume)
     async with opened(tmp_path / "two", store) as volume:
@@ -205,12 +205,12 @@ async def test_a_snapshot_outlives_the_journal_around_it(tmp_path: Path) -> None
                 await put_file(volume.fs, 1, b"g%d" % n, b"")
                 await moment(volume)
                 if n % 4 == 3:
-                    await opening.write_checkpoint(volume)
+                    await upkeep.write_checkpoint(volume)
             old = volume.history.snapshot("s")
             now[0] += 40 * 86400 * 10**9
             await put_file(volume.fs, 1, b"new", b"")
             at = await moment(volume)
-            await opening.write_checkpoint(volume)
+            await upkeep.write_checkpoint(volume)
             for _ in range(3):
                 done = await registry.run(volume, "gc", {}, lambda step: None)
                 now[0] += 32 * 86400 * 10**9

@@ -12,7 +12,7 @@ from megafs.jobs import registry
 from megafs.jobs.committing import commit_all
 from megafs.stores.memory import MemoryStore as Store
 from megafs.tree.inode import ROOT
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     Machine,
     make_volume,

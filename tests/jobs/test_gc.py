@@ -16,7 +16,7 @@ from megafs.journal import heartbeat
 from megafs.journal.heartbeat import Heartbeat
 from megafs.stores.memory import MemoryStore
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     Machine,
     make_volume,

@@ -23,7 +23,7 @@ from megafs.jobs import registry
 from megafs.stores.base import Buffer, Page
 from megafs.stores.memory import MemoryStore
 from megafs.stores.wrapper import Wrapper
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     Machine,
     make_volume,

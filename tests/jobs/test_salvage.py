@@ -15,12 +15,12 @@ from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
 from megafs.jobs.messages import as_message
-from megafs.jobs.salvage import Report, salvage
+from megafs.jobs.salvage import SalvageReport, salvage
 from megafs.jobs.salvage_view import rescued
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     KEY,
     ROOT_USER,
@@ -231,7 +231,7 @@ async def test_a_rescue_mount_answers_reads_of_parts_of_chunks(
     settings = Settings(
         state_dir=tmp_path / "other", cache_dir=tmp_path / "cache", memory_cache=16384
     )
-    report = Report()
+    report = SalvageReport()
     with in_place():
         async with rescued(store, URL, KEY, settings, report) as fs:
             ino = resolve(fs, "d/big")

@@ -12,7 +12,7 @@ import trio
 from megafs.chunks.codec import pack_name
 from megafs.jobs import registry
 from megafs.stores.memory import MemoryStore
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import Machine, make_volume, mkdir, resolve, write_file
 
 

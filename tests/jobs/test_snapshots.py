@@ -17,7 +17,7 @@ from megafs.journal.batches import StrictOutcome
 from megafs.stores.base import ObjectStore
 from megafs.tree.inode import SetAttr
 from megafs.tree.ops import Operation
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 
 

@@ -14,7 +14,7 @@ from megafs.errors import Corrupt, Exists
 from megafs.journal import checkpoint
 from megafs.journal.replica import Replica
 from megafs.tree.schema import REPLICATED
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.machine import (
     Machine,
     Recording,

@@ -18,7 +18,8 @@ from megafs.stores.base import Buffer
 from megafs.stores.memory import MemoryStore
 from megafs.stores.probe import probe_create_if_absent
 from megafs.volume.create import format_volume
-from megafs.volume.open import Volume, open_volume
+from megafs.volume.open import open_volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CREDENTIAL, ROOT, SMALL
 
 KEYS = Keyring(bytes(16), {0: bytes(range(32))}, 0)

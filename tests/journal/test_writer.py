@@ -18,7 +18,7 @@ from megafs.journal import commit as commit_format
 from megafs.journal import head
 from megafs.journal.commit import VerifiedCommit, object_name, open_commit
 from megafs.stores.memory import MemoryStore
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fakes.faulty import Fault, Faulty
 from tests.fakes.machine import (
     ROOT_USER,

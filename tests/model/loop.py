@@ -14,7 +14,7 @@ import trio
 
 from megafs.config import Parameters
 from megafs.stores.base import ObjectStore
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import SMALL, opened
 
 T = TypeVar("T")

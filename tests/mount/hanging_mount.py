@@ -18,7 +18,7 @@ import trio
 
 from megafs.fs.requests import Invalidation
 from megafs.mount import connection, mountpoint
-from megafs.mount.fuse import KernelMount, View
+from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
 from tests.fakes.memfs import MemoryFS
 
@@ -35,7 +35,7 @@ def no_fusectl(number: int) -> int:
 
 async def main(path: str) -> None:
     fs = MemoryFS()
-    mount = KernelMount(fs, path, View())  # type: ignore[arg-type]
+    mount = KernelMount(fs, path, Presentation())  # type: ignore[arg-type]
     mount.open()
     at = mountpoint.find(path)
     assert at is not None

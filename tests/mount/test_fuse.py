@@ -16,7 +16,7 @@ import trio
 
 from megafs.errors import Corrupt, Refused
 from megafs.fs.requests import Invalidation
-from megafs.mount.fuse import KernelMount, View
+from megafs.mount.fuse import KernelMount, Presentation
 from tests.fakes.memfs import MemoryFS
 
 pytestmark = pytest.mark.fuse
@@ -39,7 +39,7 @@ class Scene:
 @pytest.fixture
 async def scene(place: Path, nursery: trio.Nursery) -> AsyncIterator[Scene]:
     fs = MemoryFS()
-    async with mounted(fs, place, nursery, View()) as made:
+    async with mounted(fs, place, nursery, Presentation()) as made:
         yield made
 
 
@@ -49,7 +49,7 @@ class mounted:  # noqa: N801
         fs: MemoryFS,
         place: Path,
         nursery: trio.Nursery,
-        view: View,
+        view: Presentation,
         options: tuple[str, ...] = (),
     ) -> None:
         path = place / "mnt"
@@ -317,7 +317,7 @@ async def test_truncation_comes_with_open(scene: Scene) -> None:
 async def test_set_id_bits_go_with_a_new_owner_and_with_a_strangers_write(
     place: Path, nursery: trio.Nursery
 ) -> None:
-    async with mounted(MemoryFS(), place, nursery, View(), ("allow_other",)) as scene:
+    async with mounted(MemoryFS(), place, nursery, Presentation(), ("allow_other",)) as scene:
         file = scene.path / "f"
 
         def chown() -> int:
@@ -358,7 +358,7 @@ async def test_rename_flags(scene: Scene) -> None:
 
 async def test_shown_owner_and_mode_can_be_overridden(place: Path, nursery: trio.Nursery) -> None:
     fs = MemoryFS()
-    async with mounted(fs, place, nursery, View(uid=7, gid=8, umask=0o027)) as scene:
+    async with mounted(fs, place, nursery, Presentation(uid=7, gid=8, umask=0o027)) as scene:
         await aside((scene.path / "f").touch)
         seen = await aside((scene.path / "f").stat)
     assert (seen.st_uid, seen.st_gid, stat.S_IMODE(seen.st_mode)) == (7, 8, 0o750)
@@ -366,7 +366,7 @@ async def test_shown_owner_and_mode_can_be_overridden(place: Path, nursery: trio
 
 
 async def test_read_only_is_the_kernels_business(place: Path, nursery: trio.Nursery) -> None:
-    async with mounted(MemoryFS(), place, nursery, View(), ("ro",)) as scene:
+    async with mounted(MemoryFS(), place, nursery, Presentation(), ("ro",)) as scene:
         with pytest.raises(OSError) as caught:
             await aside((scene.path / "f").touch)
     assert caught.value.errno == errno.EROFS
@@ -387,7 +387,7 @@ async def test_the_mask_is_applied_once(scene: Scene) -> None:
 async def test_unmounted_from_outside_serving_ends(place: Path) -> None:
     path = place / "mnt"
     path.mkdir()
-    mount = KernelMount(MemoryFS(), str(path), View())  # type: ignore[arg-type]
+    mount = KernelMount(MemoryFS(), str(path), Presentation())  # type: ignore[arg-type]
     mount.open()
     with trio.fail_after(10):
         async with trio.open_nursery() as nursery:
@@ -404,7 +404,7 @@ async def test_stop_does_not_wait_for_ever_for_a_request(place: Path) -> None:
     path.mkdir()
     fs = MemoryFS()
     fs.hold["mkdir"] = trio.Event()
-    mount = KernelMount(fs, str(path), View())  # type: ignore[arg-type]
+    mount = KernelMount(fs, str(path), Presentation())  # type: ignore[arg-type]
     mount.open()
 
     async def stuck() -> None:
@@ -424,5 +424,5 @@ async def test_stop_does_not_wait_for_ever_for_a_request(place: Path) -> None:
 
 def test_why_it_could_not_be_mounted(place: Path) -> None:
     with pytest.raises(Exception, match=r"cannot mount at .*: .*") as caught:
-        KernelMount(MemoryFS(), str(place / "absent"), View()).open()  # type: ignore[arg-type]
+        KernelMount(MemoryFS(), str(place / "absent"), Presentation()).open()  # type: ignore[arg-type]
     assert "No such file" in str(caught.value) or "failed to" in str(caught.value)

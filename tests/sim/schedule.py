@@ -36,7 +36,6 @@ import trio._core._run as trio_run
 from blake3 import blake3
 from trio.testing import MockClock
 
-import megafs.volume.open as volume_open
 from megafs import clock
 from megafs.concurrency import in_place
 from megafs.config import KIB, Atime, Fsync, Parameters, Settings
@@ -50,9 +49,12 @@ from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.tree import ops
 from megafs.tree.inode import ROOT, SetAttr
+from megafs.volume import upkeep
 from megafs.volume.create import format_volume
 from megafs.volume.header import Credential
-from megafs.volume.open import Volume, open_volume, write_checkpoint
+from megafs.volume.open import open_volume
+from megafs.volume.upkeep import write_checkpoint
+from megafs.volume.volume import Volume
 from tests.fakes.machine import live_file
 from tests.sim.link import CALM, ROUGH, STORM, Link
 from tests.sim.witness import LOCAL, STORE, TAG, Tag, Witness, tags_in
@@ -797,7 +799,7 @@ def _attributes(fs: FileSystem, ino: int) -> tuple[int, ...]:
 def _instrumented(world: World) -> Iterator[None]:
     """Let the witness see what is overwritten, in the step in which it is."""
     write, drop = FileData.write, FileData._drop_beyond
-    every = volume_open.CHECKPOINT_EVERY
+    every = upkeep.CHECKPOINT_EVERY
 
     def watched_write(self: FileData, offset: int, data: bytes | memoryview) -> int:
         world.before_write(self, offset, len(data))
@@ -809,13 +811,13 @@ def _instrumented(world: World) -> Iterator[None]:
 
     FileData.write = watched_write  # type: ignore[method-assign]
     FileData._drop_beyond = watched_drop  # type: ignore[method-assign]
-    volume_open.CHECKPOINT_EVERY = world.plan.checkpoint_every
+    upkeep.CHECKPOINT_EVERY = world.plan.checkpoint_every
     try:
         yield
     finally:
         FileData.write = write  # type: ignore[method-assign]
         FileData._drop_beyond = drop  # type: ignore[method-assign]
-        volume_open.CHECKPOINT_EVERY = every
+        upkeep.CHECKPOINT_EVERY = every
 
 
 @contextmanager

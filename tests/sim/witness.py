@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from megafs.chunks import codec as chunk_format
 from megafs.fs.file_data import FileData
 from megafs.tree.tree import Extent
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 
 TAG = 16
 LOCAL, STORE = 1, 2

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from megafs.cli import target
+from megafs.cli import volume_path
 from megafs.errors import BadStore
 from megafs.mount import options as mount_options
 from megafs.stores import drivers
@@ -72,7 +72,7 @@ def test_a_url_of_the_form_name_rest_is_opened(box: Driver, url: str, path: str)
 async def test_everything_that_is_made_of_the_table_knows_it(box: Driver) -> None:
     assert known_options("box:/a") == {"account"}
     assert is_url("box:/a") and is_url("box:")
-    assert target.of("box:/a", "x/y") == target.Inside("box:/a", "/x/y")
+    assert volume_path.of("box:/a", "x/y") == volume_path.VolumePath("box:/a", "/x/y")
     asked = mount_options.parse("box:/a", ["account=me"], config={}, environ={})
     assert asked.settings.store_options == {"account": "me"}
     store = open_store("box:/a")

@@ -19,7 +19,7 @@ from megafs.errors import Exists, Fault
 from megafs.fs.filesystem import FileSystem
 from megafs.stores.base import Entry, Page
 from megafs.stores.memory import MemoryStore
-from megafs.volume.open import write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
 from tests.fakes.machine import (
     Change,
     Machine,

@@ -29,7 +29,7 @@ from megafs.journal.commit import object_name
 from megafs.stores.local.driver import LocalStore
 from megafs.volume import header_store
 from megafs.volume.header import Credential
-from megafs.volume.open import write_checkpoint
+from megafs.volume.upkeep import write_checkpoint
 from tests.fakes.faulty import Faulty
 from tests.fakes.machine import (
     KEY,

@@ -65,7 +65,7 @@ class Mount:
             draft = self.replica.next_commit()
             assert draft is not None
             replica = self.replica
-            sequence = replica.sequence + 1
+            sequence = SequenceNumber(replica.sequence + 1)
             commit = Commit(
                 replica.head,
                 replica.mount,
@@ -79,9 +79,7 @@ class Mount:
                 commit_format.pack_changeset(draft.changeset),
             )
             data = commit_format.seal(KEYRING, sequence, commit)
-            self.journal.commits.append(
-                VerifiedCommit(SequenceNumber(sequence), digest(data), commit)
-            )
+            self.journal.commits.append(VerifiedCommit(sequence, digest(data), commit))
             replica.won(sequence, digest(data), commit, draft.changeset)
 
     # ---- what programs do -------------------------------------------------------------------

@@ -18,6 +18,7 @@ from megafs.crypto import aead, kdf
 from megafs.crypto.volume_keys import Keyring, chunk_key, digest
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
+from megafs.tree.schema import SequenceNumber
 from megafs.volume import header as headers
 from megafs.volume.header import Credential, Header
 from tests.vectors import golden
@@ -218,7 +219,7 @@ def checkpoints() -> Iterator[Object]:
     )
     head = bytes(range(32))
     manifest = checkpoint.Manifest(
-        7,
+        SequenceNumber(7),
         head,
         (1_795_000_000_000_000_000, "hóst", 0x1234),
         {"inodes": (checkpoint.PartEntry((), name, digest(part), len(part), 300),)},

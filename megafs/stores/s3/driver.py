@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from megafs import clock
 from megafs.concurrency import offload
-from megafs.errors import BadStore, Denied, Exists, NoStore, Unavailable
+from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.http.session import Reply, Session
 from megafs.stores.s3.answers import Listing, child_text, error_of, read_listing, seconds_of
@@ -32,11 +32,20 @@ from megafs.stores.urls import Location
 # A clock is only corrected when it is off by more than an answer can be late; S3 allows 15 minutes.
 _SKEW = 60.0
 
+#: The most seconds that we sign ahead of our own clock, or behind it: a week, for which a signed
+#: URL may be good anyway.  Who says that it is 2049 would have signatures that are good in 2049.
+MAX_SHIFT = 7 * 86400.0
+
+# Pages in a row without a name of ours, after which a listing is given up.
+_FOREIGN_PAGES = 100
+
 # From here on hashing (0.4 GB/s) is worth a hop to a thread (0.1 ms).
 _HASH_IN_PLACE = 64 << 10
 
 # An entry of a listing is 300 bytes and a quoted key of up to 3 KiB.
 _ENTRY = 4 << 10
+
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 
 
 def open_driver(location: Location, options: Mapping[str, str], connections: int) -> S3Store:
@@ -122,12 +131,16 @@ class S3Store(ObjectStore):
             self._refuse(reply, f"delete {name}", write=True)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
-        while True:
+        for _ in range(_FOREIGN_PAGES):
             found = await self._list(prefix, after, min(limit, 1000))
             # A page without a name of ours would end a listing too early: look at the next one.
             if found.entries or not found.more:
                 return Page(found.entries, found.more)
             after = found.last
+        raise StoreError(
+            f"{self._session.host} lists far too many objects that are not of megafs below"
+            f" {self.url}/{prefix}: give megafs a prefix of its own"
+        )
 
     async def create(self) -> None:
         query = {"list-type": "2", "max-keys": "1"}
@@ -246,15 +259,13 @@ class S3Store(ObjectStore):
         reply = await self._ask("GET", "", query=query, limit=(limit + 1) * _ENTRY)
         if reply.status != 200:
             self._refuse(reply, "list", write=False)
-        return read_listing(reply, self._session.host, self._prefix, after)
+        return read_listing(reply, self._session.host, self._prefix, after, limit)
 
     # What an answer means
 
     def _check_range(self, name: str, reply: Reply, start: int, end: int) -> None:
         """See that the bytes are those asked for, and all of them."""
-        match = re.fullmatch(
-            r"bytes (\d+)-(\d+)/(\d+|\*)", reply.headers.get("content-range", "").strip()
-        )
+        match = _RANGE.fullmatch(reply.headers.get("content-range", "").strip())
         if match:
             first, beyond = int(match[1]), int(match[2]) + 1
             total = beyond if match[3] == "*" else int(match[3])
@@ -286,16 +297,21 @@ class S3Store(ObjectStore):
     def _note_clock(self) -> None:
         """Follow the server's clock while it accepts our signatures."""
         skew = self._session.skew
-        if skew is not None and not self._date_lies and abs(skew - self._clock_offset) > _SKEW:
+        if skew is None or self._date_lies or abs(skew) > MAX_SHIFT:
+            return
+        if abs(skew - self._clock_offset) > _SKEW:
             self._clock_offset = skew if abs(skew) > _SKEW else 0.0
 
     def _shift_clock(self, reply: Reply, used: float) -> bool:
         """Choose another offset after one was refused; False if there is none to try."""
         if self._clock_offset != used:
             return True  # another request has found the right one meanwhile
-        stated = child_text(reply, "ServerTime")
-        skew = seconds_of(stated) - clock.now() if stated else self._session.skew
-        if skew is not None and abs(skew - used) > _SKEW:
+        skew = self._session.skew
+        try:
+            skew = seconds_of(child_text(reply, "ServerTime")) - clock.now()
+        except ValueError:  # it does not say, or no time
+            pass
+        if skew is not None and abs(skew - used) > _SKEW and abs(skew) <= MAX_SHIFT:
             self._clock_offset = skew
             return True
         if used:

@@ -5,6 +5,7 @@ Codes: Amazon's S3 API reference, and what the engines say that speak it.
 
 from __future__ import annotations
 
+import re
 from email.utils import parsedate_to_datetime
 
 from megafs import clock
@@ -70,6 +71,7 @@ def error_for(
         said += f" ({message})"
     status = reply.status
     region = reply.headers.get("x-amz-bucket-region") or child_text(reply, "Region")
+    region = re.sub(r"[^A-Za-z0-9-]", "", region)[:64]
     if code in _ELSEWHERE or (status in (301, 307, 308, 400) and region):
         if region and region != region_in_use:
             return BadStore(f"{said}; the bucket's region is {region}: give region={region}")
@@ -95,7 +97,9 @@ def error_for(
             busy=code in _BUSY or status in (429, 503),
         )
     if code == "RequestTimeTooSkewed":
-        return Denied(f"{said}; is this machine's clock right?")
+        return Denied(
+            f"{said}; is this machine's clock right? A difference of up to a week is made up for"
+        )
     if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
         return Denied(f"{said}; the credentials have expired: get new ones")
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):

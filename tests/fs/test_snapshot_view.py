@@ -15,11 +15,11 @@ import trio
 
 from megafs import clock
 from megafs.errors import Corrupt, Refused
-from megafs.fs.snapshot_view import FIRST_REAL, SNAPSHOTS, TOP, is_past, is_top
-from megafs.mount.fuse import KernelMount, View
+from megafs.fs.snapshot_view import FIRST_LIVE, SNAPSHOTS, TOP, attributes_may_change, in_snapshots
+from megafs.mount.fuse import KernelMount, Presentation
 from megafs.tree.inode import Inode, SetAttr
 from megafs.tree.ops import Snapshot
-from megafs.volume.open import Volume
+from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened, put_file
 
 T = TypeVar("T")
@@ -39,8 +39,8 @@ async def look(volume: Volume, *names: bytes) -> Inode:
     for name in names:
         for last in (False, True):
             try:
-                if is_past(inode.ino):
-                    await fs.reach(inode.ino, name)
+                if in_snapshots(inode.ino):
+                    await fs.load_snapshot(inode.ino, name)
                 found = fs.lookup(inode.ino, name)
                 break
             except Refused as no:
@@ -53,8 +53,8 @@ async def look(volume: Volume, *names: bytes) -> Inode:
 
 async def names(volume: Volume, ino: int) -> list[bytes]:
     fs = volume.fs
-    if is_past(ino):
-        await fs.reach(ino)
+    if in_snapshots(ino):
+        await fs.load_snapshot(ino)
     handle = fs.opendir(ino)
     try:
         listed: list[bytes] = []
@@ -96,7 +96,7 @@ async def test_a_snapshot_shows_what_was(tmp_path: Path) -> None:
         assert await names(volume, top.ino) == [b"d"]
         was = await look(volume, *PAST, b"before", b"d", b"f")
         assert was.size == len(old)
-        assert is_past(was.ino)
+        assert in_snapshots(was.ino)
         assert await contents(fs, was.ino) == old
         assert fs.getxattr(was.ino, b"user.x") == b"1"
         assert fs.listxattr(was.ino) == [b"user.x"]
@@ -112,11 +112,11 @@ async def test_dots_lead_back_to_the_present(tmp_path: Path) -> None:
         inode = await look(volume, *PAST, b"s", b"d")
         numbers = []
         while inode.ino != 1:
-            await volume.fs.reach(inode.ino)
+            await volume.fs.load_snapshot(inode.ino)
             inode = volume.fs.lookup(inode.ino, b"..")
             numbers.append(inode.ino)
         assert numbers[1:] == [SNAPSHOTS, TOP, 1]
-        assert is_top(numbers[0])
+        assert attributes_may_change(numbers[0])
 
 
 async def test_it_is_found_but_not_listed(tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ async def test_numbers_never_meet_those_of_the_present(tmp_path: Path) -> None:
         await snapshot(volume, "two")
         one = (await look(volume, *PAST, b"one", b"f")).ino
         two = (await look(volume, *PAST, b"two", b"f")).ino
-        assert made >= FIRST_REAL
-        assert 1 < one < FIRST_REAL
-        assert 1 < two < FIRST_REAL
+        assert made >= FIRST_LIVE
+        assert 1 < one < FIRST_LIVE
+        assert 1 < two < FIRST_LIVE
         assert one != two
         assert (await look(volume, *PAST, b"one", b"f")).ino == one  # while the kernel knows it
         past = volume.fs.snapshots
@@ -210,7 +210,7 @@ async def test_numbers_never_meet_those_of_the_present(tmp_path: Path) -> None:
             volume.fs.forget(number, 2)
         assert past._inside == {}
         assert past._numbers == {}
-        await refused(errno.ESTALE, volume.fs.reach, one)
+        await refused(errno.ESTALE, volume.fs.load_snapshot, one)
 
 
 async def test_two_names_of_one_file_are_one_file_there(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ async def test_a_moment_stays_usable_after_its_tree_was_put_away(tmp_path: Path)
         volume.history.close()
         volume.history._views.clear()
         volume.chunks.clear()
-        await volume.fs.reach(file, attributes=True)
+        await volume.fs.load_snapshot(file, attributes=True)
         assert volume.fs.getattr(file).size == 4 * CHUNK
         handle, _ = await volume.fs.open(file, os.O_RDONLY, ROOT)
         volume.history.close()
@@ -266,7 +266,7 @@ async def test_whoever_could_not_enter_then_is_looked_at_again(tmp_path: Path) -
         shown = await look(volume, *PAST, b"closed")
         assert stat.S_IMODE(shown.mode) == 0o755
         # The first look inside finds out, and has the kernel ask again:
-        await refused(errno.ESTALE, volume.fs.reach, shown.ino, b"x")
+        await refused(errno.ESTALE, volume.fs.load_snapshot, shown.ino, b"x")
         assert stat.S_IMODE((await look(volume, *PAST, b"closed")).mode) == 0o700
 
 
@@ -314,7 +314,7 @@ async def test_through_the_kernel(tmp_path: Path) -> None:
         mountpoint = tmp_path / "mnt"
         mountpoint.mkdir()
         mount = KernelMount(
-            volume.fs, str(mountpoint), View(), ("allow_other", "default_permissions")
+            volume.fs, str(mountpoint), Presentation(), ("allow_other", "default_permissions")
         )
         mount.open()
         try:

@@ -17,14 +17,14 @@ from megafs.stores.drivers import is_url
 _PAST = "/.megafs/snapshots/"
 
 
-class Inside(Struct, frozen=True):
+class VolumePath(Struct, frozen=True):
     """where: a mountpoint or URL.  path: inside the volume, from "/".  moment: see `of`."""
 
     where: str
     path: str
     moment: str | None = None
 
-    def other(self, to: str | None) -> str | None:
+    def in_same_volume(self, to: str | None) -> str | None:
         """Another path that the user gave, inside the same volume."""
         if to is None:
             return None
@@ -35,21 +35,21 @@ class Inside(Struct, frozen=True):
             raise BadUsage(f"{to} does not lie in the mount at {self.where}")
         return there.path
 
-    def outside(self, path: str) -> str:
+    def as_typed(self, path: str) -> str:
         """A path inside the volume as the user would write it."""
         if is_url(self.where):
             return path
         return os.path.join(self.where, path.lstrip("/")) if path != "/" else self.where
 
 
-def of(where: str, path: str | None) -> Inside:
+def of(where: str, path: str | None) -> VolumePath:
     """What WHERE and PATH mean together.
 
     moment: what a path below .megafs/snapshots names, "monday" in .megafs/snapshots/monday/f.
     """
     if is_url(where):
         inner = "/" + (path or "").strip("/")
-        return Inside(where, inner)
+        return VolumePath(where, inner)
     if path is not None:
         raise BadUsage("a PATH of its own goes with a URL only; say one path inside the mount")
     whole = os.path.abspath(where)
@@ -70,8 +70,8 @@ def of(where: str, path: str | None) -> Inside:
     if inner.startswith(_PAST):
         moment, _, rest = inner[len(_PAST) :].partition("/")
         if moment:
-            return Inside(mounted, "/" + rest, moment)
-    return Inside(mounted, inner)
+            return VolumePath(mounted, "/" + rest, moment)
+    return VolumePath(mounted, inner)
 
 
 def _mount_of(path: str) -> str | None:

@@ -1,0 +1,74 @@
+"""Go on with what an earlier process of this machine had not committed."""
+
+from __future__ import annotations
+
+import logging
+
+from megafs.chunks.stage import Stage, staged_ids
+from megafs.chunks.unlogged import UnloggedChunks
+from megafs.crypto.volume_keys import Keyring
+from megafs.errors import Corrupt
+from megafs.journal.database import remove_files
+from megafs.journal.replica import Replica
+from megafs.tree.ops import AddPack
+from megafs.volume.state_directory import StateDirectory
+
+log = logging.getLogger(__name__)
+
+
+def open_replica(
+    directory: StateDirectory,
+    keyring: Keyring,
+    chunk_size: int,
+    host: str,
+    unlogged: UnloggedChunks,
+) -> Replica:
+    """The replica as it was left, or an empty one if it is damaged."""
+    mount = directory.mount_number()
+    try:
+        return Replica(directory.volume, keyring, chunk_size, mount, host, unlogged)
+    except Corrupt as exc:
+        log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
+    remove_files(directory.volume)
+    return Replica(directory.volume, keyring, chunk_size, mount, host, unlogged)
+
+
+def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, rebooted: bool) -> int:
+    """Take up pending operations and staged packs; return how many operations there are.
+
+    rebooted: the machine started anew since the last process, so bytes may be lost that no sync had
+        covered.  Operations whose bytes are not whole are dropped then.
+    """
+    # Should others have dropped a pack that lies here and that pending operations name.
+    replica.keep_packs(staged_ids(directory.packs))
+    taken = replica.recover(stage.restore if rebooted else None)
+    stage.take_up(replica.tree.has_pack)
+    if rebooted:
+        _drop_unsynced(replica, stage)
+        directory.note_boot()
+    return taken
+
+
+def _drop_unsynced(replica: Replica, stage: Stage) -> None:
+    """Cut off what a power cut left half: operations whose staged bytes are not whole.
+
+    Nothing from the first such operation on was ever promised to anybody.  What comes before it in
+    its batch may have been: a batch stays open over many closes.
+    """
+    begun: set[int] = set()
+    for batch in sorted(replica.pending):
+        for number, op in enumerate(replica.operations(batch)):
+            if isinstance(op, AddPack):
+                begun.add(op.pack)
+            for extent in op.laid():
+                # A pack that pending batches began and name stays here until one is committed.
+                if not extent.pack or stage.holds(extent, must_be_here=extent.pack in begun):
+                    continue
+                stage.sync()  # the log is written anew, without the chunks that lay in it
+                dropped = replica.drop_pending_from(batch, number)
+                log.error(
+                    "a power cut took bytes that were not synced yet: the last %d operations are"
+                    " dropped",
+                    dropped,
+                )
+                return

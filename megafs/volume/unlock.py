@@ -1,0 +1,116 @@
+"""From a store and a passphrase to a volume's keys, checked against what this machine knows."""
+
+from __future__ import annotations
+
+import logging
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from megafs.concurrency import offload
+from megafs.config import Settings
+from megafs.errors import Corrupt, Rollback, Unavailable
+from megafs.journal import checkpoint, head
+from megafs.journal.reader import ask_for_commits, ask_for_standing
+from megafs.stores.base import ObjectStore
+from megafs.stores.early_requests import EarlyRequests
+from megafs.volume import header as headers
+from megafs.volume import header_store, isolated_unlock
+from megafs.volume.header import Credential, Remembered, Unlocked
+from megafs.volume.kdf_process import Derivation
+from megafs.volume.state_directory import HEADER, StateDirectory, directory_of, remembered_fsid
+
+log = logging.getLogger(__name__)
+
+
+class UnlockedVolume(Struct, frozen=True):
+    """A volume whose keys are known.
+
+    directory: its state on this machine.  last_head: the head that this machine remembers, if any.
+    offline: the store was away, and the copy of the header kept here was used.
+    """
+
+    unlocked: Unlocked
+    directory: StateDirectory
+    last_head: head.RememberedHead | None
+    offline: bool
+
+
+async def unlock(
+    store: ObjectStore,
+    url: str,
+    credential: Credential,
+    settings: Settings,
+    early: Derivation | None = None,
+) -> UnlockedVolume:
+    """Open the key header, with what this machine remembers of the volume.
+
+    early: as `kdf_process.begin` returned it.
+    Raises Rollback if the URL holds another volume than it did, or an older header.
+    """
+    known = remembered_fsid(settings.state_dir, url)
+    offline = False
+    try:
+        header = await header_store.load(store)
+    except Unavailable as exc:
+        if known is None:
+            raise
+        path = directory_of(settings.state_dir, known) / HEADER
+        try:
+            header = headers.parse_copy(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            raise exc from None
+        log.warning("the store is away (%s): going on with what this machine has", exc)
+        offline = True
+    if known is not None and known != header.fsid:
+        changed = (
+            f"{url} held volume {known.hex()} when it was last opened here and now holds"
+            f" {header.fsid.hex()}: another volume was put in its place"
+        )
+        if not settings.accept_state:
+            raise Rollback(f"{changed}. Mount with -o accept_state if that was you")
+        log.warning("another volume is accepted, as asked: %s", changed)
+    directory = StateDirectory.of(settings.state_dir, settings.cache_dir, header.fsid)
+    last_head = head.read(directory.volume)
+    remembered: Remembered | None = None
+    if last_head is not None and not settings.accept_state:
+        remembered = Remembered(
+            header.fsid,
+            last_head.generation,
+            bytes.fromhex(last_head.slot) if last_head.slot else None,
+        )
+    unlocked = await isolated_unlock.unlock(header, credential, remembered, early)
+    return UnlockedVolume(unlocked, directory, last_head, offline)
+
+
+async def remember_keys(found: UnlockedVolume, now: Unlocked) -> None:
+    """Keep the new generation and slot on this machine, if it knows the volume."""
+    if found.last_head is None:
+        return
+    newer = replace(found.last_head, generation=now.header.generation, slot=now.slot_id.hex())
+    await offload(head.write, found.directory.volume, newer, kind="disk")
+
+
+def ask_early(early: EarlyRequests, url: str, settings: Settings) -> None:
+    """Start the requests that opening will make, before any key is known.
+
+    Nothing is decided here: every check is made later, in its order, on these answers.
+    """
+    early.ask_list(header_store.PREFIX)
+    last_head: head.RememberedHead | None = None
+    fsid = remembered_fsid(settings.state_dir, url)
+    if fsid is not None:
+        try:
+            last_head = head.read(directory_of(settings.state_dir, fsid))
+        except Corrupt:
+            return  # opening says so
+    if last_head is None:
+
+        async def explore() -> None:
+            await ask_for_commits(early, await checkpoint.ask_for_newest(early))()
+
+        early.spawn(explore)
+        return
+    early.ask(headers.name_of(last_head.generation), headers.SIZE_LIMIT + 1)
+    ask_for_standing(early, last_head.sequence)
+    early.spawn(ask_for_commits(early, last_head.sequence))

@@ -1,0 +1,105 @@
+"""What goes on beside an open volume: checkpoints, the lease, and its numbers for Prometheus."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from megafs import clock
+from megafs.errors import Exists, Fault, Unavailable
+from megafs.journal import checkpoint
+from megafs.journal.lease import Lease
+from megafs.volume.volume import Volume
+
+log = logging.getLogger(__name__)
+
+#: A new checkpoint is due after so many commits, so that a new machine replays few.
+CHECKPOINT_EVERY = 256
+#: Seconds between two attempts to take the lease.
+_LEASE_RETRY = 5
+
+
+async def keep_checkpoints(volume: Volume) -> None:
+    """Write a checkpoint whenever one is due, for ever."""
+    replica = volume.replica
+    while True:
+        await trio.sleep(clock.uniform(5, 15))
+        if volume.writer.frozen is not None:
+            continue  # what this mount knows is not what the store shows
+        if replica.sequence - replica.checkpoint >= CHECKPOINT_EVERY:
+            await write_checkpoint(volume)
+
+
+async def write_checkpoint(volume: Volume) -> int | None:
+    """Write a checkpoint now, unless another mount just did; errors are logged."""
+    replica = volume.replica
+    try:
+        there = await checkpoint.newest(volume.store)
+        if (
+            there
+            and there[0] > replica.checkpoint
+            and (replica.sequence - there[0] < CHECKPOINT_EVERY // 2)
+        ):
+            return there[0]
+        return await volume.checkpointer.write()
+    except Exists:
+        return None
+    except (Fault, OSError) as exc:
+        log.warning("no checkpoint was written: %s", exc)
+        return None
+
+
+async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -> None:
+    """Try to become the one writer before the mount is usable; else begin read-only."""
+    say("the store cannot keep two writers apart: taking the right to write, some 10 seconds")
+    try:
+        if await lease.acquire(wait=False):
+            return
+        why = f"another mount ({lease.holder}) has the right to write to this volume"
+    except Unavailable as exc:
+        why = f"the right to write could not be taken: {exc}"
+    volume.writer.bar(f"{why}, and the store cannot keep two writers apart: read-only until then")
+
+
+async def keep_lease(volume: Volume, lease: Lease) -> None:
+    """Keep the right to write, or try to get it, for ever."""
+    while True:
+        try:
+            if lease.held or await lease.acquire(wait=True):
+                volume.writer.unbar()
+                await lease.keep()
+        except Fault as exc:
+            log.debug("lease: %s", exc)
+        await trio.sleep(_LEASE_RETRY)
+
+
+def register_gauges(volume: Volume) -> None:
+    """The gauges of a mount, for Prometheus."""
+    gauges: dict[str, tuple[str, Callable[[], float]]] = {
+        "megafs_sequence": ("Last commit applied.", lambda: volume.replica.sequence),
+        "megafs_staged_bytes": (
+            "Sealed contents that the store does not have yet.",
+            lambda: volume.stage.staged_bytes,
+        ),
+        "megafs_dirty_bytes": (
+            "Contents in memory that are not staged yet.",
+            lambda: volume.fs.writeback.dirty,
+        ),
+        "megafs_pending_operations": (
+            "Operations that are not in the journal yet.",
+            lambda: volume.progress().pending_operations,
+        ),
+        "megafs_memory_cache_bytes": ("Opened chunks in memory.", lambda: volume.chunks.size),
+        "megafs_used_bytes": ("File contents in the volume.", lambda: volume.fs.used_bytes),
+        "megafs_files": ("Inodes in the volume.", lambda: volume.replica.tree.files),
+        "megafs_commits": ("Commits made by this mount.", lambda: volume.writer.commits),
+        "megafs_races_lost": ("Commit races lost.", lambda: volume.writer.races_lost),
+        "megafs_frozen": (
+            "1 if the mount is read-only because the store misbehaved.",
+            lambda: float(volume.writer.frozen is not None),
+        ),
+    }
+    for name, (text, source) in gauges.items():
+        volume.metrics.gauge(name, text, source=source)
