@@ -5,6 +5,7 @@ Everything here blocks for a sync or two: call it through `concurrency.offload` 
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -19,13 +20,33 @@ def sync_directory(path: Path) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace *path* by *data*, for the owner alone, atomically; synced with its directory."""
+    """Replace *path* by *data*, for the owner alone, atomically; synced with its directory.
+
+    What is written first is called *path* and ".new".  Whatever has that name is removed: a crash
+    has left it, or somebody has put a symbolic link, a hard link or a FIFO there.
+    """
     temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    for _ in range(10):
+        try:
+            _write_new(temporary, data)
+            temporary.replace(path)
+        except (FileExistsError, FileNotFoundError):
+            if not path.parent.is_dir():
+                raise
+            continue  # another process replaces the same file
+        sync_directory(path.parent)
+        return
+    raise FileExistsError(errno.EEXIST, "somebody makes it again and again", str(temporary))
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
     try:
-        os.write(fd, data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
         os.fsync(fd)
     finally:
         os.close(fd)
-    temporary.replace(path)
-    sync_directory(path.parent)

@@ -84,13 +84,14 @@ def _on_volume(
 ) -> dict[str, Any]:
     import trio
 
-    from megafs.jobs import registry
+    from megafs.jobs import pins, registry
     from megafs.volume.open import open_volume
 
     async def work() -> dict[str, Any]:
         async with open_volume(
             url, opened_by, settings, say=lambda text: on_progress(Progress(text=text))
         ) as volume:
+            await pins.protect(volume)
             result = await registry.run(volume, name, args, on_progress)
             await volume.drain()
             return result

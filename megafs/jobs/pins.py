@@ -129,8 +129,7 @@ async def pin(volume: Volume, args: PinArgs, on_progress: OnProgress) -> PinResu
             f" {volume.settings.cache_size >> 20} MiB: mount with a larger cache_size, or unpin"
         )
     _remember(volume, inos)
-    tree = volume.replica.tree
-    cache.pin({pack_name(tree.pack(pack).name) for pack, _, _ in chunks})
+    _mark(volume, cache, chunks)
     mine = await _wanted(volume, [ino])
     kept, failed = await _fetch(volume, mine, on_progress)
     text = f"{args.path} is pinned: {kept >> 10} KiB can be read without the store"
@@ -187,6 +186,26 @@ def _ino(volume: Volume, path: str) -> int:
         raise BadUsage(f"{path}: there is no such file or directory in the volume") from None
 
 
+async def protect(volume: Volume) -> None:
+    """Let nothing that is pinned be evicted while the volume is open; fetch nothing.
+
+    For commands that open a volume for a while: what they read must not push out what is pinned.
+    """
+    inos = pinned(volume)
+    if volume.cache is None or not inos:
+        return
+    try:
+        _mark(volume, volume.cache, await _wanted(volume, inos))
+    except Fault as exc:
+        log.info("what is pinned is not protected now: %s", exc)
+
+
+def _mark(volume: Volume, cache: DiskCache, chunks: list[SealedRange]) -> None:
+    """Never evict the packs of these chunks."""
+    tree = volume.replica.tree
+    cache.pin({pack_name(tree.pack(pack).name) for pack, _, _ in chunks})
+
+
 async def keep(volume: Volume) -> None:
     """Keep what is pinned in the cache as it changes, for ever."""
     if volume.cache is None:
@@ -198,8 +217,7 @@ async def keep(volume: Volume) -> None:
             try:
                 seen = volume.replica.sequence
                 chunks = await _wanted(volume, inos)
-                tree = volume.replica.tree
-                _cache(volume).pin({pack_name(tree.pack(p).name) for p, _, _ in chunks})
+                _mark(volume, volume.cache, chunks)
                 _, failed = await _fetch(volume, chunks, ignore)
                 if failed:
                     seen = -1

@@ -149,3 +149,35 @@ async def test_what_does_not_fit_the_cache_is_not_pinned(tmp_path: Path) -> None
             await pins.pin(volume, PinArgs("/big"), ignore)
         assert pins.pinned(volume) == []
     await cached.aclose()
+
+
+async def test_a_command_that_opens_the_volume_pushes_nothing_pinned_out_of_the_cache(
+    tmp_path: Path,
+) -> None:
+    store = await new_store_here()
+    kept = os.urandom(300_000)
+    async with opened(tmp_path / "writer", store) as volume:
+        await _written(volume, "/kept", kept)
+        for n in range(8):
+            await _written(volume, f"/{n}", os.urandom(300_000))
+        await volume.drain()
+    for protected in (False, True):
+        switch = Switchable(store)
+        place = tmp_path / str(protected)
+        cached = DiskCached(switch, place / "cache", 1 * MIB)
+        async with opened(place, cached, cache_size=1 * MIB) as volume:
+            await pins.pin(volume, PinArgs("/kept"), ignore)
+            await cached.written()
+        await cached.aclose()
+        # Another process: a command, which reads more than the cache holds.
+        cached = DiskCached(switch, place / "cache", 1 * MIB)
+        async with opened(place, cached, cache_size=1 * MIB) as volume:
+            if protected:
+                await pins.protect(volume)
+            for n in range(8):
+                await _read(volume, f"/{n}")
+                await cached.written()
+            volume.chunks.clear()
+            (row,) = (await pins.list_pins(volume, Nothing(), ignore)).pins
+            assert (row.cached_bytes == row.bytes) is protected
+        await cached.aclose()
