@@ -55,7 +55,7 @@ UNKNOWN_GRACE: Final = 7 * DAY
 #: How long a mount that is not heard of is waited for; and the youngest journal that is folded.
 GRACE: Final = DAY
 #: The shortest grace that may be asked for: the writer trusts what it saw for an hour
-#: (journal/writer.py), and heartbeats come every half minute.
+#: (journal/follower.py), and heartbeats come every half minute.
 SHORTEST_GRACE: Final = 2 * 3600.0
 #: Packs with a smaller part of them in use are copied.
 THRESHOLD: Final = 0.3

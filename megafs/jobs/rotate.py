@@ -5,7 +5,7 @@
     commit   the first under the new key; whoever has only the old one cannot open it, and stops
     checkpoint  under the new key, so that new machines need nothing older
 
-A commit of an earlier epoch is refused after one of a later epoch (journal/writer.py).  So from the
+A commit of an earlier epoch is refused after one of a later epoch (journal/reader.py).  So from the
 first new commit on, nobody can add to the journal with the old key, not even together with
 the store.
 

@@ -36,18 +36,18 @@ URGENT, NORMAL, BACKGROUND = 0, 1, 2
 class Priority:
     """How urgent a piece of work is; may be raised while it waits."""
 
-    __slots__ = ("level", "told")
+    __slots__ = ("level", "listeners")
 
     def __init__(self, level: int = URGENT) -> None:
         self.level = level
-        self.told: list[Callable[[], None]] = []  # called when the level changes
+        self.listeners: list[Callable[[], None]] = []  # called when the level changes
 
     def raise_to_urgent(self) -> None:
         """Somebody waits for this now."""
         if self.level != URGENT:
             self.level = URGENT
-            for tell in list(self.told):
-                tell()
+            for listener in list(self.listeners):
+                listener()
 
 
 _FOREGROUND = Priority()
@@ -81,7 +81,7 @@ class Patience:
 
     until: its end, were there nothing to transfer.  speed: bytes per second below which a transfer
     counts as hung; size: the most bytes that may come or go.  Time for them is granted in advance,
-    unless the driver tells of every byte: then it is earned by bytes, and a request that was asked
+    unless the driver reports every byte: then it is earned by bytes, and a request that was asked
     for a lot and gets nothing waits no longer than a small one.
     """
 
@@ -109,10 +109,10 @@ class Patience:
 class Attempt:
     """The time limit of one attempt at a request, which stands still while the request queues.
 
-    Set by `retry`, told by `Limited` and by drivers: a transfer is hung when it makes no headway,
-    not when it waits its turn.
+    `Retrying` sets it; `Limited` says when the request queues, and drivers report bytes: a transfer
+    is hung when it makes no headway, not when it waits for its slot.
 
-    seconds: without any headway.  allowance: more seconds, for drivers that do not tell of bytes.
+    seconds: without any headway.  allowance: more seconds, for drivers that do not report bytes.
     """
 
     __slots__ = ("_allowance", "_patience", "_scope", "_seconds", "_since", "queued")
@@ -137,7 +137,7 @@ class Attempt:
         self._scope.deadline = min(self._since + self._seconds + allowance, self._patience.end)
 
     def count(self) -> None:
-        """From here on every byte is told with `moved`."""
+        """From here on `moved` is called for every byte."""
         if not self._patience.counted:
             self._patience.counted = True
             self.start()
@@ -161,7 +161,7 @@ class Attempt:
 attempt: ContextVar[Attempt | None] = ContextVar("store_attempt", default=None)
 
 
-class _Place:
+class _Waiter:
     """One who waits for a slot, or has it.  bulk: it was given as to work that is not urgent."""
 
     __slots__ = ("bulk", "given", "priority")
@@ -182,7 +182,7 @@ class Gate:
         self.width = width
         self.active = 0
         self._bulk = 0
-        self._waiting: list[_Place] = []
+        self._waiting: list[_Waiter] = []
         self._area = self._area_at = 0.0
 
     @property
@@ -199,49 +199,49 @@ class Gate:
     @asynccontextmanager
     async def slot(self, priority: Priority) -> AsyncIterator[None]:
         """Hold a slot for the block."""
-        place = await self._enter(priority)
+        waiter = await self._enter(priority)
         try:
             yield
         finally:
-            self._leave(place)
+            self._leave(waiter)
 
-    async def _enter(self, priority: Priority) -> _Place:
-        place = _Place(priority)
-        self._waiting.append(place)
+    async def _enter(self, priority: Priority) -> _Waiter:
+        waiter = _Waiter(priority)
+        self._waiting.append(waiter)
         self._admit()
-        priority.told.append(self._admit)
+        priority.listeners.append(self._admit)
         try:
-            await place.given.wait()  # a checkpoint even if we are in already
+            await waiter.given.wait()  # a checkpoint even if we are in already
         except trio.Cancelled:
-            if place.given.is_set():  # admitted and cancelled in the same moment
-                self._leave(place)
+            if waiter.given.is_set():  # admitted and cancelled in the same moment
+                self._leave(waiter)
             else:
-                self._waiting.remove(place)
+                self._waiting.remove(waiter)
             raise
         finally:
-            priority.told.remove(self._admit)
-        return place
+            priority.listeners.remove(self._admit)
+        return waiter
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, waiter: _Waiter) -> None:
         self.area()
         self.active -= 1
-        self._bulk -= place.bulk
+        self._bulk -= waiter.bulk
         self._admit()
 
     def _admit(self) -> None:
         while self._waiting and self.active < self.width.slots:
             # min() keeps the first among equals.
-            place = min(self._waiting, key=lambda waiter: waiter.priority.level)
-            if place.priority.level != URGENT:
+            waiter = min(self._waiting, key=lambda each: each.priority.level)
+            if waiter.priority.level != URGENT:
                 room = self._bulk < self.width.bulk and self.active < self.width.shared
                 if not room:
                     return
-                place.bulk = True
-            self._waiting.remove(place)
+                waiter.bulk = True
+            self._waiting.remove(waiter)
             self.area()
             self.active += 1
-            self._bulk += place.bulk
-            place.given.set()
+            self._bulk += waiter.bulk
+            waiter.given.set()
 
 
 class Pace:
@@ -266,7 +266,7 @@ class Pace:
             self._paid_until -= size / self.rate
 
 
-class Line:
+class LineEstimate:
     """What the way to the store is like, from how long the last gets took.
 
     A get of n bytes takes about latency + n / rate: the straight line through the samples with the
@@ -280,18 +280,18 @@ class Line:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, float]] = deque(maxlen=self._KEEP)
-        self._worth = 0
+        self._latency_bytes = 0
 
     def note(self, size: int, seconds: float) -> None:
         """A get of *size* bytes took so long."""
         self._samples.append((size, seconds))
-        self._worth = -1
+        self._latency_bytes = -1
 
-    def worth(self) -> int:
+    def latency_bytes(self) -> int:
         """The bytes that take as long as the latency; 0 if the samples do not tell."""
-        if self._worth < 0:
-            self._worth = self._fit()
-        return self._worth
+        if self._latency_bytes < 0:
+            self._latency_bytes = self._fit()
+        return self._latency_bytes
 
     def _fit(self) -> int:
         count = len(self._samples)
@@ -331,40 +331,44 @@ class Limited(Wrapper, LineAdvice):
         self._down = Gate(Parallelism(downloads, START_DOWN))
         self._up_pace = Pace(up_rate)
         self._down_pace = Pace(down_rate)
-        self._line = Line()
+        self._line = LineEstimate()
 
     async def get(self, name: str, start: int, length: int) -> bytes:
-        async with self._turn(self._down, self._down_pace, length) as trip:
+        async with self._slot_for(self._down, self._down_pace, length) as transfer:
             data = await self.beneath.get(name, start, length)
-            trip.moved = len(data)
-            self._line.note(len(data), trio.current_time() - trip.begun)
+            transfer.moved = len(data)
+            self._line.note(len(data), trio.current_time() - transfer.begun)
         self._down_pace.refund(length - len(data))
         return data
 
     async def put_new(self, name: str, data: Buffer) -> None:
-        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)) as trip:
+        async with self._slot_for(
+            self._up, self._up_pace, len(data), self._urgency(name)
+        ) as transfer:
             await self.beneath.put_new(name, data)
-            trip.moved = len(data)
+            transfer.moved = len(data)
 
     async def put(self, name: str, data: Buffer) -> None:
-        async with self._turn(self._up, self._up_pace, len(data), self._urgency(name)) as trip:
+        async with self._slot_for(
+            self._up, self._up_pace, len(data), self._urgency(name)
+        ) as transfer:
             await self.beneath.put(name, data)
-            trip.moved = len(data)
+            transfer.moved = len(data)
 
     async def delete(self, name: str) -> None:
-        async with self._turn(self._down):
+        async with self._slot_for(self._down):
             await self.beneath.delete(name)
 
     async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
-        async with self._turn(self._down):
+        async with self._slot_for(self._down):
             return await self.beneath.list(prefix, after, limit)
 
     async def create(self) -> None:
-        async with self._turn(self._down):
+        async with self._slot_for(self._down):
             await self.beneath.create()
 
     def latency_bytes(self) -> int:
-        return self._line.worth()
+        return self._line.latency_bytes()
 
     def useful_uploads(self) -> int:
         return self._up.width.bulk
@@ -391,9 +395,9 @@ class Limited(Wrapper, LineAdvice):
         return NORMAL if name.startswith("packs/") else URGENT
 
     @asynccontextmanager
-    async def _turn(
+    async def _slot_for(
         self, gate: Gate, pace: Pace | None = None, size: int = 0, least: int = URGENT
-    ) -> AsyncIterator[_Trip]:
+    ) -> AsyncIterator[_Transfer]:
         priority = _priority.get()
         if priority.level < least:
             priority = Priority(least)
@@ -405,22 +409,22 @@ class Limited(Wrapper, LineAdvice):
                 await pace.pay(size, priority)
             if clock is not None:
                 clock.start()
-            trip = _Trip(gate)
+            transfer = _Transfer(gate)
             try:
-                yield trip
+                yield transfer
             except Unavailable as exc:
                 if exc.busy:
-                    trip.failed()
+                    transfer.failed()
                 raise
             except trio.Cancelled:
                 if clock is not None and clock.hung:
-                    trip.failed()
+                    transfer.failed()
                 raise
             else:
-                trip.answered()
+                transfer.answered()
 
 
-class _Trip:
+class _Transfer:
     """A request that is under way.  moved: bytes of the object that came or went."""
 
     __slots__ = ("_area", "_era", "_gate", "begun", "moved")

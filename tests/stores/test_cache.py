@@ -30,11 +30,11 @@ from megafs.stores.base import Buffer, ObjectStore
 from megafs.stores.disk_cache.cache_directory import (
     BytesDisk,
     CacheDirectory,
-    Open,
     file_name,
     is_file_name,
 )
 from megafs.stores.disk_cache.cached_store import DiskCached
+from megafs.stores.disk_cache.open_file import OpenFile
 from megafs.stores.limit import URGENT, background, current_level
 from megafs.stores.memory import MemoryStore
 from tests.fakes.faulty import Fault, Faulty, before, slow
@@ -116,6 +116,26 @@ async def test_only_packs_are_cached(cached: DiskCached, below: Faulty) -> None:
 
     assert below.count("get") == 8
     assert cached.stats()["entries"] == 0
+
+
+async def test_a_cache_of_an_earlier_version_is_taken_over(below: Faulty, tmp_path: Path) -> None:
+    """Its keys did not say a range's size: those as long as they were asked for are known."""
+    directory = tmp_path / "cache"
+    whole = await below.beneath.get(ONE, 0, 5000)
+    made = diskcache.Cache(str(directory), disk=BytesDisk, eviction_policy="none", cull_limit=0)
+    for letter in "0123456789abcdef":
+        (directory / letter).mkdir(mode=0o700)
+    made.set(f"{ONE}:0:5000", whole)
+    made.set(f"{ONE}:250000:99999999", whole[:7])  # at the end of the object
+    made.close()
+
+    store = DiskCached(below, directory, 64 * MIB)
+    assert await store.get(ONE, 0, 5000) == whole
+    assert below.count("get") == 0
+    assert not store.cached(ONE, 250000, 7)
+    await store.written()
+    assert not (directory / file_name(f"{ONE}:250000:99999999")).exists()
+    await store.aclose()
 
 
 async def test_it_is_there_after_a_restart(cached: DiskCached, below: Faulty) -> None:
@@ -538,7 +558,9 @@ def test_ranges_are_those_of_the_store_and_the_limit_holds(steps: list[Any], lim
                 await store.written()
                 assert du(directory) <= limit
                 assert store.stats()["queued_bytes"] == 0
-                assert store._used == sum(s.cost for s in store._segments.oldest())
+                assert store._contents.used == sum(
+                    s.cost for s in store._contents.segments.oldest()
+                )
         await store.written()
         await store.aclose()
         assert du(directory) <= limit
@@ -850,7 +872,7 @@ trio.run(main)
     assert store.stats()["state"] == "ok"
     assert store.stats()["entries"] > 0
     assert du(tmp_path / "cache") <= 1 << 22
-    for segment in tuple(store._segments.oldest()):
+    for segment in tuple(store._contents.segments.oldest()):
         number = segment.name.rpartition("-")[2].encode()
         assert await store.get(segment.name, 0, segment.size) == number * 2000
     await store.aclose()
@@ -996,7 +1018,7 @@ async def test_a_hung_disk_costs_a_few_seconds_and_no_error(
     good = await store.get(ONE, 0, 5000)
     await store.written()
     release = __import__("threading").Event()
-    monkeypatch.setattr(Open, "read", lambda self, offset, size: release.wait(20) and b"")
+    monkeypatch.setattr(OpenFile, "read", lambda self, offset, size: release.wait(20) and b"")
 
     with trio.fail_after(5):
         assert await store.get(ONE, 0, 5000) == good
@@ -1025,7 +1047,7 @@ async def test_errors_of_the_store_pass(cached: DiskCached) -> None:
         await cached.get("packs/ab/none", 0, 10)
     with pytest.raises(Missing):
         await cached.get("packs/ab/none", 0, 10)
-    assert cached._flights == {}
+    assert len(cached._fetches) == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -1061,7 +1083,7 @@ async def test_readers_who_come_and_go_over_a_bad_line_get_the_right_bytes(
         async with trio.open_nursery() as nursery:
             for _ in range(10):
                 nursery.start_soon(reader)
-        assert store._flights == {}
+        assert len(store._fetches) == 0
         await store.written()
         assert store.stats()["queued_bytes"] == 0
         assert du(tmp_path / "cache") <= 900_000

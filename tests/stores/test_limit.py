@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from megafs.errors import Unavailable
 from megafs.stores import limit
 from megafs.stores.base import Buffer, ObjectStore, Page
-from megafs.stores.limit import BACKGROUND, Limited, Line, Priority, at_priority, background
+from megafs.stores.limit import BACKGROUND, Limited, LineEstimate, Priority, at_priority, background
 
 
 class Slow(ObjectStore):
@@ -278,22 +278,22 @@ async def test_background_is_inherited_by_tasks_started_inside() -> None:
     ("latency", "rate"), [(0.02, 100e6), (0.1, 12.5e6), (0.002, 200e6), (0.02, 12.5e6)]
 )
 def test_the_line_is_told_from_gets_of_several_sizes(latency: float, rate: float) -> None:
-    line = Line()
+    line = LineEstimate()
     chance = random.Random(1)
     for _ in range(40):
         size = chance.choice((4 << 10, 256 << 10, 1 << 20, 2 << 20))
         line.note(size, (latency + size / rate) * chance.uniform(0.9, 1.1))
-    assert line.worth() == pytest.approx(latency * rate, rel=0.5)
+    assert line.latency_bytes() == pytest.approx(latency * rate, rel=0.5)
 
 
 def test_a_line_of_which_little_is_known_is_not_guessed_at() -> None:
-    line = Line()
-    assert line.worth() == 0
+    line = LineEstimate()
+    assert line.latency_bytes() == 0
     for _ in range(7):
         line.note(1 << 20, 0.1)
-    assert line.worth() == 0
+    assert line.latency_bytes() == 0
     for _ in range(40):
         line.note(256 << 10, 0.1)  # of one size
     for _ in range(40):
         line.note(256 << 10, 0.2)
-    assert line.worth() == 0
+    assert line.latency_bytes() == 0

@@ -87,5 +87,12 @@ def test_a_used_segment_is_the_last_to_go() -> None:
 def test_any_key_is_parsed_or_refused(key: str) -> None:
     parsed = parse_key(key)
     if parsed is not None:
-        name, start, asked = parsed
-        assert Segment(name, start, asked, 1).key == f"{name}:{start}:{asked}"
+        assert parse_key(Segment(*parsed).key) == parsed
+
+
+@given(NAMES, NUMBER, st.integers(1, 12), st.integers(1, 12))
+def test_a_key_says_all_of_a_segment(name: str, start: int, asked: int, size: int) -> None:
+    segment = Segment(name, start, asked, min(asked, size))
+    assert parse_key(segment.key) == (name, start, asked, min(asked, size))
+    if size >= asked:
+        assert segment.key == f"{name}:{start}:{asked}"

@@ -6,18 +6,20 @@ In the directory, which is ours alone (mode 0700, locked):
     cache.db        diskcache's table; a row's key is "packs/ab/0123:start:length"
     0/ ... f/       one file for each range, named by a hash of its key
 
-diskcache keeps the table, and writes and removes the files in step with it.  What it is not used
-for, and why: a get of 1 MiB takes it 0.3 ms and one of 4 KiB hardly less, so files are read
-directly; its eviction overshoots its limit and pauses, so the caller chooses what goes; and it
-unpickles what it finds (CVE-2025-69872: an entry planted in the directory runs code).  `BytesDisk`
-knows neither how to pickle nor how to unpickle, and rows that are not ours are thrown out unread.
+diskcache keeps the table, and writes and removes the files in step with it; why no more than that
+is in docs/decisions/0010-diskcache.md.  It is used through its documented interface: a `Disk` of
+our own, iteration, `set`, `delete` and `transact`.  What it does not tell there is kept where we
+can see it: a range's size in its key, and when it was last used in its file's modification time.
+
+diskcache unpickles what it finds (CVE-2025-69872: an entry planted in the directory runs code), and
+executes settings that it finds as pragmas.  `BytesDisk` knows neither how to pickle nor how to
+unpickle, and a table that holds anything but what we write is begun anew before diskcache sees it.
 
 Everything here blocks and raises OSError, sqlite3.Error or diskcache.Timeout.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import hashlib
@@ -28,9 +30,9 @@ import stat
 from typing import Any
 
 import diskcache
-from diskcache.core import DBNAME, DEFAULT_SETTINGS, METADATA, MODE_BINARY
 from msgspec import Struct
 
+from megafs.stores.disk_cache.open_file import OpenFile
 from megafs.stores.disk_cache.segments import Segment, parse_key
 
 log = logging.getLogger(__name__)
@@ -40,25 +42,20 @@ PREFIX = "packs/"
 
 _DIRECTORIES = "0123456789abcdef"
 
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class _OpenHow(ctypes.Structure):
-    """openat2(2)'s struct open_how: 24 bytes."""
-
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
-
-
-_AT_FDCWD = -100
-_SYS_OPENAT2 = 437  # the same on every architecture that Python's packages are built for
-_CACHED = _OpenHow(_READ, 0, 0x20)  # RESOLVE_CACHED
-# PyDLL: it does not wait, so it need not let go of the interpreter either.
-_openat2 = ctypes.PyDLL(None).syscall
-_openat2.restype = ctypes.c_long
+#: diskcache's table.
+TABLE = "cache.db"
+# What diskcache calls a value that is bytes in a file; it passes this on to `BytesDisk.fetch`.
+_IN_FILE = 2
+# What it keeps among its settings besides those that can be given.
+_COUNTERS = ("count", "size", "hits", "misses")
 
 
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]
     """How diskcache keeps our values: bytes, in files, named after their keys.  No pickle."""
+
+    def __init__(self, directory: str, **settings: Any) -> None:
+        super().__init__(directory, **settings)
+        self.directory = directory
 
     def put(self, key: object) -> tuple[str, bool]:
         if parse_key(key) is None:
@@ -71,15 +68,16 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return str(key)
 
     def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, str, None]:
-        """Write *value*, bytes or an `Open` file of a known size."""
+        """Write *value*, bytes or an `OpenFile`."""
         name = file_name(str(key))
-        path = os.path.join(self._directory, name)
-        if isinstance(value, Open) and value.link_to(path):
-            return value.size, MODE_BINARY, name, None
+        path = os.path.join(self.directory, name)
+        if isinstance(value, OpenFile) and value.link_to(path):
+            os.utime(path)  # used now, whenever it was written
+            return value.size, _IN_FILE, name, None
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(path, flags, 0o600)
         try:
-            if isinstance(value, Open):
+            if isinstance(value, OpenFile):
                 size = value.copy_to(fd)
             elif isinstance(value, bytes):
                 view = memoryview(value)
@@ -93,20 +91,20 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
             raise
         finally:
             os.close(fd)
-        return size, MODE_BINARY, name, None
+        return size, _IN_FILE, name, None
 
     def fetch(self, mode: int, filename: object, value: object, read: bool) -> bytes:
         raise TypeError("values are read from their files, not through diskcache")
 
     def filename(self, key: object = None, value: object = None) -> tuple[str, str]:
         name = file_name(str(key))
-        return name, os.path.join(self._directory, name)
+        return name, os.path.join(self.directory, name)
 
     def remove(self, file_path: str) -> None:
         """Remove a value's file; nothing but such a file is ever removed."""
         if is_file_name(file_path):
             try:
-                os.unlink(os.path.join(self._directory, file_path))
+                os.unlink(os.path.join(self.directory, file_path))
             except FileNotFoundError:
                 pass
 
@@ -125,84 +123,6 @@ def is_file_name(name: object) -> bool:
         and name[1] == "/"
         and all(letter in _DIRECTORIES for letter in name[0] + name[2:])
     )
-
-
-class Open:
-    """An open file, closed when the last reader lets go of it."""
-
-    __slots__ = ("fd", "size")
-
-    def __init__(self, path: str) -> None:
-        self._take(os.open(path, _READ))
-
-    @classmethod
-    def at_hand(cls, path: str) -> Open | None:
-        """The file, if the kernel has all that opening it takes in memory: no disk is waited for.
-
-        7 microseconds, where a hop to a thread and back takes 150.
-        """
-        fd = _openat2(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(_CACHED), 24)
-        if fd < 0:  # EAGAIN; ENOSYS or EINVAL before Linux 5.12; or what the real open will meet
-            return None
-        opened = cls.__new__(cls)
-        opened._take(fd)
-        return opened
-
-    def _take(self, fd: int) -> None:
-        self.fd = fd
-        self.size = os.fstat(fd).st_size
-
-    def __del__(self) -> None:
-        fd = getattr(self, "fd", -1)  # not there if it could not be opened
-        if fd >= 0:
-            os.close(fd)
-
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self.fd, size, offset)
-
-    def read_in_place(self, offset: int, size: int, scratch: memoryview) -> bytes | None:
-        """Return the bytes if the kernel has them in memory, None if it would have to wait.
-
-        scratch: overwritten.  (A fresh buffer of 256 KiB for each read costs 250 microseconds in
-            page faults; one that is used again, 10.)
-        """
-        buffer = scratch[:size]
-        try:
-            if os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT) == size:
-                return bytes(buffer)
-        except OSError:  # EAGAIN; or EOPNOTSUPP on tmpfs and some others
-            pass
-        return None
-
-    def link_to(self, path: str) -> bool:
-        """Give the file *path* as one more name, if it has one and both are on one file system.
-
-        A pack that was just uploaded need not be copied then, 1 ms/MiB: nobody writes to it again.
-        """
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
-        try:
-            # Only with a directory does Python ask for links to be followed, and the path, which is
-            # absolute, makes no use of it.
-            os.link(f"/proc/self/fd/{self.fd}", path, src_dir_fd=self.fd, follow_symlinks=True)
-        except OSError:
-            return False
-        return True
-
-    def copy_to(self, fd: int) -> int:
-        """Copy the whole file to *fd*; return its size."""
-        done = 0
-        while done < self.size:
-            piece = os.pread(self.fd, min(1 << 20, self.size - done), done)
-            if not piece:
-                raise OSError(errno.EIO, "the file became shorter")
-            view = memoryview(piece)
-            while view:
-                view = view[os.write(fd, view) :]
-            done += len(piece)
-        return done
 
 
 class Measured(Struct):
@@ -252,7 +172,7 @@ class CacheDirectory:
             return self._load()
 
     def _load(self) -> list[Segment]:
-        self._check_settings()
+        self._inspect()
         pages = max(16, min(1000, self._limit // (64 * 4096)))
         self._cache = diskcache.Cache(
             self.directory,
@@ -272,54 +192,57 @@ class CacheDirectory:
             sqlite_wal_autocheckpoint=pages,
             sqlite_journal_size_limit=pages * 4096,
         )
-        sql = self._cache._sql
-        ((verdict,),) = sql("PRAGMA quick_check(1)").fetchall()
-        if verdict != "ok":
-            raise ValueError(verdict)
-        # One query instead of diskcache's calls, which read a row at a time.
-        rows = sql("SELECT rowid, key, raw, mode, filename, size, access_time FROM Cache")
-        good: dict[str, tuple[float, Segment]] = {}
-        bad: list[int] = []
-        for rowid, key, raw, mode, filename, size, access in rows.fetchall():
-            segment = _segment_of(key, raw, mode, filename, size, access)
+        listed: dict[str, Segment] = {}
+        foreign: list[str] = []
+        for key in self._cache:  # in the order of insertion, a hundred rows at a time
+            segment = _segment_of(key)
             if segment is None:
-                bad.append(rowid)
+                foreign.append(key)
             else:
-                good[filename] = (rowid, segment)
-        found = self._sweep(good)
-        kept: list[Segment] = []
-        for filename, (rowid, segment) in good.items():
-            if filename in found:
-                segment.cost = self.cost(segment.size)
-                segment.on_disk = True
-                kept.append(segment)
-            else:
-                bad.append(int(rowid))
+                listed[file_name(key)] = segment
+        found = self._sweep(listed)
+        kept = [segment for name, segment in listed.items() if name in found]
+        lost = [segment.key for name, segment in listed.items() if name not in found]
         with self._cache.transact(retry=True):
-            for rowid in bad:
-                sql("DELETE FROM Cache WHERE rowid = ?", (rowid,))
+            for key in (*foreign, *lost):
+                self._cache.delete(key, retry=True)
+        for segment in kept:
+            segment.cost = self.cost(segment.size)
+            segment.on_disk = True
         kept.sort(key=lambda segment: segment.access)
         return kept
 
-    def _check_settings(self) -> None:
-        """Refuse a table whose settings are not diskcache's: it would execute them as pragmas."""
-        path = os.path.join(self.directory, DBNAME)
+    def _inspect(self) -> None:
+        """Refuse a table that is damaged, or that holds what we did not write.
+
+        It is read before diskcache opens it, which would execute its settings.
+        """
+        path = os.path.join(self.directory, TABLE)
         if not os.path.lexists(path):
             return
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise ValueError("not a file")
-        known = {*DEFAULT_SETTINGS, *METADATA}
+        known = {*diskcache.DEFAULT_SETTINGS, *_COUNTERS}
         known |= {"sqlite_wal_autocheckpoint", "sqlite_journal_size_limit"}
         connection = sqlite3.connect(path)
         try:
+            ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise ValueError(verdict)
             for (key,) in connection.execute("SELECT key FROM Settings"):
                 if key not in known:
                     raise ValueError(f"unknown setting {key!r}")
+            planted = "raw IS NOT 1 OR mode IS NOT ? OR filename IS NULL OR value IS NOT NULL"
+            if connection.execute(f"SELECT 1 FROM Cache WHERE {planted}", (_IN_FILE,)).fetchone():
+                raise ValueError("a row that is not ours")
         finally:
             connection.close()
 
-    def _sweep(self, good: dict[str, tuple[float, Segment]]) -> set[str]:
-        """Return the files that are as their rows say, and remove those without a row."""
+    def _sweep(self, listed: dict[str, Segment]) -> set[str]:
+        """Return the files that are as long as their rows say, and remove the others of ours.
+
+        Tells each segment when it was last used.
+        """
         found: set[str] = set()
         for letter in _DIRECTORIES:
             with os.scandir(os.path.join(self.directory, letter)) as scan:
@@ -327,8 +250,10 @@ class CacheDirectory:
                     name = f"{letter}/{entry.name}"
                     if not is_file_name(name) or not entry.is_file(follow_symlinks=False):
                         continue  # not ours
-                    known = good.get(name)
-                    if known and entry.stat(follow_symlinks=False).st_size == known[1].size:
+                    segment = listed.get(name)
+                    info = entry.stat(follow_symlinks=False)
+                    if segment is not None and info.st_size == segment.size:
+                        segment.access = info.st_mtime
                         found.add(name)
                     else:
                         os.unlink(entry.path)
@@ -339,7 +264,7 @@ class CacheDirectory:
         self._close_cache()
         for suffix in ("", "-wal", "-shm", "-journal"):
             try:
-                os.unlink(os.path.join(self.directory, DBNAME + suffix))
+                os.unlink(os.path.join(self.directory, TABLE + suffix))
             except FileNotFoundError:
                 pass
         self._sweep({})
@@ -352,7 +277,7 @@ class CacheDirectory:
     def measure(self) -> Measured:
         info = os.statvfs(self.directory)
         names = ["", "lock", *_DIRECTORIES]
-        names += [DBNAME + suffix for suffix in ("", "-wal", "-shm")]
+        names += [TABLE + suffix for suffix in ("", "-wal", "-shm")]
         overhead = 0
         for name in names:
             try:
@@ -364,11 +289,13 @@ class CacheDirectory:
 
     def apply(
         self,
-        drops: list[tuple[str, Open | None]],
-        writes: list[tuple[str, bytes | Open]],
+        drops: list[tuple[str, OpenFile | None]],
+        writes: list[tuple[str, bytes | OpenFile]],
         touched: list[tuple[float, str]],
     ) -> list[OSError | None]:
         """Drop and then write values; return for each write why it failed, or None.
+
+        touched: when ranges were last used, in seconds since 1970, and their keys.
 
         Only a full disk fails single writes; anything else is raised.
         """
@@ -381,16 +308,17 @@ class CacheDirectory:
         with self._cache.transact(retry=True):
             for key, value in writes:
                 try:
-                    self._cache.set(key, value, read=isinstance(value, Open), retry=True)
+                    self._cache.set(key, value, read=isinstance(value, OpenFile), retry=True)
                     results.append(None)
                 except OSError as exc:
                     if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
                     results.append(exc)
-            if touched:
-                self._cache._con.executemany(
-                    "UPDATE Cache SET access_time = ? WHERE key = ? AND raw = 1", touched
-                )
+        for when, key in touched:
+            try:
+                os.utime(os.path.join(self.directory, file_name(key)), (when, when))
+            except FileNotFoundError:  # thrown out since
+                pass
         return results
 
     def close(self) -> None:
@@ -407,7 +335,10 @@ class CacheDirectory:
 
 def _is_damage(exc: sqlite3.Error) -> bool:
     """Whether the table is not what it should be, rather than the disk below it."""
-    code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    try:
+        code = exc.sqlite_errorcode & 0xFF
+    except AttributeError:  # from Python's sqlite3 itself: SQL that does not fit, too
+        code = sqlite3.SQLITE_ERROR
     # SQLITE_ERROR: SQL that does not fit, for want of a table or column.
     return code in (
         sqlite3.SQLITE_ERROR,
@@ -419,14 +350,12 @@ def _is_damage(exc: sqlite3.Error) -> bool:
     )
 
 
-def _segment_of(
-    key: object, raw: object, mode: object, filename: object, size: object, access: object
-) -> Segment | None:
-    """Return what a row of the table describes, or None if it is not one of ours."""
+def _segment_of(key: str) -> Segment | None:
+    """Return what the row of this key describes, or None if it is not one of ours."""
     parsed = parse_key(key)
-    if parsed is None or raw != 1 or mode != MODE_BINARY or filename != file_name(str(key)):
+    if parsed is None:
         return None
-    name, start, asked = parsed
-    if not name.startswith(PREFIX) or not isinstance(size, int) or not 0 < size <= asked:
+    name, start, asked, size = parsed
+    if not name.startswith(PREFIX) or not 0 < size <= asked:
         return None
-    return Segment(name, start, asked, size, float(access) if isinstance(access, float) else 0.0)
+    return Segment(name, start, asked, size)

@@ -4,7 +4,7 @@ What is cached are the sealed bytes as they lie in the store, of objects named p
 others: those never change, and whoever reads them decrypts and thereby verifies them.  If that
 fails, the reader calls `forget()` and asks once more, and the bytes come from the store.
 
-The index lies in memory (`segments`), filled from the directory (`shelf`) at the start; a reader's
+The index lies in memory (contents.py), filled from cache_directory.py at the start; a reader's
 bytes come by pread from files that are kept open.  However many readers want the same bytes, one
 fetches them.  Everything that writes happens in one background task, in batches, in threads: the
 reader that fetched does not wait for it.  Access times are written back now and then.
@@ -22,14 +22,12 @@ import contextvars
 import copy
 import logging
 import os
-from collections import OrderedDict, deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from megafs import clock
 from megafs.buffers import aligned
 from megafs.concurrency import offload
 from megafs.errors import StoreError
@@ -40,11 +38,13 @@ from megafs.stores.disk_cache.cache_directory import (
     PREFIX,
     CacheDirectory,
     Measured,
-    Open,
     file_name,
 )
-from megafs.stores.disk_cache.segments import Segment, Segments
-from megafs.stores.limit import BACKGROUND, URGENT, Priority, at_priority, current_level
+from megafs.stores.disk_cache.contents import Contents, Drops
+from megafs.stores.disk_cache.fetches import Fetch, Fetches
+from megafs.stores.disk_cache.open_file import OpenFile
+from megafs.stores.disk_cache.segments import Segment
+from megafs.stores.limit import BACKGROUND, URGENT, at_priority, current_level
 
 log = logging.getLogger(__name__)
 
@@ -71,23 +71,7 @@ _PAUSE = 60.0
 
 # `list` is a method's name below.
 Row = list[Segment]
-Drops = list[tuple[str, Open | None]]
 Touches = list[tuple[float, str]]
-
-
-class _Flight:
-    """A fetch under way; others who want the same bytes wait for it."""
-
-    __slots__ = ("data", "done", "end", "error", "priority", "stale", "start")
-
-    def __init__(self, start: int, length: int, level: int) -> None:
-        self.start = start
-        self.end = start + length
-        self.priority = Priority(level)
-        self.done = trio.Event()
-        self.data: bytes | None = None
-        self.error: StoreError | None = None
-        self.stale = False  # forgotten meanwhile: not to be cached, nor waited for
 
 
 class DiskCached(DiskCache):
@@ -121,25 +105,17 @@ class DiskCached(DiskCache):
         self._rows = self._slack // 8192
         self._min_free = min_free
         self._queue_limit = queue
-        self._handle_limit = handles
 
         # Owned by the loop; the background task hands copies to its threads.
-        self._segments = Segments()
-        self._handles: OrderedDict[Segment, None] = OrderedDict()
+        self._contents = Contents(handles, self._wake_writer)
         self._scratch = memoryview(aligned(_IN_PLACE))
-        self._flights: dict[str, list[_Flight]] = {}
-        self._pinned: set[str] = set()
-        self._touched: set[Segment] = set()
-        self._used = 0  # the cost of everything on disk
-        self._queue: deque[Segment] = deque()
-        self._queued = 0  # bytes of memory in it
+        self._fetches = Fetches()
         self._coming = 0  # bytes that read-ahead is fetching
         self._room = trio.Event()  # set when there may be some again
         self._hopeful = True  # that it will be soon
-        self._drops: deque[tuple[str, int, Open | None]] = deque()  # key, cost, handle
 
         self._opened: CacheDirectory | None = None  # to be closed
-        self._shelf: CacheDirectory | None = None  # in use; None while there is no usable cache
+        self._usable: CacheDirectory | None = None  # None while there is no cache to be used
         self._started = False
         self._ready = trio.Event()
         self._wake = trio.Event()
@@ -161,7 +137,10 @@ class DiskCached(DiskCache):
         self._dropped = metrics.counter(f"{name}_not_kept", "Ranges read and not cached.")
         self._written = metrics.counter(f"{name}_written", "Bytes written to the cache.", "bytes")
         metrics.gauge(
-            f"{name}_used", "Disk taken by cached ranges.", "bytes", lambda: float(self._used)
+            f"{name}_used",
+            "Disk taken by cached ranges.",
+            "bytes",
+            lambda: float(self._contents.used),
         )
         metrics.gauge(f"{name}_limit", "The most disk the cache may take.", "bytes").set(size_limit)
 
@@ -174,29 +153,29 @@ class DiskCached(DiskCache):
         if not self._ready.is_set():
             await self._start()
         while True:
-            segments = self._segments.cover(name, start, length)
+            segments = self._contents.segments.cover(name, start, length)
             if segments:
                 data = await self._read_all(segments, start, length)
                 if data is not None:
                     self._hits.add()
                     return data
                 continue  # it is not what it should be, and no longer in the index
-            flight = self._flight(name, start, start + length)
-            if flight is None:
+            fetch = self._fetches.find(name, start, length)
+            if fetch is None:
                 ahead = current_level() == BACKGROUND
                 if ahead and not self._has_room(length) and await self._wait_for_room(length):
                     continue  # somebody may have brought it meanwhile
                 self._misses.add()
                 return await self._fetch(name, start, length)
             if current_level() == URGENT:
-                flight.priority.raise_to_urgent()
-            await flight.done.wait()
-            if flight.data is not None:
+                fetch.priority.raise_to_urgent()
+            await fetch.done.wait()
+            if fetch.data is not None:
                 self._shared.add()
-                return flight.data[start - flight.start : start - flight.start + length]
-            if flight.error is not None:
+                return fetch.data[start - fetch.start : start - fetch.start + length]
+            if fetch.error is not None:
                 # Not a fetch for each of us: the store has just said no.
-                raise copy.copy(flight.error) from flight.error
+                raise copy.copy(fetch.error) from fetch.error
             # Its reader was cancelled: the first of us to come here takes over.
 
     def begin(self) -> None:
@@ -207,15 +186,9 @@ class DiskCached(DiskCache):
                 self._run, name="disk cache", context=contextvars.copy_context()
             )
 
-    def _flight(self, name: str, start: int, end: int) -> _Flight | None:
-        for flight in self._flights.get(name, ()):
-            if flight.start <= start and end <= flight.end:
-                return flight
-        return None
-
     def _has_room(self, length: int) -> bool:
         """Whether so many bytes could wait to be written, too."""
-        return self._queued + self._coming + length <= self._queue_limit
+        return self._contents.queued + self._coming + length <= self._queue_limit
 
     async def _wait_for_room(self, length: int) -> bool:
         """Wait, but not long, until what is fetched now will be kept; False if it is no use.
@@ -233,40 +206,33 @@ class DiskCached(DiskCache):
     @property
     def _is_writing(self) -> bool:
         return (
-            self._shelf is not None
+            self._usable is not None
             and not self._closing
             and trio.current_time() >= self._paused_until
-            and self._queued + self._coming > 0
+            and self._contents.queued + self._coming > 0
             and self._hopeful
         )
 
     async def _fetch(self, name: str, start: int, length: int) -> bytes:
-        flight = _Flight(start, length, current_level())
-        self._flights.setdefault(name, []).append(flight)
+        fetch = Fetch(name, start, length, current_level())
+        self._fetches.add(fetch)
         ahead = length if current_level() == BACKGROUND else 0
         self._coming += ahead
         try:
-            with at_priority(flight.priority):
-                flight.data = await self.beneath.get(name, start, length)
+            with at_priority(fetch.priority):
+                fetch.data = await self.beneath.get(name, start, length)
         except StoreError as exc:
-            flight.error = exc
+            fetch.error = exc
             raise
         finally:
             if ahead:
                 self._coming -= ahead
-                self._tell_of_room()
-            if not flight.stale:
-                self._land(name, flight)
-            flight.done.set()
-        if not flight.stale:
-            self._keep(Segment(name, start, length, len(flight.data)), flight.data)
-        return flight.data
-
-    def _land(self, name: str, flight: _Flight) -> None:
-        flights = self._flights[name]
-        flights.remove(flight)
-        if not flights:
-            del self._flights[name]
+                self._announce_room()
+            self._fetches.remove(fetch)
+            fetch.done.set()
+        if not fetch.stale:
+            self._keep(Segment(name, start, length, len(fetch.data)), fetch.data)
+        return fetch.data
 
     async def _read_all(self, row: Row, start: int, length: int) -> bytes | None:
         """Return the bytes that several segments hold together; None if one has lost them."""
@@ -275,7 +241,7 @@ class DiskCached(DiskCache):
         parts: list[bytes] = []
         end = start + length
         for segment, then in zip(row, [*row[1:], None], strict=True):
-            if segment not in self._segments:
+            if segment not in self._contents.segments:
                 return None  # thrown out while the one before it was read
             stop = end if then is None else min(end, then.start)
             data = await self._read(segment, start, stop - start)
@@ -289,7 +255,7 @@ class DiskCached(DiskCache):
         """Return the bytes from a segment; None, and it is dropped, if they cannot be had."""
         offset = start - segment.start
         size = min(length, segment.size - offset)
-        self._use(segment)
+        self._contents.use(segment)
         if segment.data is not None:
             data: bytes | None = segment.data[offset : offset + max(size, 0)]
             await trio.lowlevel.checkpoint()
@@ -297,7 +263,7 @@ class DiskCached(DiskCache):
         if size <= 0:
             await trio.lowlevel.checkpoint()
             return b""
-        handle: Open | None = segment.handle
+        handle: OpenFile | None = segment.handle
         if handle is not None and size <= _IN_PLACE:
             data = handle.read_in_place(offset, size, self._scratch)
             if data is not None:
@@ -312,19 +278,19 @@ class DiskCached(DiskCache):
                 )
                 if len(found) == size:
                     if handle is None:
-                        self._keep_open(segment, opened)
+                        self._contents.keep_open(segment, opened)
                     return found
                 trouble = "lost a part of a file"
             except OSError as exc:
                 trouble = exc.strerror or str(exc)
         log.debug("cache %s: %s: %s", self._directory, segment, trouble)
-        self._discard(segment)
+        self._contents.discard(segment)
         if scope.cancelled_caught:
-            self._sicken("the disk does not answer")
+            self._stop_using("the disk does not answer")
         return None
 
     def peek(self, name: str, start: int, length: int) -> bytes | None:
-        segment = self._segments.find(name, start, length)
+        segment = self._contents.segments.find(name, start, length)
         if segment is None or length > _IN_PLACE:
             return None
         offset = start - segment.start
@@ -333,36 +299,19 @@ class DiskCached(DiskCache):
             data = segment.data[offset : offset + length]
         else:
             if segment.handle is None:
-                opened = Open.at_hand(self._path(segment))
+                opened = OpenFile.at_hand(self._path(segment))
                 if opened is not None:
-                    self._keep_open(segment, opened)
+                    self._contents.keep_open(segment, opened)
             if segment.handle is not None:
                 data = segment.handle.read_in_place(offset, length, self._scratch)
         if data is None or len(data) != length:
             return None
-        self._use(segment)
+        self._contents.use(segment)
         self._hits.add()
         return data
 
     def _path(self, segment: Segment) -> str:
         return os.path.join(self._directory, file_name(segment.key))
-
-    def _use(self, segment: Segment) -> None:
-        self._segments.touch(segment)
-        segment.access = clock.now()
-        self._touched.add(segment)
-        if segment in self._handles:
-            self._handles.move_to_end(segment)
-
-    def _keep_open(self, segment: Segment, handle: Open) -> None:
-        # While we read it may have been thrown out, or just written and so have a file of its own.
-        if segment not in self._segments or not segment.on_disk or segment.handle is not None:
-            return
-        segment.handle = handle
-        self._handles[segment] = None
-        while len(self._handles) > self._handle_limit:
-            oldest, _ = self._handles.popitem(last=False)
-            oldest.handle = None
 
     # Keeping.
 
@@ -377,7 +326,7 @@ class DiskCached(DiskCache):
         check_name(name)
         if not self._ready.is_set():
             await self._start()
-        if self._shelf is None:
+        if self._usable is None:
             return
         if not isinstance(data, Path | str):
             await trio.lowlevel.checkpoint()
@@ -385,7 +334,7 @@ class DiskCached(DiskCache):
             self._keep(Segment(name, start, len(kept), len(kept)), kept)
             return
         try:
-            source = await offload(Open, os.fspath(data), kind="disk")
+            source = await offload(OpenFile.at, os.fspath(data), kind="disk")
         except OSError as exc:
             log.debug("cache %s: %s: %s", self._directory, name, exc)
             return
@@ -395,35 +344,25 @@ class DiskCached(DiskCache):
         if self._keep(segment, source):
             await landed.wait()
 
-    def _keep(self, segment: Segment, data: bytes | Open) -> bool:
+    def _keep(self, segment: Segment, data: bytes | OpenFile) -> bool:
         """Index a segment and queue it to be written; readers get it from memory until then.
 
         Returns whether it will be.
         """
         size = len(data) if isinstance(data, bytes) else 0
         if (
-            self._shelf is None
+            self._usable is None
             or self._closing
             or segment.size == 0
             or trio.current_time() < self._paused_until
-            or self._queued + size > self._queue_limit
-            or len(self._queue) >= 4096
+            or self._contents.queued + size > self._queue_limit
+            or len(self._contents.queue) >= 4096
         ):
             self._dropped.add()
             return False
-        needless = self._segments.add(segment)
-        if needless is None:
+        if not self._contents.add(segment, data):
             return False
-        for old in needless:
-            self._throw_out(old)
-        if isinstance(data, bytes):
-            segment.data = data
-        else:
-            segment.handle = data
-        segment.access = clock.now()
-        self._queue.append(segment)
-        self._queued += size
-        self._disturb()
+        self._wake_writer()
         return True
 
     async def forget(self, name: str) -> None:
@@ -432,29 +371,28 @@ class DiskCached(DiskCache):
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        for segment in self._segments.of(name):
-            self._discard(segment)
-        for flight in self._flights.pop(name, ()):
-            flight.stale = True
+        for segment in self._contents.segments.of(name):
+            self._contents.discard(segment)
+        self._fetches.forget(name)
 
     def cached(self, name: str, start: int, length: int) -> bool:
-        return bool(self._segments.cover(name, start, length))
+        return bool(self._contents.segments.cover(name, start, length))
 
     def pin(self, names: Iterable[str]) -> None:
         """Never evict ranges of these objects."""
-        self._pinned.update(names)
+        self._contents.pinned.update(names)
 
     def unpin(self, names: Iterable[str]) -> None:
         """Evict ranges of these objects again when room is needed."""
-        self._pinned.difference_update(names)
+        self._contents.pinned.difference_update(names)
 
     async def clear(self) -> None:
         """Throw out everything, pinned or not."""
         if not self._ready.is_set():
             await self._start()
-        for segment in tuple(self._segments.oldest()):
-            self._discard(segment)
-        for name in tuple(self._flights):
+        for segment in tuple(self._contents.segments.oldest()):
+            self._contents.discard(segment)
+        for name in self._fetches.names():
             self._forget(name)
         await self.written()
 
@@ -462,46 +400,31 @@ class DiskCached(DiskCache):
         """Wait until everything is written that waits to be."""
         if not self._ready.is_set():
             await self._start()
-        while self._shelf is not None and not self._quiet.is_set():
+        while self._usable is not None and not self._quiet.is_set():
             await self._quiet.wait()
 
     def stats(self) -> dict[str, Any]:
         """Numbers for `megafs status`."""
         return {
-            "state": "ok" if self._shelf is not None else "off",
+            "state": "ok" if self._usable is not None else "off",
             "trouble": self._trouble,
             "directory": self._directory,
-            "entries": len(self._segments),
-            "bytes": self._used,
+            "entries": len(self._contents.segments),
+            "bytes": self._contents.used,
             "limit": self._limit,
             "min_free": self._min_free,
-            "pinned": len(self._pinned),
+            "pinned": len(self._contents.pinned),
             "hits": int(self._hits.value),
             "misses": int(self._misses.value),
             "shared": int(self._shared.value),
             "evicted": int(self._evicted.value),
             "not_kept": int(self._dropped.value),
             "written_bytes": int(self._written.value),
-            "queued_bytes": self._queued,
-            "open_files": len(self._handles),
+            "queued_bytes": self._contents.queued,
+            "open_files": len(self._contents.handles),
         }
 
-    def _discard(self, segment: Segment) -> None:
-        """Take a segment out of the index and off the disk."""
-        self._segments.remove(segment)
-        self._throw_out(segment)
-
-    def _throw_out(self, segment: Segment) -> None:
-        """Have a segment that is no longer in the index removed from the disk."""
-        self._handles.pop(segment, None)
-        self._touched.discard(segment)
-        handle, segment.handle = segment.handle, None
-        if segment.on_disk:
-            segment.on_disk = False
-            self._drops.append((segment.key, segment.cost, handle))
-            self._disturb()
-
-    def _disturb(self) -> None:
+    def _wake_writer(self) -> None:
         """There is something to do."""
         if self._quiet.is_set():
             self._quiet = trio.Event()
@@ -559,7 +482,8 @@ class DiskCached(DiskCache):
                         await self._serve()
                     except Exception as exc:
                         # Anything: OSError, sqlite3.Error, what diskcache makes of them.
-                        self._sicken(getattr(exc, "strerror", None) or str(exc) or repr(exc))
+                        system = exc.strerror if isinstance(exc, OSError) else None
+                        self._stop_using(system or str(exc) or repr(exc))
                     finally:
                         with trio.move_on_after(5, shield=True):
                             await self._shut()
@@ -569,15 +493,15 @@ class DiskCached(DiskCache):
                             await self._wake.wait()
                         self._backoff = min(2 * self._backoff, _PAUSE)
         finally:
-            self._empty()
+            self._contents.empty()
             self._ended.set()
 
     async def _shut(self) -> None:
-        self._shelf = None
+        self._usable = None
         self._quiet.set()
-        shelf, self._opened = self._opened, None
-        if shelf is not None:
-            await offload(_close, shelf, kind="disk", abandon=True)
+        directory, self._opened = self._opened, None
+        if directory is not None:
+            await offload(_close, directory, kind="disk", abandon=True)
 
     async def _wake_up(self) -> None:
         """Wait for something to do."""
@@ -585,45 +509,45 @@ class DiskCached(DiskCache):
         self._wake = trio.Event()
 
     async def _open(self) -> None:
-        self._opened = shelf = CacheDirectory(self._directory, self._limit)
-        found = await offload(shelf.open, kind="disk", abandon=True)
-        self._empty()
+        self._opened = directory = CacheDirectory(self._directory, self._limit)
+        found = await offload(directory.open, kind="disk", abandon=True)
+        self._contents.empty()
         for segment in found:
-            for old in self._segments.add(segment) or ():
-                self._throw_out(old)
-            if segment in self._segments:
-                self._used += segment.cost
+            for old in self._contents.segments.add(segment) or ():
+                self._contents.throw_out(old)
+            if segment in self._contents.segments:
+                self._contents.used += segment.cost
             else:
-                self._throw_out(segment)
-        self._shelf = shelf
+                self._contents.throw_out(segment)
+        self._usable = directory
         self._ready.set()
 
     async def _serve(self) -> None:
         """Do what is queued until closed; look after the free space now and then."""
-        assert self._shelf is not None
+        assert self._usable is not None
         tick = trio.current_time() + _TICK
-        while self._shelf is not None:
-            if self._queue or self._drops or trio.current_time() >= tick:
+        while self._usable is not None:
+            if self._contents.queue or self._contents.drops or trio.current_time() >= tick:
                 if trio.current_time() >= tick:
                     tick = trio.current_time() + _TICK
-                await self._round(self._shelf, flush=False)
+                await self._round(self._usable, flush=False)
                 continue
             self._quiet.set()
             if self._closing:
-                while self._touched:
-                    await self._round(self._shelf, flush=True)
+                while self._contents.touched:
+                    await self._round(self._usable, flush=True)
                 return
             with trio.move_on_at(tick):
                 await self._wake_up()
 
-    async def _round(self, shelf: CacheDirectory, *, flush: bool) -> None:
+    async def _round(self, directory: CacheDirectory, *, flush: bool) -> None:
         """Write one batch, and make the room for it first."""
-        measured = await offload(shelf.measure, kind="disk", abandon=True)
-        drops, writes = self._plan(shelf, measured)
+        measured = await offload(directory.measure, kind="disk", abandon=True)
+        drops, writes = self._plan(directory, measured)
         touched: Touches = []
-        if flush or len(self._touched) > 1024 or not writes:
-            while self._touched and len(touched) < self._rows:
-                segment = self._touched.pop()
+        if flush or len(self._contents.touched) > 1024 or not writes:
+            while self._contents.touched and len(touched) < self._rows:
+                segment = self._contents.touched.pop()
                 touched.append((segment.access, segment.key))
         if not (drops or writes or touched):
             return
@@ -631,13 +555,13 @@ class DiskCached(DiskCache):
             (segment.key, segment.data if segment.data is not None else segment.handle)
             for segment in writes
         ]
-        results = await offload(shelf.apply, drops, values, touched, kind="disk", abandon=True)
+        results = await offload(directory.apply, drops, values, touched, kind="disk", abandon=True)
         for segment, error in zip(writes, results, strict=True):
-            self._queued -= len(segment.data or b"")
+            self._contents.queued -= len(segment.data or b"")
             segment.let_go()
             if error is not None:
-                self._used -= segment.cost
-                self._segments.remove(segment)
+                self._contents.used -= segment.cost
+                self._contents.segments.remove(segment)
                 self._dropped.add()
                 self._paused_until = trio.current_time() + _PAUSE
                 self._trouble = f"{error.strerror}; nothing is written for a minute"
@@ -645,100 +569,80 @@ class DiskCached(DiskCache):
                 continue
             self._written.add(segment.size)
             segment.on_disk = True
-            if segment not in self._segments:  # forgotten while it was written
-                self._throw_out(segment)
+            if segment not in self._contents.segments:  # forgotten while it was written
+                self._contents.throw_out(segment)
         self._hopeful = True
-        self._tell_of_room()
+        self._announce_room()
         if writes and not any(results):
-            self._well()
+            self._works_again()
 
-    def _plan(self, shelf: CacheDirectory, measured: Measured) -> tuple[Drops, Row]:
+    def _plan(self, directory: CacheDirectory, measured: Measured) -> tuple[Drops, Row]:
         """Choose what to write now, and what to throw out so that it fits."""
         drops: Drops = []
         free = measured.free
-        while self._drops and len(drops) < self._rows:
-            key, cost, handle = self._drops.popleft()
+        while self._contents.drops and len(drops) < self._rows:
+            key, cost, handle = self._contents.drops.popleft()
             drops.append((key, handle))
-            self._used -= cost
+            self._contents.used -= cost
             free += cost
         room = self._limit - measured.overhead - self._slack
         # Of the file system, until others would miss it.
         spare = free - self._min_free - min(self._slack, 1 << 20)
-        if self._drops:
+        if self._contents.drops:
             return drops, []  # first things first: a long list of drops is room for all
         writes: Row = []
         planned = 0
-        while self._queue and len(writes) < _BATCH_COUNT and planned < _BATCH_BYTES:
-            segment = self._queue.popleft()
-            if segment not in self._segments:  # forgotten before it was written
-                self._queued -= len(segment.data or b"")
+        while self._contents.queue and len(writes) < _BATCH_COUNT and planned < _BATCH_BYTES:
+            segment = self._contents.queue.popleft()
+            if segment not in self._contents.segments:  # forgotten before it was written
+                self._contents.queued -= len(segment.data or b"")
                 segment.let_go()
                 continue
-            segment.cost = shelf.cost(segment.size)
-            spare += self._evict(max(self._used + segment.cost - room, segment.cost - spare), drops)
-            if self._used + segment.cost > room or segment.cost > spare:
+            segment.cost = directory.cost(segment.size)
+            spare += self._evict(
+                max(self._contents.used + segment.cost - room, segment.cost - spare), drops
+            )
+            if self._contents.used + segment.cost > room or segment.cost > spare:
                 if segment.cost > spare:
                     self._trouble = (
                         f"nothing is written: the file system has {measured.free >> 20} MiB free,"
                         f" and {self._min_free >> 20} MiB are for others"
                     )
-                self._queued -= len(segment.data or b"")
+                self._contents.queued -= len(segment.data or b"")
                 segment.let_go()
-                self._segments.remove(segment)
+                self._contents.segments.remove(segment)
                 self._dropped.add()
                 continue
-            self._used += segment.cost
+            self._contents.used += segment.cost
             spare -= segment.cost
             planned += segment.size
             writes.append(segment)
         if not writes:
-            self._evict(max(self._used - room, -spare), drops)
+            self._evict(max(self._contents.used - room, -spare), drops)
         return drops, writes
 
     def _evict(self, wanted: int, drops: Drops) -> int:
-        """Throw out the least recently used until *wanted* bytes are free; return how many are."""
-        if wanted <= 0:
-            return 0
-        chosen: Row = []
-        pinned: Row = []
-        gained = 0
-        for segment in self._segments.oldest():
-            if gained >= wanted:
-                break
-            if segment.name in self._pinned:
-                pinned.append(segment)
-            elif segment.on_disk:
-                chosen.append(segment)
-                gained += segment.cost
-        for segment in pinned:  # so that the next search does not meet them again
-            self._segments.touch(segment)
-        for segment in chosen:
-            self._segments.remove(segment)
-            self._handles.pop(segment, None)
-            self._touched.discard(segment)
-            drops.append((segment.key, segment.handle))
-            segment.handle = None
-            segment.on_disk = False
-            self._used -= segment.cost
-        self._evicted.add(len(chosen))
+        before = len(drops)
+        gained = self._contents.evict(wanted, drops)
+        self._evicted.add(len(drops) - before)
         return gained
 
-    def _sicken(self, why: str) -> None:
+    def _stop_using(self, why: str) -> None:
         """Do without the cache for a while."""
         self._trouble = why
         self._report(why)
-        self._shelf = None
-        self._empty()
-        self._tell_of_room()
+        self._usable = None
+        self._contents.empty()
+        self._announce_room()
         self._quiet.set()
         self._wake.set()
         self._ready.set()
 
-    def _tell_of_room(self) -> None:
+    def _announce_room(self) -> None:
         self._room.set()
         self._room = trio.Event()
 
-    def _well(self) -> None:
+    def _works_again(self) -> None:
         """Something was written: whatever the trouble was, it is over."""
         self._trouble = ""
         self._backoff = 1.0
@@ -754,28 +658,17 @@ class DiskCached(DiskCache):
                 "cache %s is not used for now: %s; reading from the store", self._directory, why
             )
 
-    def _empty(self) -> None:
-        """Forget what the cache holds; what is on the disk stays there."""
-        for segment in (*self._segments.oldest(), *self._queue):
-            segment.let_go()
-            segment.on_disk = False
-        self._segments = Segments()
-        self._handles.clear()
-        self._touched.clear()
-        self._queue.clear()
-        self._queued = 0
-        self._drops.clear()
-        self._used = 0
 
-
-def _read_file(handle: Open | None, path: str, offset: int, size: int) -> tuple[Open, bytes]:
+def _read_file(
+    handle: OpenFile | None, path: str, offset: int, size: int
+) -> tuple[OpenFile, bytes]:
     if handle is None:
-        handle = Open(path)
+        handle = OpenFile.at(path)
     return handle, handle.read(offset, size)
 
 
-def _close(shelf: CacheDirectory) -> None:
+def _close(directory: CacheDirectory) -> None:
     try:
-        shelf.close()
+        directory.close()
     except Exception as exc:  # a disk that failed before fails again
         log.debug("cache: %s", exc)

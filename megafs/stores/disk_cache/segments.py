@@ -7,10 +7,12 @@ contains a range, if there is one.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from typing import Any
+
+from megafs.stores.disk_cache.open_file import OpenFile
 
 # The reach of a segment that ends where its object does: it answers for everything beyond.
 _FOR_EVER = 1 << 62
@@ -37,14 +39,16 @@ class Segment:
         self.size = size
         self.access = access
         self.data: bytes | None = None
-        self.handle: Any = None
+        self.handle: OpenFile | None = None
         self.landed: Callable[[], None] | None = None
         self.on_disk = False
         self.cost = 0
 
     @property
     def key(self) -> str:
-        return f"{self.name}:{self.start}:{self.asked}"
+        """What it is called on disk: name, start and length, and the size where that is less."""
+        key = f"{self.name}:{self.start}:{self.asked}"
+        return key if self.size == self.asked else f"{key}:{self.size}"
 
     def let_go(self) -> None:
         """The bytes, or the file with them, are no longer needed for writing."""
@@ -65,15 +69,16 @@ class Segment:
         return f"<{self.key}, {self.size}>"
 
 
-def parse_key(key: object) -> tuple[str, int, int] | None:
-    """Return (name, start, asked) of a segment's key, or None if it is none."""
-    if not isinstance(key, str):
+_KEY = re.compile(r"([^:]*):([0-9]+):([0-9]+)(?::([0-9]+))?\Z", re.ASCII)
+
+
+def parse_key(key: object) -> tuple[str, int, int, int] | None:
+    """Return (name, start, asked, size) of a segment's key, or None if it is none."""
+    match = _KEY.match(key) if isinstance(key, str) else None
+    if match is None:
         return None
-    name, _, numbers = key.partition(":")
-    start, _, asked = numbers.partition(":")
-    if not (start.isascii() and start.isdigit() and asked.isascii() and asked.isdigit()):
-        return None
-    return name, int(start), int(asked)
+    name, start, asked, size = match.groups()
+    return name, int(start), int(asked), int(asked if size is None else size)
 
 
 class Segments:

@@ -54,6 +54,35 @@ class Fixed:
         return False
 
 
+class Found:
+    """Credentials that botocore's chain has found.
+
+    found: botocore's object.  renews: whether they expire, and it knows how to renew them.
+    """
+
+    def __init__(self, found: Any, renews: bool) -> None:
+        self._found = found
+        self._renews = renews
+
+    def must_renew(self) -> bool:
+        """Whether they expire soon."""
+        return self._renews and bool(self._found.refresh_needed())
+
+    def values(self) -> Credentials:
+        """Return the credentials, renewed if it is time; blocks."""
+        import botocore.exceptions
+
+        try:
+            values = self._found.get_frozen_credentials()
+        except botocore.exceptions.ConnectionError as exc:
+            raise Unavailable(f"cannot renew the store's credentials: {_sentence(exc)}") from exc
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
+            raise Denied(f"cannot renew the store's credentials: {_sentence(exc)}") from exc
+        if not values.access_key or not values.secret_key:
+            raise Denied(f"no credentials for the store: {ADVICE}")
+        return Credentials(values.access_key, values.secret_key, values.token or "")
+
+
 class Chain:
     """Credentials as AWS tools find them.
 
@@ -64,7 +93,7 @@ class Chain:
     def __init__(self, profile: str = "", *, at_aws: bool = True) -> None:
         self._profile = profile
         self._at_aws = at_aws
-        self._found: Any = None  # botocore's object, which knows how to renew itself
+        self._found: Found | None = None
         self._credentials: Credentials | None = None
         self._reading = trio.Lock()
         self._read_at = -_PAUSE
@@ -74,8 +103,8 @@ class Chain:
             async with self._reading:
                 if self._credentials is None:
                     await self._read()
-                elif self._must_renew():
-                    self._credentials = await offload(_frozen, self._found, kind="net")
+                elif self._found is not None and self._found.must_renew():
+                    self._credentials = await offload(self._found.values, kind="net")
         assert self._credentials is not None
         return self._credentials
 
@@ -92,8 +121,7 @@ class Chain:
             return self._credentials != refused
 
     def _must_renew(self) -> bool:
-        needed = getattr(self._found, "refresh_needed", None)
-        return bool(needed and needed())
+        return self._found is not None and self._found.must_renew()
 
     async def _read(self) -> None:
         self._read_at = trio.current_time()
@@ -102,7 +130,7 @@ class Chain:
             self._found, self._credentials = None, environment
             return
         found = await offload(_walk, self._profile, self._at_aws, kind="net")
-        self._credentials = await offload(_frozen, found, kind="net")
+        self._credentials = await offload(found.values, kind="net")
         self._found = found
 
 
@@ -114,8 +142,9 @@ def _from_environment() -> Credentials | None:
     return Credentials(access, secret, token)
 
 
-def _walk(profile: str, at_aws: bool) -> Any:
+def _walk(profile: str, at_aws: bool) -> Found:
     """Ask botocore's chain; blocks."""
+    import botocore.credentials
     import botocore.exceptions
     import botocore.session
 
@@ -131,22 +160,7 @@ def _walk(profile: str, at_aws: bool) -> Any:
         raise Denied(f"no credentials for the store: {_sentence(exc)}; {ADVICE}") from exc
     if found is None:
         raise Denied(f"no credentials for the store: {ADVICE}")
-    return found
-
-
-def _frozen(found: Any) -> Credentials:
-    """Take the values out of botocore's object, renewing them if it is time; blocks."""
-    import botocore.exceptions
-
-    try:
-        values = found.get_frozen_credentials()
-    except botocore.exceptions.ConnectionError as exc:
-        raise Unavailable(f"cannot renew the store's credentials: {_sentence(exc)}") from exc
-    except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as exc:
-        raise Denied(f"cannot renew the store's credentials: {_sentence(exc)}") from exc
-    if not values.access_key or not values.secret_key:
-        raise Denied(f"no credentials for the store: {ADVICE}")
-    return Credentials(values.access_key, values.secret_key, values.token or "")
+    return Found(found, isinstance(found, botocore.credentials.RefreshableCredentials))
 
 
 def _sentence(exc: Exception) -> str:
