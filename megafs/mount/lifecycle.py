@@ -132,6 +132,7 @@ async def _serve(
             log.info("mounted %s at %s", url, at)
             garbage.collect_seldom()
             nursery.start_soon(shutdown.report_draining, notify, stopping.is_set)
+            nursery.start_soon(shutdown.watch_elsewhere)
             nursery.start_soon(pins.keep, volume)
             await _first(stopping.wait, attachment.gone.wait)
             if not attachment.gone.is_set():

@@ -8,16 +8,15 @@ from __future__ import annotations
 from megafs.errors import Busy, MountFailed
 from megafs.mount import control_client, mountpoint
 from megafs.mount.control_messages import MountStatus, StatusRequest
-from megafs.mount.mount_record import record_of
+from megafs.mount.mount_record import is_alive, record_of
 from megafs.mount.options import MountOptions
-from megafs.mount.processes import is_running
 
 
 def prepare(at: str, options: MountOptions) -> None:
     """Raise a sentence if the mount cannot be made."""
     mountpoint.check_fuse(allow_other=options.allow_other)
     record = record_of(at)
-    if record is not None and is_running(record.pid):
+    if record is not None and is_alive(record):
         try:
             status = control_client.ask(record, StatusRequest(), MountStatus, patience=5.0)
         except MountFailed:
