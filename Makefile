@@ -24,8 +24,8 @@ ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 demo: setup
 	@contrib/demo.sh "$(MOUNTPOINT)"
 
-# The linters first, as they are quick; pytest's own summary is the last line.  Before it stands which
-# branches were taken; COVERAGE= goes without (a sixth of the time less).
+# The linters first, as they are quick; pytest's own summary is the last line.  Before it stands how
+# many branches were taken, by package (tests/branch_coverage.py); COVERAGE= goes without.
 COVERAGE ?= -p tests.branch_coverage
 test: lint
 	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
