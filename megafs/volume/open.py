@@ -159,8 +159,9 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     found, settings = opening.found, opening.settings
     keyring, header = found.unlocked.keyring, found.unlocked.header
     unlogged = UnloggedChunks()
+    process = found.directory.begin()
     replica = open_replica(
-        found.directory, keyring, header.parameters.chunk_size, opening.host, unlogged
+        found.directory, keyring, header.parameters.chunk_size, opening.host, unlogged, process
     )
     try:
         journal = _wire_journal(opening, replica, unlogged)
