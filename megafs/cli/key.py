@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from megafs.volume.header import Credential, Unlocked
     from megafs.volume.header_store import Changed
 
+if TYPE_CHECKING:
+    from megafs.stores.base import ObjectStore
+    from megafs.volume.header import Credential, Unlocked
+    from megafs.volume.header_store import Changed
+
 T = TypeVar("T")
 
 kdf_option = click.option(

@@ -17,8 +17,7 @@ from megafs.mount.control_messages import (
     MountStatus,
     StatusRequest,
 )
-from megafs.mount.mount_record import MountRecord
-from megafs.mount.processes import is_running
+from megafs.mount.mount_record import MountRecord, is_alive
 
 T = TypeVar("T")
 
@@ -63,7 +62,7 @@ def _find(path: str) -> MountRecord:
 
     at = mountpoint.canonical(path)
     record = find_record(at)
-    if record is not None and is_running(record.pid):
+    if record is not None and is_alive(record):
         return record
     there = mountpoint.find(at)
     if there is not None and there.fstype == mountpoint.FSTYPE:
@@ -84,7 +83,7 @@ def _mounts() -> list[MountRecord]:
     found = []
     for record in mount_record.records(directory):
         if (
-            not is_running(record.pid)
+            not is_alive(record)
             and os.access(directory, os.W_OK)
             and mountpoint.find(record.mountpoint) is None
         ):
@@ -123,7 +122,7 @@ def _status_of(record: MountRecord) -> MountStatus:
 
 
 def _state_unanswered(record: MountRecord) -> str:
-    return "not answering" if is_running(record.pid) else "dead"
+    return "not answering" if is_alive(record) else "dead"
 
 
 def _text(status: MountStatus) -> str:

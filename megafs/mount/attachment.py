@@ -5,13 +5,17 @@ from __future__ import annotations
 import trio
 
 from megafs.concurrency import offload
-from megafs.errors import MountFailed
-from megafs.mount import mountpoint
+from megafs.errors import Busy, MountFailed
+from megafs.mount import holders, mountpoint
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
+from megafs.mount.holders import Holder
+from megafs.mount.mountpoint import Directory, Mounted
 from megafs.mount.options import MountOptions
 from megafs.volume.volume import Volume
 
+#: Seconds within which the kernel ends the connection of a mount that is gone everywhere.
+ENDS_WITHIN = 2.0
 #: Seconds within which the kernel must have begun to ask.
 USABLE_WITHIN = 20.0
 
@@ -22,34 +26,41 @@ class Attachment:
     gone: set once the kernel has ended the connection: nobody uses the mount any more.
     """
 
-    def __init__(self, kernel: KernelMount, at: str) -> None:
-        """at: as `mountpoint.canonical` returns it."""
+    def __init__(self, kernel: KernelMount, at: str, directory: Directory, source: str) -> None:
+        """at: as `mountpoint.canonical` returns it.  directory: which `mountpoint.check` has seen
+        there.  source: what the kernel shows as mounted.
+        """
         self.at = at
+        self._directory = directory
+        self._source = source
         self.gone = trio.Event()
         self._kernel = kernel
         self._guardian: Guardian | None = None
         self._device = ""  # of our mount: another may come to lie at the same mountpoint
+        self._mounted: Mounted | None = None
 
     @classmethod
-    def of(cls, volume: Volume, at: str, options: MountOptions) -> Attachment:
-        """Return what will attach *volume* at *at*."""
+    def of(cls, volume: Volume, at: str, directory: Directory, options: MountOptions) -> Attachment:
+        """Return what will attach *volume* at *at*, which is *directory*."""
+        source = _ascii(options.fsname or volume.url)
         kernel = KernelMount(
             volume.fs,
             at,
             Presentation.of(options.settings),
             [
                 *options.kernel,
-                f"fsname={_fsname(options.fsname or volume.url)}",
+                f"fsname={_escaped(source)}",
                 "subtype=megafs",
             ],
             metrics=volume.metrics,
             on_fault=volume.fs.errors.add,
         )
-        return cls(kernel, at)
+        return cls(kernel, at, directory, source)
 
     def open(self) -> None:
         """Attach.  To be called on the main thread, which the guardian watches."""
-        self._kernel.open()
+        with mountpoint.pinned(self.at, self._directory, self._source) as path:
+            self._kernel.open(path)
         # Before any thread of ours asks the mount something.
         there = mountpoint.find(self.at)
         if there is not None:
@@ -57,7 +68,9 @@ class Attachment:
 
     def close(self) -> None:
         """Give the connection back, and unmount what still lies there of it."""
-        self._kernel.close(unmount=self.is_there())
+        if self.is_there():
+            mountpoint.detach_in_time(self.at, USABLE_WITHIN)
+        self._kernel.close(unmount=False)
 
     async def serve(self) -> None:
         """Answer the kernel until the mount has gone."""
@@ -79,21 +92,67 @@ class Attachment:
         if scope.cancelled_caught or there is None or there.fstype != mountpoint.FSTYPE:
             raise MountFailed(f"the kernel did not take the mount at {self.at}")
         self._device = there.device
+        self._mounted = there
         mountpoint.tune(there, readahead)
 
     def is_there(self) -> bool:
         """Whether our mount, and no other, lies at the mountpoint."""
+        return self._there() is not None
+
+    def _there(self) -> Mounted | None:
         there = mountpoint.find(self.at)
-        return there is not None and (there.device == self._device or not self._device)
+        ours = there is not None and (there.device == self._device or not self._device)
+        return there if ours else None
 
     def waiting(self) -> dict[str, float]:
         """Return for how many seconds the oldest request of each operation has waited."""
         return self._kernel.waiting()
 
+    async def check_unused(self) -> None:
+        """Raise Busy, with who uses it, if `unmount` would be refused now."""
+        there = self._there()
+        if there is not None:
+            await offload(holders.check_unused, there, kind="kernel", abandon=True)
+
     async def unmount(self) -> None:
         """Unmount; Busy, or MountFailed, if that cannot be."""
-        if self.is_there():
+        there = self._there()
+        if there is None:
+            return
+        try:
             await offload(mountpoint.unmount, self.at, kind="kernel", abandon=True)
+            return
+        except Busy:
+            pass
+        raise Busy(await offload(holders.why_busy, there, kind="kernel", abandon=True))
+
+    async def let_go(self) -> str:
+        """Stop serving, now that the mount is gone from our namespace, although others have it.
+
+        Returns who does, as a sentence, or "".
+        """
+        with trio.move_on_after(ENDS_WITHIN):
+            await self.gone.wait()
+            return ""
+        others = await self.elsewhere()
+        self._kernel.stop()
+        await self.gone.wait()
+        by = f" of {holders.listed(others)}" if others else ""
+        return (
+            f"another mount namespace{by} still had {holders.printable(self.at)} mounted, and gets"
+            " errors from now on"
+        )
+
+    async def elsewhere(self) -> list[Holder]:
+        """Return a process of each other mount namespace that has our mount."""
+        return await offload(holders.elsewhere, self._device, kind="kernel", abandon=True)
+
+    async def is_only_elsewhere(self) -> bool:
+        """Whether our mount is gone here, nobody here uses it, and other namespaces have it."""
+        if self.is_there() or self._mounted is None:
+            return False
+        using = await offload(holders.users, self._mounted, kind="kernel", abandon=True)
+        return not using and bool(await self.elsewhere())
 
     async def detach(self) -> None:
         """Take the directory away; who has files open goes on using them."""
@@ -109,9 +168,13 @@ class Attachment:
         self._kernel.stop(patience)
 
 
-def _fsname(text: str) -> str:
-    """*text* as libfuse takes it in an option: ASCII, commas escaped."""
-    plain = "".join(
+def _ascii(text: str) -> str:
+    """*text* without what is not ASCII, or a space."""
+    return "".join(
         c if " " < c < "\x7f" else "".join(f"%{b:02X}" for b in c.encode()) for c in text
     )
-    return plain.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _escaped(text: str) -> str:
+    """*text* as libfuse takes it in an option: with commas escaped."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")

@@ -70,6 +70,7 @@ class ControlHandlers:
             now.pending_operations,
             now.error,
             shutdowns.unsent(self._volume),
+            self._shutdown.held,
         )
 
     async def flush(self, say: Say) -> DrainProgress:

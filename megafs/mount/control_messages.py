@@ -140,6 +140,7 @@ class UmountResult(Struct, frozen=True):
 
     pid: of its process, None if that was gone before.  staged_bytes, pending_operations, error: as
     in `DrainProgress`.  left: what the user should know of data that is not in the store, or "".
+    held: who still had it in another mount namespace, as a sentence, or "".
     Unset is what nobody is there to tell.
     """
 
@@ -148,6 +149,7 @@ class UmountResult(Struct, frozen=True):
     pending_operations: int | UnsetType = UNSET
     error: str | UnsetType = UNSET
     left: str | UnsetType = UNSET
+    held: str | UnsetType = UNSET
 
 
 class CacheClearResult(Struct, frozen=True):
@@ -214,6 +216,7 @@ class MountStatus(Struct, frozen=True):
     cache_limit: int = 0
     cache: JsonObject = {}
     cache_dir: str = ""
+    state_dir: str = ""
     used_bytes: int = 0
     quota: int | None = None
     files: int = 0

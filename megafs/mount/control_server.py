@@ -40,6 +40,7 @@ from megafs.mount.mount_record import (
     runtime_dir,
     write_record,
 )
+from megafs.mount.processes import start_time
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,15 @@ async def listening(mountpoint: str, url: str, handlers: Handlers) -> AsyncItera
     """Answer on the socket of *mountpoint* for the block; the socket is gone afterwards."""
     directory = runtime_dir()
     make_runtime_dir(directory)
-    record = MountRecord(mountpoint, url, os.getpid(), file_name(mountpoint), str(directory))
+    record = MountRecord(
+        mountpoint,
+        url,
+        os.getpid(),
+        file_name(mountpoint),
+        str(directory),
+        start_time(os.getpid()),
+        os.geteuid(),
+    )
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         record.socket_path.unlink(missing_ok=True)

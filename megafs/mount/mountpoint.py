@@ -9,11 +9,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +29,7 @@ FUSE_DEVICE = "/dev/fuse"
 FUSE_CONF = "/etc/fuse.conf"
 
 _MNT_DETACH = 2
+_MNT_EXPIRE = 4
 _UMOUNT_NOFOLLOW = 8
 
 T = TypeVar("T")
@@ -35,14 +38,15 @@ T = TypeVar("T")
 class Mounted(Struct, frozen=True):
     """One line of mountinfo.
 
-    device: "major:minor", whose minor names the FUSE connection.  uid: of the user who mounted it,
-    if it is a FUSE filesystem.
+    device: "major:minor", whose minor names the FUSE connection.  number: of the mount, which no
+    other has while it is there.  uid: of the user who mounted it, if it is a FUSE filesystem.
     """
 
     mountpoint: str
     fstype: str
     source: str
     device: str
+    number: int
     uid: int | None = None
 
     @property
@@ -64,10 +68,31 @@ def mounts() -> list[Mounted]:
                     fstype=_unescaped(after[0]),
                     source=_unescaped(after[1]),
                     device=_unescaped(before[2]),
+                    number=int(before[0]),
                     uid=_user_id(after[2]) if len(after) > 2 else None,
                 )
             )
     return found
+
+
+class Directory(Struct, frozen=True):
+    """Which directory it is, whatever its name: st_dev and st_ino."""
+
+    device: int
+    inode: int
+
+
+class MountTable:
+    """Tells whether anything was mounted or unmounted in our namespace, without reading it all."""
+
+    def __init__(self) -> None:
+        self._file = open("/proc/self/mountinfo", "rb")  # noqa: SIM115
+        self._poll = select.poll()
+        self._poll.register(self._file, select.POLLPRI)
+
+    def has_changed(self) -> bool:
+        """Whether it has since the last call."""
+        return bool(self._poll.poll(0))
 
 
 def _user_id(options: bytes) -> int | None:
@@ -102,8 +127,9 @@ def canonical(path: str | os.PathLike[str]) -> str:
     return os.path.realpath(whole)
 
 
-def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> None:
+def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> Directory:
     """Raise a sentence if nothing can be mounted at *mountpoint*; clean up after a dead mount.
+    Return which directory it is.
 
     mountpoint: as `canonical` returns it.
     """
@@ -138,6 +164,41 @@ def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> None:
             )
     if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
         raise MountFailed(f"{mountpoint} is not yours to write, so you may not mount there")
+    return Directory(found.st_dev, found.st_ino)
+
+
+@contextmanager
+def pinned(mountpoint: str, seen: Directory, source: str) -> Iterator[str]:
+    """For mounting *source* in the block: give a name of the directory *seen* that `check` saw at
+    *mountpoint*.
+
+    Between `check` and the mount somebody may type a passphrase, and who may write to a directory
+    above can put another one in its place.  So root mounts through a descriptor.  fusermount3 takes
+    a name, but mounts only where its user may write.  A mount that is not where it should be is
+    detached.  Raises MountFailed.
+    """
+    replaced = f"{mountpoint} was replaced while the mount was being made: nothing is mounted there"
+    before = {its.number for its in mounts()}
+    try:
+        # Without O_DIRECTORY, with which autofs would wait for the mount that is being made.
+        fd = os.open(mountpoint, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise MountFailed(f"{mountpoint} cannot be used: {exc.strerror}") from None
+    try:
+        found = os.fstat(fd)
+        if (found.st_dev, found.st_ino) != (seen.device, seen.inode):
+            raise MountFailed(replaced)
+        yield f"/proc/self/fd/{fd}" if os.geteuid() == 0 else mountpoint
+        there = find(mountpoint)
+        is_ours = there is not None and there.number not in before and there.fstype == FSTYPE
+        if is_ours and os.readlink(f"/proc/self/fd/{fd}") == mountpoint:
+            return
+        for its in mounts():
+            if its.number not in before and (its.fstype, its.source) == (FSTYPE, source):
+                detach(its.mountpoint)
+        raise MountFailed(replaced)
+    finally:
+        os.close(fd)
 
 
 def check_fuse(*, allow_other: bool) -> None:
@@ -224,6 +285,17 @@ def responds(mountpoint: str, patience: float) -> bool:
     return True
 
 
+def is_dead(mountpoint: str, patience: float = 5.0) -> bool | None:
+    """Whether nobody serves the mount any more; None if it does not answer in time."""
+    try:
+        _in_time(lambda: os.statvfs(mountpoint), patience)
+    except TimeoutError:
+        return None
+    except OSError as exc:
+        return exc.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
 def detach(mountpoint: str) -> None:
     """Take the mount away at once; files that are open stay usable while its process lives."""
     if os.geteuid() == 0:
@@ -250,6 +322,31 @@ def unmount(mountpoint: str) -> None:
         _umount2(mountpoint, _UMOUNT_NOFOLLOW)
     else:
         _fusermount("-u", mountpoint)
+
+
+def is_used(mountpoint: str) -> bool | None:
+    """Whether `unmount` would be refused now; None where that cannot be told, as for others than
+    root.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    path = os.fsencode(mountpoint)
+    # MNT_EXPIRE refuses what is used and marks what is not; what it finds marked it unmounts.  The
+    # mark goes when somebody uses the mount, which opening it without a request is.
+    _touch(mountpoint)
+    try:
+        if libc.umount2(path, _MNT_EXPIRE | _UMOUNT_NOFOLLOW) == 0:
+            return False
+        number = ctypes.get_errno()
+    finally:
+        _touch(mountpoint)
+    return {errno.EAGAIN: False, errno.EBUSY: True}.get(number)
+
+
+def _touch(mountpoint: str) -> None:
+    try:
+        os.close(os.open(mountpoint, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC))
+    except OSError:
+        pass
 
 
 def _umount2(mountpoint: str, flags: int) -> None:
@@ -302,14 +399,14 @@ def abort(at: Mounted) -> bool:
     try:
         file = connection.open_abort(at.connection)
     except OSError:
-        return _is_mounted(at) and connection.force(at.mountpoint)
+        return _force(at)
     try:
         # The file stays with its connection, and a number with its mount: now they are the same.
         if not _is_mounted(at):
             return False
         os.write(file, b"1")
     except OSError:
-        return connection.force(at.mountpoint)
+        return _force(at)
     finally:
         os.close(file)
     return True
@@ -317,6 +414,11 @@ def abort(at: Mounted) -> bool:
 
 def _is_mounted(at: Mounted) -> bool:
     return any(it.device == at.device for it in mounts())
+
+
+def _force(at: Mounted) -> bool:
+    topmost = find(at.mountpoint)
+    return topmost is not None and topmost.device == at.device and connection.force(at.mountpoint)
 
 
 def tune(at: Mounted, readahead: int) -> None:

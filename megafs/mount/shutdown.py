@@ -16,6 +16,7 @@ from megafs.mount.attachment import Attachment
 from megafs.mount.control_messages import DrainProgress
 from megafs.mount.control_server import Say
 from megafs.mount.daemon import Notifier, end_soon
+from megafs.mount.mountpoint import MountTable
 from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 CLOSED_WITHIN = 60.0
 #: Seconds for which systemd is asked to wait on while staged data goes to the store.
 EXTENSION = 60
+#: Seconds between two looks at who uses a mount that is gone from our namespace.
+LOOK_EVERY = 5.0
 #: Seconds between two reports of progress to a client.
 REPORT_EVERY = 0.3
 
@@ -70,12 +73,14 @@ async def _reporting(volume: Volume, say: Say, work: Callable[[], Awaitable[None
 class Shutdown:
     """The end of one mount, and how far it is.
 
-    failure: why not everything is in the store, once `finish` is done.
+    failure: why not everything is in the store, once `finish` is done.  held: who still had the
+    mount when we let go of it, as a sentence, or "".
     """
 
     def __init__(self, volume: Volume, attachment: Attachment) -> None:
         self.state: State = "mounting"
         self.failure: Fault | None = None
+        self.held = ""
         self._volume = volume
         self._attachment = attachment
         self._finished = trio.Event()
@@ -98,25 +103,54 @@ class Shutdown:
         async with self._leaving:
             if self._attachment.gone.is_set():
                 return
+            if not insist:
+                await self._attachment.check_unused()
             self.state = "draining"
             try:
-                if say is None:
-                    await self._volume.drain()
-                else:
-                    await drain(self._volume, say)
-            except Fault as exc:
-                if not insist:
+                await self._leave(insist, say)
+            except BaseException:  # a client that has gone, too
+                if self._attachment.is_there():
                     self.state = "mounted"
-                    raise
-                log.error("%s%s", exc, unsent(self._volume))
-            try:
-                await self._attachment.unmount()
-            except Stopped as exc:
-                if not insist:
-                    self.state = "mounted"
-                    raise
-                log.warning("%s", exc)
-                await self._attachment.sever()
+                raise
+
+    async def _leave(self, insist: bool, say: Say | None) -> None:
+        try:
+            if say is None:
+                await self._volume.drain()
+            else:
+                await drain(self._volume, say)
+        except Fault as exc:
+            if not insist:
+                raise
+            log.error("%s%s", exc, unsent(self._volume))
+        try:
+            await self._attachment.unmount()
+        except Stopped as exc:
+            if not insist:
+                raise
+            log.warning("%s", exc)
+            await self._attachment.sever()
+        self.held = await self._attachment.let_go()
+        if self.held:
+            log.warning("%s", self.held)
+
+    async def watch_elsewhere(self) -> None:
+        """Leave once the mount is gone from our namespace and only others still have it.
+
+        Somebody unmounts it with umount(8), or the last user of a detached one leaves, while a
+        container has a copy: the kernel would keep the connection for as long as that runs.
+        """
+        table = MountTable()
+        gone = False
+        while True:
+            await trio.sleep(LOOK_EVERY if gone else 1.0)
+            if not gone and not table.has_changed():
+                continue
+            gone = not self._attachment.is_there()
+            if gone and await self._attachment.is_only_elsewhere():
+                log.info("unmounted here, but not in every mount namespace")
+                await self.leave(insist=True)
+                return
 
     async def finish(self) -> None:
         """Bring what is left to the store, now that nobody adds to it, and tell the clients."""

@@ -177,7 +177,7 @@ class SpaceLeft(Ability, ABC):
 
     @abstractmethod
     async def space_left(self) -> int | None:
-        """Return the bytes that can still be stored; None if there is no limit or none is told."""
+        """Return the bytes that can still be stored; None if there is no limit or none is known."""
 
 
 class PublicLink(Ability, ABC):

@@ -1,4 +1,4 @@
-"""The interface of a place that keeps objects.
+"""The interface of every store of objects.
 
 A store is a flat set of named, immutable byte strings.  Names are ASCII ``[A-Za-z0-9/_-]``, at most
 200 characters, without empty, "." or ".." parts (some S3 services mis-sign anything else).  Drivers

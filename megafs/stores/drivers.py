@@ -46,7 +46,7 @@ class Driver(Struct, frozen=True):
     example: a URL, for people.
     options: the names of its own -o options.
     abilities: what it can do beyond the interface of every store (stores/abilities.py).
-    for_tests: not told to people.
+    for_tests: left out of help and error texts.
     """
 
     scheme: str
@@ -144,7 +144,7 @@ def location_of(url: str) -> Location:
 
 def known_options(url: str) -> frozenset[str]:
     """Return the names of the options that the driver of *url* understands."""
-    location_of(url)  # a wrong URL is told before a wrong option
+    location_of(url)  # so that a wrong URL is reported before a wrong option
     return driver_of(url).options
 
 

@@ -1,6 +1,6 @@
 """Answers that were asked for before anybody needed them.
 
-Opening a volume is a chain of questions, most of which can be told in advance: asked one after
+Opening a volume is a chain of questions, most of which are known in advance: asked one after
 another they take a round trip each.  `ask` and `ask_list` start them side by side; whoever later
 puts exactly that question gets the answer that is there or under way, once.  Everything else, and
 everything asked again, goes to the store, so who reads and checks the answers need not know.

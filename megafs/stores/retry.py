@@ -261,7 +261,7 @@ class Retrying(Wrapper):
     ) -> T:
         """Ask until there is an answer that stands, or patience or the budget ends.
 
-        once: one attempt; told whether it is not the first.
+        once: one attempt; its argument is whether it is not the first.
         length: bytes to be transferred; an attempt that is not the first may read *back* more.
         """
         begun = trio.current_time()

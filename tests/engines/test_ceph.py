@@ -68,8 +68,9 @@ def test_directories_of_dead_owners_are_cleared(
         assert sleeper.wait(5) == -signal.SIGKILL
         assert stranger.poll() is None, "a reused pid belongs to somebody else"
     finally:
-        sleeper.kill()
-        stranger.kill()
+        for process in (sleeper, stranger):
+            process.kill()
+            process.wait()
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,12 +77,17 @@ class Machine:
     @property
     def pid(self) -> int:
         """The mount's process."""
-        (record,) = mount_record.records(self.place / "run")
+        (record,) = self.records()
         return record.pid
+
+    def records(self) -> list[mount_record.MountRecord]:
+        """The records of the mounts, whoever this machine's user is."""
+        run = self.place / "run"
+        return mount_record.records(run, run.stat().st_uid) if run.exists() else []
 
     def kill(self) -> None:
         """kill -9 for whatever still runs of this machine."""
-        for record in mount_record.records(self.place / "run"):
+        for record in self.records():
             if is_running(record.pid):
                 os.kill(record.pid, signal.SIGKILL)
                 wait_for_end(record.pid, 10)
