@@ -121,9 +121,10 @@ class Attachment:
             return
         try:
             await offload(mountpoint.unmount, self.at, kind="kernel", abandon=True)
+            return
         except Busy:
-            why = await offload(holders.why_busy, there, kind="kernel", abandon=True)
-            raise Busy(why) from None
+            pass
+        raise Busy(await offload(holders.why_busy, there, kind="kernel", abandon=True))
 
     async def let_go(self) -> str:
         """Stop serving, now that the mount is gone from our namespace, although others have it.
