@@ -164,8 +164,11 @@ def open_padded(
     if len(data) < _HEAD:
         raise Corrupt(f"{name}: only {len(data)} bytes")
     if data[0] > version:
+        # Nothing vouches for that byte: the format is in the context, so whoever does not know it
+        # cannot open what is sealed.
         raise TooNew(
-            f"{name} has format {data[0]}, this one knows up to {version}: install a newer megafs"
+            f"{name} begins as format {data[0]} would, and this megafs knows up to {version}:"
+            " either it is damaged, or a newer megafs wrote it"
         )
     if data[0] != version:
         raise Corrupt(f"{name}: unknown format {data[0]}")

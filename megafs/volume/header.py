@@ -602,8 +602,9 @@ def parse_copy(data: bytes, name: str) -> Header:
     version = document.get("format")
     if type(version) is int and version > FORMAT:
         raise TooNew(
-            f"this volume has format {version}; this megafs knows formats up to {FORMAT}: "
-            "install a newer megafs to open it"
+            f"{name} says that it has format {version}; this megafs knows formats up to {FORMAT}:"
+            " either it is damaged, or a newer megafs wrote it: then install a newer megafs to open"
+            " it"
         )
     try:
         header = _header_from(document)
