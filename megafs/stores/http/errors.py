@@ -17,7 +17,7 @@ from megafs.stores.http.transport import Request, Timeouts
 E = TypeVar("E", bound=BaseException)
 
 
-class Step(Enum):
+class RequestStep(Enum):
     """How far a request had come."""
 
     CONNECTING = "connecting"  # nothing of it was sent
@@ -27,7 +27,7 @@ class Step(Enum):
 
 def failure(
     request: Request,
-    step: Step,
+    step: RequestStep,
     exc: BaseException,
     timeouts: Timeouts,
     *,
@@ -47,9 +47,9 @@ def failure(
     return unavailable(request, step, _late(step, timeouts) if late else _reason(step, exc))
 
 
-def unavailable(request: Request, step: Step, reason: str) -> Unavailable:
+def unavailable(request: Request, step: RequestStep, reason: str) -> Unavailable:
     """Return the error for a request that got no answer."""
-    maybe_done = step is not Step.CONNECTING and request.may_change
+    maybe_done = step is not RequestStep.CONNECTING and request.may_change
     return Unavailable(f"{request.text}: {reason}", maybe_done=maybe_done)
 
 
@@ -58,17 +58,17 @@ def unsendable(request: str) -> BadStore:
     return BadStore(f"{request}: cannot be put into a request")
 
 
-def _late(step: Step, timeouts: Timeouts) -> str:
-    if step is Step.CONNECTING:
+def _late(step: RequestStep, timeouts: Timeouts) -> str:
+    if step is RequestStep.CONNECTING:
         return f"no connection within {timeouts.connect:g} s"
-    if step is Step.SENDING:
+    if step is RequestStep.SENDING:
         return f"nothing accepted for {timeouts.write:g} s"
     return f"nothing received for {timeouts.read:g} s"
 
 
-def _reason(step: Step, exc: BaseException) -> str:
+def _reason(step: RequestStep, exc: BaseException) -> str:
     said = _system_error(exc) or str(exc) or type(exc).__name__
-    return f"cannot connect: {said[:200]}" if step is Step.CONNECTING else said[:200]
+    return f"cannot connect: {said[:200]}" if step is RequestStep.CONNECTING else said[:200]
 
 
 def _system_error(exc: BaseException | None) -> str:

@@ -15,7 +15,7 @@ import trio
 
 from megafs.errors import BadStore, StoreError
 from megafs.stores.http.direct import SOCKET_OPTIONS
-from megafs.stores.http.errors import Step, failure, unavailable, unsendable
+from megafs.stores.http.errors import RequestStep, failure, unavailable, unsendable
 from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Timeouts
 
 # The body goes out in pieces, because the write timeout is per piece: 256 KiB in 30 s allows an
@@ -101,11 +101,11 @@ class HttpxTransport:
 
     def failure(self, request: Request, exc: Exception) -> StoreError:
         """Return the error of megafs that *exc* is."""
-        step = Step.RECEIVING
+        step = RequestStep.RECEIVING
         if isinstance(exc, _NOT_SENT):
-            step = Step.CONNECTING
+            step = RequestStep.CONNECTING
         elif isinstance(exc, httpx.WriteError | httpx.WriteTimeout):
-            step = Step.SENDING
+            step = RequestStep.SENDING
         if isinstance(exc, httpx.ProxyError):
             return unavailable(request, step, f"the proxy answers {str(exc)[:200]}")
         late = isinstance(exc, httpx.TimeoutException)

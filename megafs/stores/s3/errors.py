@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 from megafs import clock
 from megafs.errors import BadStore, Denied, Full, Missing, NoStore, StoreError, Unavailable
-from megafs.stores.http.session import Reply
+from megafs.stores.http.session import Response
 from megafs.stores.s3.answers import child_text, error_of
 
 #: The store does not know us, or no longer: worth reading the credentials again, once.
@@ -59,7 +59,7 @@ _ELSEWHERE = frozenset(
 
 
 def error_for(
-    reply: Reply, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
+    reply: Response, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
 ) -> StoreError:
     """Return the error that *reply* is.
 
@@ -116,7 +116,7 @@ def error_for(
     return StoreError(said)
 
 
-def retry_after(reply: Reply) -> float | None:
+def retry_after(reply: Response) -> float | None:
     """Return the seconds that the answer asks us to wait, or None."""
     value = reply.headers.get("retry-after", "").strip()
     if value.isdecimal():
@@ -129,7 +129,7 @@ def retry_after(reply: Reply) -> float | None:
     return max(0.0, moment - server_now)
 
 
-def _header_time(reply: Reply) -> float | None:
+def _header_time(reply: Response) -> float | None:
     try:
         return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
     except (ValueError, OverflowError):
