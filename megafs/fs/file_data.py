@@ -23,7 +23,7 @@ from megafs.errors import Fault, Refused
 from megafs.fs import extent_bytes
 from megafs.fs.dirty_block import DirtyBlock
 from megafs.fs.extent_map import ExtentMap
-from megafs.fs.ports import Replica, Stage
+from megafs.fs.ports import ReplicaPort, StagePort
 from megafs.tree import ops
 from megafs.tree.duplicates import Duplicates
 from megafs.tree.inode import Inode
@@ -47,9 +47,9 @@ class FileParts(Struct):
     duplicates: where equal chunks are looked up; None if the volume does not want that.
     """
 
-    replica: Replica
+    replica: ReplicaPort
     chunks: ChunkStore
-    stage: Stage
+    stage: StagePort
     chunk_size: int
     inline_limit: int
     account: Callable[[int], None]
@@ -339,7 +339,7 @@ class FileData:
                 size = cut_to
                 mtime = time_ns
             self._replica.record(
-                ops.Contents(
+                ops.SetContents(
                     self.ino,
                     inode.version,
                     self._replica.number(),

@@ -18,7 +18,7 @@ is rebuilt from the store; the log of operations (operation_log.py) then gives b
 committed.
 
 The file is database.py, the batches that wait for a commit batches.py, undoing and doing them again
-rebase.py, what a process that ended left in the log of operations recovery.py.
+rebase.py, what a process that ended left in the log of operations logged_batches.py.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from megafs.journal.checkpoint_parts import Part, Parts
 from megafs.journal.commit import Commit, VerifiedCommit, genesis
 from megafs.journal.database import ReplicaDatabase
 from megafs.journal.known_commits import KnownCommits, LastCommit
+from megafs.journal.logged_batches import LoggedBatches
 from megafs.journal.operation_log import OperationLog, Piece, Restore
 from megafs.journal.rebase import Rebase, RemoteChanges
-from megafs.journal.recovery import LoggedBatches
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import SeenInodes

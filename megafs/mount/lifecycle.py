@@ -30,6 +30,7 @@ from megafs.mount.attachment import Attachment
 from megafs.mount.control_handlers import ControlHandlers
 from megafs.mount.control_server import listening
 from megafs.mount.daemon import MountFacts, Notifier, ReadyListener, Signals
+from megafs.mount.mountpoint import Directory
 from megafs.mount.options import MountOptions
 from megafs.mount.shutdown import Shutdown, unsent
 from megafs.secret_struct import SecretStruct
@@ -44,12 +45,13 @@ log = logging.getLogger(__name__)
 class MountRequest(SecretStruct, frozen=True):
     """What is to be mounted where.
 
-    mountpoint: as `mountpoint.canonical` returns it.  early: the key derivation that
-    `kdf_process.begin` has begun.
+    mountpoint: as `mountpoint.canonical` returns it.  directory: which `prepare` has seen there.
+    early: the key derivation that `kdf_process.begin` has begun.
     """
 
     url: str
     mountpoint: str
+    directory: Directory
     options: MountOptions
     credential: Credential
     early: Derivation | None = None
@@ -115,7 +117,7 @@ async def _serve(
     stopping: set by the first signal.
     """
     url, at = request.url, request.mountpoint
-    attachment = Attachment.of(volume, at, request.options)
+    attachment = Attachment.of(volume, at, request.directory, request.options)
     notify = Notifier()
     shutdown = Shutdown(volume, attachment)
     attachment.open()

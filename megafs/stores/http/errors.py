@@ -23,7 +23,7 @@ _NO_TLS = frozenset(
 )
 
 
-class Step(Enum):
+class RequestStep(Enum):
     """How far a request had come."""
 
     CONNECTING = "connecting"  # nothing of it was sent
@@ -33,7 +33,7 @@ class Step(Enum):
 
 def failure(
     request: Request,
-    step: Step,
+    step: RequestStep,
     exc: BaseException,
     timeouts: Timeouts,
     *,
@@ -61,11 +61,11 @@ def failure(
     return unavailable(request, step, reason)
 
 
-def unavailable(request: Request, step: Step, reason: str) -> Unavailable:
+def unavailable(request: Request, step: RequestStep, reason: str) -> Unavailable:
     """Return the error for a request that got no answer."""
-    maybe_done = step is not Step.CONNECTING and request.may_change
+    maybe_done = step is not RequestStep.CONNECTING and request.may_change
     return Unavailable(
-        f"{request.text}: {reason}", maybe_done=maybe_done, unreached=step is Step.CONNECTING
+        f"{request.text}: {reason}", maybe_done=maybe_done, unreached=step is RequestStep.CONNECTING
     )
 
 
@@ -87,17 +87,17 @@ def _other_scheme(server: str, exc: BaseException) -> str:
     return ""
 
 
-def _late(step: Step, timeouts: Timeouts) -> str:
-    if step is Step.CONNECTING:
+def _late(step: RequestStep, timeouts: Timeouts) -> str:
+    if step is RequestStep.CONNECTING:
         return f"no connection within {timeouts.connect:g} s"
-    if step is Step.SENDING:
+    if step is RequestStep.SENDING:
         return f"nothing accepted for {timeouts.write:g} s"
     return f"nothing received for {timeouts.read:g} s"
 
 
-def _reason(step: Step, exc: BaseException) -> str:
+def _reason(step: RequestStep, exc: BaseException) -> str:
     said = _system_error(exc) or str(exc) or type(exc).__name__
-    return f"cannot connect: {said[:200]}" if step is Step.CONNECTING else said[:200]
+    return f"cannot connect: {said[:200]}" if step is RequestStep.CONNECTING else said[:200]
 
 
 def _system_error(exc: BaseException | None) -> str:

@@ -16,7 +16,7 @@ import trio
 
 from megafs.errors import BadStore, StoreError
 from megafs.stores.http.direct import SOCKET_OPTIONS
-from megafs.stores.http.errors import Step, failure, unavailable, unsendable
+from megafs.stores.http.errors import RequestStep, failure, unavailable, unsendable
 from megafs.stores.http.http1 import AnswersInTls, HungUp
 from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Timeouts
 
@@ -104,11 +104,11 @@ class HttpxTransport:
 
     def failure(self, request: Request, exc: Exception) -> StoreError:
         """Return the error of megafs that *exc* is."""
-        step = Step.RECEIVING
+        step = RequestStep.RECEIVING
         if isinstance(exc, _NOT_SENT):
-            step = Step.CONNECTING
+            step = RequestStep.CONNECTING
         elif isinstance(exc, httpx.WriteError | httpx.WriteTimeout):
-            step = Step.SENDING
+            step = RequestStep.SENDING
         no_connection = isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
         if self._proxy and no_connection and not _about_tls(exc):
             reason = f"the proxy {self._proxy}, which the environment names, does not answer"

@@ -22,7 +22,7 @@ from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
-from megafs.stores.http.session import Reply, Session
+from megafs.stores.http.session import Response, Session
 from megafs.stores.s3.answers import Listing, child_text, error_of, read_listing, seconds_of
 from megafs.stores.s3.credentials import Chain, Source
 from megafs.stores.s3.errors import STALE_CREDENTIALS, error_for
@@ -206,7 +206,7 @@ class S3Store(ObjectStore):
         body: Buffer = b"",
         limit: int = _ENTRY,
         start: int = 0,
-    ) -> Reply:
+    ) -> Response:
         """Sign and send; once more if the clock or the credentials were stale."""
         if not len(body):
             sha256 = EMPTY_SHA256
@@ -252,9 +252,9 @@ class S3Store(ObjectStore):
                     continue
             return reply
 
-    async def _put(self, name: str, data: Buffer, condition: Mapping[str, str]) -> Reply:
+    async def _put(self, name: str, data: Buffer, condition: Mapping[str, str]) -> Response:
         key = self._prefix + check_name(name)
-        headers = {**self._settings.placing.headers(len(data)), **condition}
+        headers = {**self._settings.attributes.headers(len(data)), **condition}
         return await self._ask("PUT", key, headers=headers, body=data)
 
     async def _look(self, name: str) -> None:
@@ -280,7 +280,7 @@ class S3Store(ObjectStore):
 
     # What an answer means
 
-    def _check_range(self, name: str, reply: Reply, start: int, end: int) -> None:
+    def _check_range(self, name: str, reply: Response, start: int, end: int) -> None:
         """See that the bytes are those asked for, and all of them."""
         match = _RANGE.fullmatch(reply.headers.get("content-range", "").strip())
         if match:
@@ -291,12 +291,12 @@ class S3Store(ObjectStore):
                 return
         raise Unavailable(f"get {name}: {self._session.host} sent another range than asked for")
 
-    def _check_written(self, reply: Reply, what: str) -> None:
+    def _check_written(self, reply: Response, what: str) -> None:
         """Accept the success of a write; raise anything else, and errors dressed as success."""
         if not 200 <= reply.status < 300 or (reply.body and error_of(reply)[0]):
             self._refuse(reply, what, write=True)
 
-    def _refuse(self, reply: Reply, what: str, *, write: bool) -> NoReturn:
+    def _refuse(self, reply: Response, what: str, *, write: bool) -> NoReturn:
         """Raise the error that *reply* is."""
         exc = error_for(
             reply,
@@ -319,7 +319,7 @@ class S3Store(ObjectStore):
         if abs(skew - self._clock_offset) > _SKEW:
             self._clock_offset = skew if abs(skew) > _SKEW else 0.0
 
-    def _shift_clock(self, reply: Reply, used: float) -> bool:
+    def _shift_clock(self, reply: Response, used: float) -> bool:
         """Choose another offset after one was refused; False if there is none to try."""
         if self._clock_offset != used:
             return True  # another request has found the right one meanwhile

@@ -19,7 +19,7 @@ from megafs.errors import (
     TooLarge,
     Unavailable,
 )
-from megafs.stores.http.session import Reply
+from megafs.stores.http.session import Response
 from megafs.stores.s3.answers import child_text, error_of
 
 #: The store knows us no longer, said with another status than 401 or 403 (both mean that anyway):
@@ -86,7 +86,7 @@ _ELSEWHERE = frozenset(
 
 
 def error_for(
-    reply: Reply, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
+    reply: Response, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
 ) -> StoreError:
     """Return the error that *reply* is.
 
@@ -155,7 +155,7 @@ def error_for(
     return StoreError(said)
 
 
-def retry_after(reply: Reply) -> float | None:
+def retry_after(reply: Response) -> float | None:
     """Return the seconds that the answer asks us to wait, or None."""
     value = reply.headers.get("retry-after", "").strip()
     if value.isdecimal():
@@ -168,7 +168,7 @@ def retry_after(reply: Reply) -> float | None:
     return max(0.0, moment - server_now)
 
 
-def _header_time(reply: Reply) -> float | None:
+def _header_time(reply: Response) -> float | None:
     try:
         return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
     except (ValueError, OverflowError):

@@ -37,7 +37,7 @@ _SSE = ("AES256", "aws:kms", "aws:kms:dsse")
 _ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 
 
-class Placing(Struct, frozen=True):
+class ObjectAttributes(Struct, frozen=True):
     """What the server is told about each object that it is given; "" for its own choice."""
 
     storage_class: str = ""
@@ -75,7 +75,7 @@ class S3Settings(Struct, frozen=True):
     fips: bool = False
     check_bucket: bool = True
     requester_pays: bool = False
-    placing: Placing = Placing()
+    attributes: ObjectAttributes = ObjectAttributes()
 
     @property
     def at_aws(self) -> bool:
@@ -117,7 +117,7 @@ def read_options(options: Mapping[str, str]) -> S3Settings:
         fips=_choice({"fips": fips or "no"}, "fips") is True,
         check_bucket=_choice(options, "check_bucket") is not False,
         requester_pays=_choice(options, "requester_pays") is True,
-        placing=_placing(options),
+        attributes=_object_attributes(options),
     )
 
 
@@ -128,28 +128,28 @@ def _path_style(options: Mapping[str, str], profile: Profile) -> bool | None:
     return chosen
 
 
-def _placing(options: Mapping[str, str]) -> Placing:
-    placing = Placing(
+def _object_attributes(options: Mapping[str, str]) -> ObjectAttributes:
+    attributes = ObjectAttributes(
         storage_class=options.get("storage_class", "").upper(),
         sse=options.get("sse", ""),
         sse_kms_key_id=options.get("sse_kms_key_id", ""),
         acl=options.get("acl", "").lower(),
     )
-    for name, value in (("storage_class", placing.storage_class), ("acl", placing.acl)):
+    for name, value in (("storage_class", attributes.storage_class), ("acl", attributes.acl)):
         if value and not _WORD.match(value):
             raise BadStore(f"{name}= takes one word, not {options[name]!r}")
-    if placing.storage_class in _ARCHIVES:
+    if attributes.storage_class in _ARCHIVES:
         raise BadStore(
-            f"storage_class={placing.storage_class}: what lies in an archive cannot be read at"
+            f"storage_class={attributes.storage_class}: what lies in an archive cannot be read at"
             " once; take STANDARD_IA, ONEZONE_IA, GLACIER_IR or INTELLIGENT_TIERING"
         )
-    if placing.sse and placing.sse not in _SSE:
-        raise BadStore(f"sse= takes {', '.join(_SSE)}, not {placing.sse!r}")
-    if placing.sse_kms_key_id and not placing.sse.startswith("aws:kms"):
+    if attributes.sse and attributes.sse not in _SSE:
+        raise BadStore(f"sse= takes {', '.join(_SSE)}, not {attributes.sse!r}")
+    if attributes.sse_kms_key_id and not attributes.sse.startswith("aws:kms"):
         raise BadStore("sse_kms_key_id= names a key for sse=aws:kms: give that, too")
-    if placing.sse_kms_key_id and not _KEY_ID.match(placing.sse_kms_key_id):
+    if attributes.sse_kms_key_id and not _KEY_ID.match(attributes.sse_kms_key_id):
         raise BadStore("sse_kms_key_id= takes the id, the ARN or the alias of a key")
-    return placing
+    return attributes
 
 
 def check_bucket(bucket: str, prefix: str) -> None:
