@@ -648,6 +648,15 @@ class Replica:
         if epoch > self.epoch:
             self._database.put("epoch", epoch)
 
+    @property
+    def checkpoint_epoch(self) -> int:
+        """The epoch whose key sealed `checkpoint`; 0 if that is not known."""
+        return int(self._database.get("checkpoint_epoch", 0))
+
+    def note_checkpoint_epoch(self, epoch: int) -> None:
+        """The key of *epoch* sealed `checkpoint`, which was read or written just now."""
+        self._database.put("checkpoint_epoch", epoch)
+
     def hash_tail(self, count: int) -> bytes:
         """The hashes of the last *count* commits, oldest first."""
         return self._known.hashes(SequenceNumber(self.sequence - count), self.sequence)

@@ -249,8 +249,8 @@ class Writer:
             self.commits += 1
             follower.note_end()
             # The head first: once the replica says that the batch is committed, an fsync returns.
-            await follower.remember(sequence, digest(data))
             replica.raise_epoch(self._keyring.epoch)
+            await follower.remember(sequence, digest(data))
             replica.won(sequence, digest(data), commit, fresh.changeset)
             self._packs.release(replica.named_packs)
         follower.announce()

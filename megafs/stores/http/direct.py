@@ -86,7 +86,15 @@ class DirectTransport:
     def failure(self, request: Request, step: RequestStep, exc: Exception) -> Exception:
         """Return the error of megafs that *exc* is."""
         late = isinstance(exc, trio.TooSlowError)
-        return failure(request, step, exc, self._timeouts, late=late, trusted=self._trusted)
+        return failure(
+            request,
+            step,
+            exc,
+            self._timeouts,
+            late=late,
+            trusted=self._trusted,
+            secure=self._context is not None,
+        )
 
     def give_back(self, connection: http1.Connection) -> None:
         """Take a connection that may be used again."""

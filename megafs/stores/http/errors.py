@@ -12,9 +12,15 @@ from enum import Enum
 from typing import TypeVar
 
 from megafs.errors import BadStore, StoreError, Unavailable
+from megafs.stores.http.http1 import AnswersInTls, HungUp
 from megafs.stores.http.transport import Request, Timeouts
 
 E = TypeVar("E", bound=BaseException)
+
+# What OpenSSL calls bytes that are no record of TLS.
+_NO_TLS = frozenset(
+    {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "PACKET_LENGTH_TOO_LONG"}
+)
 
 
 class RequestStep(Enum):
@@ -33,10 +39,12 @@ def failure(
     *,
     late: bool,
     trusted: bool,
+    secure: bool,
 ) -> StoreError:
     """Return the error that *exc* is, raised by a socket, TLS or an HTTP library.
 
     late: a step took longer than its time in *timeouts*.
+    secure: whether TLS was meant to be spoken.
     trusted: the server was trusted before: a certificate that is refused now is a passing trouble.
     """
     if not trusted and (untrusted := _find(exc, ssl.SSLCertVerificationError)):
@@ -44,18 +52,39 @@ def failure(
             f"{request.server} is not trusted: {untrusted.verify_message}; for a private"
             " certificate authority give its file with the option ca="
         )
-    return unavailable(request, step, _late(step, timeouts) if late else _reason(step, exc))
+    reason = _late(step, timeouts) if late else _reason(step, exc)
+    if not trusted and not late:
+        if said := _other_scheme(request.server, exc):
+            return BadStore(said)
+        if not secure and _find(exc, HungUp):  # as OpenSSL does
+            reason += "; does the server speak TLS: is it https://?"
+    return unavailable(request, step, reason)
 
 
 def unavailable(request: Request, step: RequestStep, reason: str) -> Unavailable:
     """Return the error for a request that got no answer."""
     maybe_done = step is not RequestStep.CONNECTING and request.may_change
-    return Unavailable(f"{request.text}: {reason}", maybe_done=maybe_done)
+    return Unavailable(
+        f"{request.text}: {reason}", maybe_done=maybe_done, unreached=step is RequestStep.CONNECTING
+    )
 
 
 def unsendable(request: str) -> BadStore:
     """Return the error for what breaks its line.  request: its method and server."""
     return BadStore(f"{request}: cannot be put into a request")
+
+
+def _other_scheme(server: str, exc: BaseException) -> str:
+    """What to say if TLS met none, or the other way round; "" if that is not it."""
+    broken = _find(exc, ssl.SSLError)
+    if broken is not None and broken.reason in _NO_TLS:
+        return (
+            f"{server} does not speak TLS at this port: write http:// and not https:// in"
+            " endpoint=, or is it another port?"
+        )
+    if _find(exc, AnswersInTls):
+        return f"{server} speaks TLS at this port: write https:// in endpoint="
+    return ""
 
 
 def _late(step: RequestStep, timeouts: Timeouts) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
 from megafs import clock
@@ -51,7 +52,13 @@ _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 def open_driver(location: Location, options: Mapping[str, str], connections: int) -> S3Store:
     """Open s3://bucket/prefix: see stores/drivers.py."""
     settings = read_options(options)
-    credentials = Chain(options.get("profile", ""), at_aws=settings.at_aws)
+    file = options.get("credentials_file")
+    credentials = Chain(
+        options.get("profile", ""),
+        at_aws=settings.at_aws,
+        region=settings.region if settings.region_given or settings.at_aws else "",
+        file=Path(file).expanduser().absolute() if file else None,
+    )
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
@@ -143,7 +150,10 @@ class S3Store(ObjectStore):
         )
 
     async def create(self) -> None:
-        query = {"list-type": "2", "max-keys": "1"}
+        if not self._settings.check_bucket:
+            return
+        # With the prefix: a policy may allow to list that, and nothing else of the bucket.
+        query = {"list-type": "2", "prefix": self._prefix, "max-keys": "1"}
         reply = await self._ask("GET", "", query=query, limit=2 * _ENTRY)
         if reply.status == 200:
             return
@@ -208,6 +218,9 @@ class S3Store(ObjectStore):
         path = f"{self._root}/{key}" if key or not self._root else self._root
         where = target(path, query)
         shifted = renewed = False
+        sent = {"host": self._session.host, **(headers or {})}
+        if self._settings.requester_pays:
+            sent["x-amz-request-payer"] = "requester"
         while True:
             credentials = await self._credentials.current()
             offset = self._clock_offset
@@ -215,7 +228,7 @@ class S3Store(ObjectStore):
                 credentials,
                 method,
                 where,
-                {"host": self._session.host, **(headers or {})},
+                sent,
                 sha256,
                 clock.now() + offset,
             )
@@ -226,11 +239,14 @@ class S3Store(ObjectStore):
                 self._note_clock()
                 return reply
             code, _ = error_of(reply)
-            if code == "RequestTimeTooSkewed" and not shifted:
-                shifted = True
-                if self._shift_clock(reply, offset):
-                    continue
-            if code in STALE_CREDENTIALS and not renewed:
+            if code == "RequestTimeTooSkewed":
+                if not shifted:
+                    shifted = True
+                    if self._shift_clock(reply, offset):
+                        continue
+            # Not by the code alone: services differ in what they call a key that was taken back,
+            # and an answer to HEAD has none.
+            elif (reply.status in (401, 403) or code in STALE_CREDENTIALS) and not renewed:
                 renewed = True
                 if await self._credentials.renewed(credentials):
                     continue
@@ -238,7 +254,8 @@ class S3Store(ObjectStore):
 
     async def _put(self, name: str, data: Buffer, condition: Mapping[str, str]) -> Response:
         key = self._prefix + check_name(name)
-        return await self._ask("PUT", key, headers=condition, body=data)
+        headers = {**self._settings.attributes.headers(len(data)), **condition}
+        return await self._ask("PUT", key, headers=headers, body=data)
 
     async def _look(self, name: str) -> None:
         reply = await self._ask("HEAD", self._prefix + check_name(name))
