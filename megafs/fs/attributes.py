@@ -67,7 +67,7 @@ class Attributes:
             fields["mtime"] = storable_time(changes.mtime_ns)
         if fields or changes.mode is not None:
             fields["ctime"] = now
-            core.record(ops.Attributes(ino, fields))
+            core.record(ops.SetAttributes(ino, fields))
             if changes.mode is not None:
                 self._acl_follows_mode(ino, mode, now)
             if "uid" in fields and self._tree.xattr(ino, _CAPABILITY) is not None:
@@ -107,7 +107,7 @@ class Attributes:
         if uid != 0 and inode.mode & (stat.S_ISUID | stat.S_ISGID):
             mode = _without_set_id(inode.mode, caller, inode.gid)
             if mode != inode.mode:
-                self._core.record(ops.Attributes(ino, {"mode": mode, "ctime": clock.now_ns()}))
+                self._core.record(ops.SetAttributes(ino, {"mode": mode, "ctime": clock.now_ns()}))
         if self._tree.xattr(ino, _CAPABILITY) is not None:
             self._core.record(ops.RemoveXattr(ino, _CAPABILITY, clock.now_ns()))
         data = self._core.files.get(ino)
@@ -159,7 +159,7 @@ class Attributes:
             if mode & stat.S_ISGID and not callers.may_keep_setgid(caller, inode.gid):
                 mode &= ~stat.S_ISGID
             if mode != inode.mode:
-                self._core.record(ops.Attributes(ino, {"mode": mode, "ctime": now}))
+                self._core.record(ops.SetAttributes(ino, {"mode": mode, "ctime": now}))
         if not entries or acl.is_minimal(entries):
             if self._tree.xattr(ino, name) is not None:
                 self._core.record(ops.RemoveXattr(ino, name, now))

@@ -126,7 +126,7 @@ class LiveFile:
             inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now - inode.atime_ns > _DAY_NS
         ):
             return
-        self._core.record(ops.Attributes(ino, {"atime": now}))
+        self._core.record(ops.SetAttributes(ino, {"atime": now}))
 
     # ---- writing ----------------------------------------------------------------------------
 
