@@ -24,8 +24,8 @@ ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 demo: setup
 	@contrib/demo.sh "$(MOUNTPOINT)"
 
-# The linters first, as they are quick; pytest's own summary is the last line.  Before it stands which
-# branches were taken; COVERAGE= goes without (a sixth of the time less).
+# The linters first, as they are quick; pytest's own summary is the last line.  Before it stands how
+# many branches were taken, by package (tests/branch_coverage.py); COVERAGE= goes without.
 COVERAGE ?= -p tests.branch_coverage
 test: lint
 	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
@@ -34,7 +34,7 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find megafs -name '*.py' -exec $(BIN)/flake8-async $(ASYNC_RULES) {} +
+	find megafs -name '*.py' -print0 | xargs -0 -n 50 -P 2 $(BIN)/flake8-async $(ASYNC_RULES)
 	$(BIN)/lint-imports
 
 SECONDS ?= 600

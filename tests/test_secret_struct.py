@@ -11,6 +11,7 @@ from megafs.chunks.stage import StagedPack
 from megafs.config import Parameters, Settings
 from megafs.crypto import kdf
 from megafs.mount.lifecycle import MountRequest
+from megafs.mount.mountpoint import Directory
 from megafs.mount.options import MountOptions
 from megafs.stores.s3.sigv4 import Credentials
 from megafs.volume.create import Formatted
@@ -28,7 +29,13 @@ HOLDERS = (
     SLOT,
     Header(b"fsid", 1, 1, 0, Parameters(), True, (SLOT,), b"mac", BYTES),
     Formatted(b"fsid", 1, True, Parameters(), SECRET),
-    MountRequest("file:///x", "/mnt", MountOptions(Settings(Path("/s"), Path("/c"))), CREDENTIAL),
+    MountRequest(
+        "file:///x",
+        "/mnt",
+        Directory(1, 2),
+        MountOptions(Settings(Path("/s"), Path("/c"))),
+        CREDENTIAL,
+    ),
     StagedPack(1, b"name", 1, Path("/p"), 3, BYTES),
 )
 

@@ -98,7 +98,7 @@ def mount(
         from megafs.volume import kdf_process
 
     at = canonical(path)
-    prepare(at, options)
+    directory = prepare(at, options)
     credential = passphrase.credential(options.secrets, prompt=f"Passphrase for {url}")
     early = kdf_process.begin(url, credential, options.settings.state_dir)
 
@@ -106,7 +106,7 @@ def mount(
     from megafs import logs
     from megafs.mount import daemon, lifecycle
 
-    request = lifecycle.MountRequest(url, at, options, credential, early)
+    request = lifecycle.MountRequest(url, at, directory, options, credential, early)
     debug = debug or options.debug
 
     def show(facts: MountFacts) -> None:

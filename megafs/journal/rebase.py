@@ -22,7 +22,7 @@ from megafs.journal.database import ReplicaDatabase
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import Merge, SeenInodes
-from megafs.tree.ops import AddPack, Contents, Operation
+from megafs.tree.ops import AddPack, Operation, SetContents
 from megafs.tree.schema import BY_NAME, Ino
 from megafs.tree.tree import Tree
 
@@ -89,7 +89,7 @@ class Rebase:
                 changes.changeset, self._db, filter=BY_NAME.__contains__, conflict=_no_conflict
             )
         except apsw.FullError:
-            raise  # the caller goes back to the last sealed batch
+            raise  # the caller goes back to the last closed batch
         except apsw.Error as exc:
             raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
         self._tree.charge(changes.used, changes.files)
@@ -168,6 +168,8 @@ class Rebase:
                 done.extend(merge.redo(op))
                 continue
             try:
+                if outcome.refused is not None:
+                    raise outcome.refused  # of several operations of one call none is done
                 merge.check_unchanged(op)
                 op.apply(self._tree)
             except Refused as no:
@@ -211,7 +213,7 @@ class Rebase:
 
 def _makes(operations: list[Operation], ino: int, version: int) -> bool:
     return any(
-        isinstance(op, Contents) and op.ino == ino and op.version == version for op in operations
+        isinstance(op, SetContents) and op.ino == ino and op.version == version for op in operations
     )
 
 

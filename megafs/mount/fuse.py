@@ -495,7 +495,7 @@ class Adapter(pyfuse3.Operations):
         with self._request("listxattr"):
             if in_snapshots(inode):
                 await self._fs.load_snapshot(inode, attributes=True)
-            return self._fs.listxattr(inode)
+            return self._fs.listxattr(inode, _caller(ctx))
 
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         with self._request("removexattr"):
@@ -602,18 +602,23 @@ class KernelMount:
         """How long the requests that are not answered yet have waited: the longest by kind."""
         return self._adapter.waiting()
 
-    def open(self) -> None:
-        """Mount.  Requests wait until `serve` runs."""
+    def open(self, path: str | None = None) -> None:
+        """Mount.  Requests wait until `serve` runs.
+
+        path: another name of the mountpoint, to mount by; `close` must not unmount then.
+        """
+        path = path or self._mountpoint
         failure: RuntimeError | None = None
         with _stderr_text() as said:
             try:
-                pyfuse3.init(self._adapter, self._mountpoint, self._options)
+                pyfuse3.init(self._adapter, path, self._options)
                 self._open = True
             except RuntimeError as exc:
                 failure = exc
         if failure is not None:
             raise MountFailed(
-                f"cannot mount at {self._mountpoint}: {_reason(said()) or failure}"
+                f"cannot mount at {self._mountpoint}:"
+                f" {(_reason(said()) or str(failure)).replace(path, self._mountpoint)}"
             ) from failure
         self._fs.attach_kernel(self._invalidations.add)
 

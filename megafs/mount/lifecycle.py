@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import trio
 
-from megafs import garbage
+from megafs import garbage, memory
 from megafs.errors import MegafsError, Stopped
 from megafs.jobs import pins
 from megafs.mount import mountpoint
@@ -30,6 +30,7 @@ from megafs.mount.attachment import Attachment
 from megafs.mount.control_handlers import ControlHandlers
 from megafs.mount.control_server import listening
 from megafs.mount.daemon import MountFacts, Notifier, ReadyListener, Signals
+from megafs.mount.mountpoint import Directory
 from megafs.mount.options import MountOptions
 from megafs.mount.shutdown import Shutdown, unsent
 from megafs.secret_struct import SecretStruct
@@ -44,12 +45,13 @@ log = logging.getLogger(__name__)
 class MountRequest(SecretStruct, frozen=True):
     """What is to be mounted where.
 
-    mountpoint: as `mountpoint.canonical` returns it.  early: the key derivation that
-    `kdf_process.begin` has begun.
+    mountpoint: as `mountpoint.canonical` returns it.  directory: which `prepare` has seen there.
+    early: the key derivation that `kdf_process.begin` has begun.
     """
 
     url: str
     mountpoint: str
+    directory: Directory
     options: MountOptions
     credential: Credential
     early: Derivation | None = None
@@ -115,7 +117,7 @@ async def _serve(
     stopping: set by the first signal.
     """
     url, at = request.url, request.mountpoint
-    attachment = Attachment.of(volume, at, request.options)
+    attachment = Attachment.of(volume, at, request.directory, request.options)
     notify = Notifier()
     shutdown = Shutdown(volume, attachment)
     attachment.open()
@@ -134,6 +136,7 @@ async def _serve(
             nursery.start_soon(shutdown.report_draining, notify, stopping.is_set)
             nursery.start_soon(shutdown.watch_elsewhere)
             nursery.start_soon(pins.keep, volume)
+            nursery.start_soon(memory.give_back, lambda: volume.memory_in_use)
             await _first(stopping.wait, attachment.gone.wait)
             if not attachment.gone.is_set():
                 await shutdown.leave(insist=True)

@@ -14,7 +14,8 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,6 +75,13 @@ def mounts() -> list[Mounted]:
     return found
 
 
+class Directory(Struct, frozen=True):
+    """Which directory it is, whatever its name: st_dev and st_ino."""
+
+    device: int
+    inode: int
+
+
 class MountTable:
     """Tells whether anything was mounted or unmounted in our namespace, without reading it all."""
 
@@ -119,8 +127,9 @@ def canonical(path: str | os.PathLike[str]) -> str:
     return os.path.realpath(whole)
 
 
-def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> None:
+def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> Directory:
     """Raise a sentence if nothing can be mounted at *mountpoint*; clean up after a dead mount.
+    Return which directory it is.
 
     mountpoint: as `canonical` returns it.
     """
@@ -155,6 +164,41 @@ def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> None:
             )
     if os.geteuid() != 0 and not os.access(mountpoint, os.W_OK):
         raise MountFailed(f"{mountpoint} is not yours to write, so you may not mount there")
+    return Directory(found.st_dev, found.st_ino)
+
+
+@contextmanager
+def pinned(mountpoint: str, seen: Directory, source: str) -> Iterator[str]:
+    """For mounting *source* in the block: give a name of the directory *seen* that `check` saw at
+    *mountpoint*.
+
+    Between `check` and the mount somebody may type a passphrase, and who may write to a directory
+    above can put another one in its place.  So root mounts through a descriptor.  fusermount3 takes
+    a name, but mounts only where its user may write.  A mount that is not where it should be is
+    detached.  Raises MountFailed.
+    """
+    replaced = f"{mountpoint} was replaced while the mount was being made: nothing is mounted there"
+    before = {its.number for its in mounts()}
+    try:
+        # Without O_DIRECTORY, with which autofs would wait for the mount that is being made.
+        fd = os.open(mountpoint, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise MountFailed(f"{mountpoint} cannot be used: {exc.strerror}") from None
+    try:
+        found = os.fstat(fd)
+        if (found.st_dev, found.st_ino) != (seen.device, seen.inode):
+            raise MountFailed(replaced)
+        yield f"/proc/self/fd/{fd}" if os.geteuid() == 0 else mountpoint
+        there = find(mountpoint)
+        is_ours = there is not None and there.number not in before and there.fstype == FSTYPE
+        if is_ours and os.readlink(f"/proc/self/fd/{fd}") == mountpoint:
+            return
+        for its in mounts():
+            if its.number not in before and (its.fstype, its.source) == (FSTYPE, source):
+                detach(its.mountpoint)
+        raise MountFailed(replaced)
+    finally:
+        os.close(fd)
 
 
 def check_fuse(*, allow_other: bool) -> None:

@@ -9,11 +9,12 @@ from megafs.errors import Busy, MountFailed
 from megafs.mount import control_client, mountpoint
 from megafs.mount.control_messages import MountStatus, StatusRequest
 from megafs.mount.mount_record import is_alive, record_of
+from megafs.mount.mountpoint import Directory
 from megafs.mount.options import MountOptions
 
 
-def prepare(at: str, options: MountOptions) -> None:
-    """Raise a sentence if the mount cannot be made."""
+def prepare(at: str, options: MountOptions) -> Directory:
+    """Raise a sentence if the mount cannot be made at *at*; return which directory that is."""
     mountpoint.check_fuse(allow_other=options.allow_other)
     record = record_of(at)
     if record is not None and is_alive(record):
@@ -27,4 +28,4 @@ def prepare(at: str, options: MountOptions) -> None:
                     f"the mount before at {at} (process {record.pid}) is still sending"
                     f" {status.staged_bytes} bytes: megafs umount {at} waits for it"
                 )
-    mountpoint.check(at, nonempty=options.nonempty)
+    return mountpoint.check(at, nonempty=options.nonempty)

@@ -12,8 +12,12 @@ from megafs.jobs.salvage import SalvageReport
 from megafs.jobs.salvage_view import rescued
 from megafs.mount import mountpoint
 from megafs.mount.fuse import KernelMount, Presentation
+from megafs.mount.mountpoint import Directory
 from megafs.stores.stack import Traffic, open_store
 from megafs.volume.header import Credential
+
+#: Seconds within which the mount must be detached at the end.
+DETACHED_WITHIN = 20.0
 
 
 def run(
@@ -30,13 +34,14 @@ def run(
     """
     path = mountpoint.canonical(at)
     mountpoint.check_fuse(allow_other=False)
-    mountpoint.check(path, nonempty=False)
-    trio.run(_main, url, path, credential, settings, commit, say)
+    directory = mountpoint.check(path, nonempty=False)
+    trio.run(_main, url, path, directory, credential, settings, commit, say)
 
 
 async def _main(
     url: str,
     path: str,
+    directory: Directory,
     credential: Credential,
     settings: Settings,
     commit: int | None,
@@ -50,7 +55,9 @@ async def _main(
                 say(text)
             options = ("ro", "subtype=megafs", f"fsname={url}")
             kernel = KernelMount(fs, path, Presentation.of(settings), options)
-            kernel.open()
+            with mountpoint.pinned(path, directory, url) as name:
+                kernel.open(name)
+            ours = mountpoint.find(path)
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                     async with trio.open_nursery() as nursery:
@@ -59,7 +66,10 @@ async def _main(
                         await kernel.serve()
                         nursery.cancel_scope.cancel()
             finally:
-                kernel.close(unmount=True)
+                there = mountpoint.find(path)
+                if there is not None and ours is not None and there.number == ours.number:
+                    mountpoint.detach_in_time(path, DETACHED_WITHIN)
+                kernel.close(unmount=False)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
             await store.aclose()

@@ -29,7 +29,14 @@ def test_the_table_adds_up_by_package() -> None:
 def test_it_is_printed_and_pytests_own_line_stays_the_last(tmp_path: Path) -> None:
     """Also what runs at import is counted: the plugin begins before megafs is imported."""
     (tmp_path / "conftest.py").write_text("import megafs.errors\n")
-    (tmp_path / "test_one.py").write_text("def test_one(): assert True\n")
+    (tmp_path / "test_one.py").write_text(
+        "import pytest\n"
+        "def test_one(): assert True\n"
+        "@pytest.mark.slow\n"
+        "def test_slow(): import megafs.tree.inode\n"
+        "def test_after(): import megafs.crypto.aead\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow: takes long\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.branch_coverage", "-p", "no:cacheprovider"],
         cwd=tmp_path,
@@ -40,6 +47,12 @@ def test_it_is_printed_and_pytests_own_line_stays_the_last(tmp_path: Path) -> No
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert "1 passed in" in lines[-1]
-    (top,) = [line.split() for line in lines if line.startswith("megafs ")]
-    assert 10 <= int(top[2].rstrip("%")) < 50  # megafs/errors.py, of 15 modules
+    assert "3 passed in" in lines[-1]
+    run = {
+        words[0]: int(words[2].rstrip("%"))
+        for words in map(str.split, lines)
+        if words[1:2] and words[0].startswith("megafs") and words[1].isdigit()
+    }
+    assert run["megafs/tree"] == 0
+    assert run["megafs/crypto"] > 0
+    assert 10 <= run["megafs"] < 50  # megafs/errors.py, of 15 modules
