@@ -58,6 +58,7 @@ from megafs.journal.writer_rows import WriterRows
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import SeenInodes
+from megafs.tree.mount_number import fresh_number
 from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
 from megafs.tree.schema import Ino, SequenceNumber
 from megafs.tree.tree import Extent, Tree
@@ -177,6 +178,7 @@ class Replica:
         self._identity: BatchIdentity | None = None  # of the open batch, once it is in the log
         #: Hashes of the commits that this process may have created; see `attempt`.
         self._attempts: dict[SequenceNumber, set[bytes]] = {}
+        #: A commit under this mount's number that this process did not make, if there is one.
         self.twin: SequenceNumber | None = None
         self._writers = WriterRows()
         self._found = LoggedBatches()
@@ -361,6 +363,10 @@ class Replica:
     def announce_pack(self, number: int, name: bytes, epoch: int) -> None:
         """A pack is about to get its first chunk: record it before anything names it."""
         self.record(AddPack(number, name, epoch))
+
+    def chunks_of(self, number: int) -> list[Extent]:
+        """The chunks of a pack that files hold, each as often as it is held."""
+        return self.tree.extents_of_pack(number, 0, 1 << 62)
 
     def take_claims(self) -> list[Operation]:
         """For `Rebase`: the ranges of numbers claimed meanwhile."""
@@ -628,6 +634,30 @@ class Replica:
         """How many operations of a batch are in the journal by one of its keys."""
         return next((n for n, key in reversed(origin.prefixes) if self._is_known(key)), 0)
 
+    def disown_pending(self) -> None:
+        """Another process has this mount's number: no batch that waits is known by it any more.
+
+        It is done again by the next process, whatever that other one commits.
+        """
+        number = fresh_number(self._state_number)
+        with self._between_batches():
+            for batch, info in list(self.pending.items()):
+                ops = self.operations(batch)
+                identity = BatchIdentity.of(number, batch, ops)
+                origin = Origin(number, True, tuple(identity.prefixes))
+                changeset = self._batches.changeset(batch)
+                encoded = tree_ops.encode(ops)
+                self._batches.put(batch, encoded, len(ops), changeset, info.packs, origin)
+        self._log_only_pending()
+
+    def note(self, text: str) -> None:
+        """Say something in the log, and to whoever asks for the conflicts that were settled."""
+        try:
+            with self._between_batches():
+                self._rebase.add_note(text)
+        except (Full, apsw.FullError):
+            log.warning("%s", text)
+
     def conflicts(self, limit: int = 100) -> list[tuple[int, str]]:
         """The newest conflicts that were settled here: (time in ns, what happened)."""
         rows: list[Any] = self.db.execute(
@@ -732,12 +762,16 @@ class Replica:
             self._batches.outcomes[batch] = {n: t for n, t in strict.items() if n < first}
             if kept:
                 self._rebase.redo_logged([(batch, kept, origin)])
+        self._log_only_pending()
+        return count
+
+    def _log_only_pending(self) -> None:
+        """Make the log hold what is pending, as it is now, and nothing else."""
         left = [self._for_log(number) for number in self.pending]
         self.oplog.keep_only(
             [(number, encoded) for number, encoded, _ in left],
             {number: note for number, _, note in left},
         )
-        return count
 
     # ---- checkpoints ------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from megafs.journal import head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.follower import Follower
 from megafs.journal.head import HeadKeeper, OpenedHeader
-from megafs.journal.heartbeat import Heartbeats
+from megafs.journal.heartbeat import Heartbeats, Predecessor
 from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
@@ -53,7 +53,13 @@ from megafs.volume.catch_up import Expected, catch_up, check_head
 from megafs.volume.header import Credential, Header, check_epoch
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.recovery import open_replica, recover
-from megafs.volume.state_directory import HEADER, StateDirectory, keep_durably, remember_fsid
+from megafs.volume.state_directory import (
+    HEADER,
+    Process,
+    StateDirectory,
+    keep_durably,
+    remember_fsid,
+)
 from megafs.volume.unlock import UnlockedVolume, ask_early, unlock
 from megafs.volume.volume import Volume
 
@@ -185,16 +191,22 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         taken = recover(replica, journal.stage, found.directory, rebooted=rebooted)
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
-        volume = _wire_volume(opening, journal, offline=offline)
-        if not settings.read_only:
-            await volume.fs.reap_orphans()
+        if process.moved:
+            log.warning(
+                "%s is at another place than when it was used last: it was moved or copied. What"
+                " waits in it is brought to the store, unless another copy of it has done so",
+                found.directory.volume,
+            )
+        volume = _wire_volume(opening, journal, process, offline=offline)
+        if process.is_dead and not settings.read_only:
+            await volume.fs.reap_orphans(process.predecessor)
         check_head(replica, settings.expect_head)
         await _remember(opening, journal)
         upkeep.register_gauges(volume)
         if volume.lease is not None:
             await upkeep.take_lease(volume, volume.lease, opening.say)
         async with volume.background.running() as nursery:
-            _start_tasks(volume, journal, nursery)
+            _start_tasks(volume, journal, process, nursery)
             yield volume
         await _leave(volume)
     finally:
@@ -211,7 +223,7 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
         keyring,
         replica,
         unlogged,
-        StageLimits.of(header.parameters, settings),
+        StageLimits.of(header.parameters, settings, may_overwrite=not header.create_if_absent),
         _adopter(DiskCache.of(store)),
     )
     opened = OpenedHeader(
@@ -243,7 +255,9 @@ def _rotating(found: UnlockedVolume) -> int:
     return found.last_head.rotating if found.last_head is not None else 0
 
 
-def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volume:
+def _wire_volume(
+    opening: _Opening, journal: _Journal, process: Process, *, offline: bool
+) -> Volume:
     """Make the filesystem over the journal, the past beside it, and the volume around them."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
@@ -288,7 +302,13 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
         chunks=chunks,
         writer=writer,
         checkpointer=Checkpointer(replica, store, keyring),
-        heartbeats=Heartbeats(replica, store, keyring, read_only=settings.read_only),
+        heartbeats=Heartbeats(
+            replica,
+            store,
+            keyring,
+            read_only=settings.read_only,
+            predecessor=Predecessor(process.predecessor, process.is_dead, process.moved),
+        ),
         history=history,
         metrics=opening.metrics,
         background=background,
@@ -298,7 +318,9 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
     )
 
 
-def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> None:
+def _start_tasks(
+    volume: Volume, journal: _Journal, process: Process, nursery: trio.Nursery
+) -> None:
     """Start everything that goes on while the volume is open."""
     nursery.start_soon(journal.follower.run)
     if not volume.settings.read_only:
@@ -306,6 +328,8 @@ def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> No
         nursery.start_soon(volume.writer.run)
         nursery.start_soon(volume.fs.writeback.run)
         nursery.start_soon(upkeep.keep_checkpoints, volume)
+        if not process.is_dead:
+            nursery.start_soon(upkeep.reap_after, volume, process.predecessor)
     nursery.start_soon(volume.heartbeats.run)
     if volume.lease is not None:
         nursery.start_soon(upkeep.keep_lease, volume, volume.lease)

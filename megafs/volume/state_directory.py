@@ -96,7 +96,8 @@ class StateDirectory(Struct, frozen=True):
         state_number = self.state_number()
         place = Place.of(self.volume)
         before = self._last()
-        made = Process(state_number, fresh_number(state_number), place)
+        # One that says nothing of itself is of a megafs that had one number for all.
+        made = Process(state_number, fresh_number(state_number), state_number)
         if before is not None:
             made.predecessor = before.number
             made.is_dead = place.surely_same(before.place)
@@ -150,14 +151,13 @@ class Process(Struct):
     """One process's time with a state directory.
 
     state_number: of the directory.  number: of this process among the volume's mounts.
-    predecessor: of the process before, or 0.  is_dead: that one cannot live any more, for we have
+    predecessor: of the process before.  is_dead: that one cannot live any more, for we have
         its lock.  moved: the directory is at another place than it was then.
     """
 
     state_number: int
     number: int
-    place: Place
-    predecessor: int = 0
+    predecessor: int
     is_dead: bool = False
     moved: bool = False
 
