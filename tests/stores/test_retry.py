@@ -537,7 +537,7 @@ async def test_a_connection_that_hangs_is_no_connection(autojump_clock: MockCloc
 
 
 async def test_a_store_that_refuses_every_put_is_not_ok(autojump_clock: MockClock) -> None:
-    faults = [Fault("full"), Fault("denied")]
+    faults = [Fault("full", op="put_new"), Fault("denied", op="put_new")]
     store = Retrying(Faulty(MemoryStore(), faults))
     assert store.health().state == "ok"
     for error in (Full, Denied):
