@@ -325,7 +325,7 @@ class FileSystem:
             if ino in news.contents:
                 changed = core.files.get(ino)
                 if changed is not None:
-                    changed.generation += 1
+                    changed.revision += 1
                 if ino in kernel:
                     kernel.stale.add(ino)
             if ino in kernel:

@@ -55,7 +55,7 @@ class ReplicaPort(Protocol):
     def log(self) -> int:
         """Append what was recorded to the log of operations; return the number of its batch."""
 
-    def seal(self) -> int:
+    def close_batch(self) -> int:
         """Close the batch of operations; return its number."""
 
 
