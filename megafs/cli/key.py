@@ -68,9 +68,10 @@ def list_slots(
 ) -> None:
     """List the key slots of the volume at URL, as the store shows them; asks for no passphrase."""
     from megafs.volume import header_store
+    from megafs.volume.unlock import load_header
 
     chosen = arguments.mount_options(url, options, state_dir=state_dir, cache_dir=cache_dir)
-    header = _with_store(url, chosen, header_store.load)
+    header = _with_store(url, chosen, lambda store: load_header(store, url, chosen.settings))
     slots = header_store.list_slots(header)
     if as_json:
         output.show_json(
