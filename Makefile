@@ -34,7 +34,7 @@ lint: setup-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	find megafs -name '*.py' -exec $(BIN)/flake8-async $(ASYNC_RULES) {} +
+	find megafs -name '*.py' -print0 | xargs -0 -n 50 -P 2 $(BIN)/flake8-async $(ASYNC_RULES)
 	$(BIN)/lint-imports
 
 SECONDS ?= 600

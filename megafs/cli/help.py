@@ -27,6 +27,7 @@ def command(ctx: click.Context, topic: str | None) -> None:
         )
     elif topic == "options":
         from megafs.mount.option_table import OPTIONS
+        from megafs.stores.drivers import DRIVERS
 
         kinds = (
             ("setting", "For the volume"),
@@ -42,6 +43,12 @@ def command(ctx: click.Context, topic: str | None) -> None:
                 value = f"={option.example}" if option.value is not None else ""
                 output.show(f"  {option.name}{value}", f"      {option.text.replace('`', '')}")
             output.show("")
+        for driver in DRIVERS.values():
+            if driver.described:
+                output.show(f"Of {driver.prefix} stores:")
+            for own in driver.described:
+                text = own.text.replace("`", "")
+                output.show(f"  {own.name}={own.example}\n      {text}")
     elif topic == "passphrase":
         from megafs.cli import passphrase
 

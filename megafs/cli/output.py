@@ -102,11 +102,11 @@ def moment(when: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
 
 
-Step = Callable[[int, str], None]
+OnStep = Callable[[int, str], None]
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Step]:
+def progress(title: str) -> Iterator[OnStep]:
     """Show how something gets on: call what this gives with (what is left, text beside it).
 
     The whole is the most that was ever left, since more may be added while it works.
@@ -129,7 +129,7 @@ def progress(title: str) -> Iterator[Step]:
 
 
 @contextmanager
-def _bar(title: str) -> Iterator[Step]:
+def _bar(title: str) -> Iterator[OnStep]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -6,7 +6,7 @@ the new extents over the old.  So after a crash a file is as it was at some flus
 one.  While a flush is under way its blocks are still read from memory; new writes go to new blocks.
 
 Between two awaits nothing changes: `write` and the steps around an operation are synchronous, and a
-read that had to wait looks again at whether the extents it planned with still hold (`generation`).
+read that had to wait looks again at whether the extents it planned with still hold (`revision`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from megafs.errors import Fault, Refused
 from megafs.fs import extent_bytes
 from megafs.fs.dirty_block import DirtyBlock
 from megafs.fs.extent_map import ExtentMap
-from megafs.fs.ports import Replica, Stage
+from megafs.fs.ports import ReplicaPort, StagePort
 from megafs.tree import ops
 from megafs.tree.duplicates import Duplicates
 from megafs.tree.inode import Inode
@@ -47,9 +47,9 @@ class FileParts(Struct):
     duplicates: where equal chunks are looked up; None if the volume does not want that.
     """
 
-    replica: Replica
+    replica: ReplicaPort
     chunks: ChunkStore
-    stage: Stage
+    stage: StagePort
     chunk_size: int
     inline_limit: int
     account: Callable[[int], None]
@@ -77,7 +77,7 @@ class FileData:
         self._size = 0
         self._mtime = 0
         self._jumps = 0
-        self.generation = 0
+        self.revision = 0
         self.opens = 0
         #: Calls under way that need no handle: this object must outlive them.
         self.users = 0
@@ -182,13 +182,13 @@ class FileData:
             if offset >= size or length <= 0:
                 return b""
             end = min(size, offset + length)
-            generation = self.generation
+            revision = self.revision
             extents = self.extents(offset, end)
             if self.is_dirty:
                 extents = [x for x in extents if not self._hidden(x, offset, end)]
             along = self._around(extents[0], size) if jump and len(extents) == 1 else ()
             chunks = await self._chunks.read(extents, along) if extents else []
-            if generation == self.generation:
+            if revision == self.revision:
                 return self._assemble(offset, end, extents, chunks)
 
     def _around(self, extent: Extent, size: int) -> list[Extent]:
@@ -292,7 +292,7 @@ class FileData:
             try:
                 while (cut := self._tree.far_cut(self.ino, size)) is not None:
                     await self._flush(cut, time_ns)
-                    self._replica.seal()
+                    self._replica.close_batch()
                 await self._flush(size, time_ns)
             except Refused:
                 raise  # there is no such file any more
@@ -339,7 +339,7 @@ class FileData:
                 size = cut_to
                 mtime = time_ns
             self._replica.record(
-                ops.Contents(
+                ops.SetContents(
                     self.ino,
                     inode.version,
                     self._replica.number(),
@@ -354,7 +354,7 @@ class FileData:
             self._put_back(taken)
             raise
         self._flushing = {}
-        self.generation += 1
+        self.revision += 1
         self._count(-dirty)
         for piece in pieces:
             if not piece.pack and piece.length > self._inline:
@@ -368,7 +368,7 @@ class FileData:
     def _discard(self) -> None:
         self._written = {}
         self._count(-self.dirty)
-        self.generation += 1
+        self.revision += 1
 
     def _put_back(self, taken: dict[int, DirtyBlock]) -> None:
         """A flush failed: its blocks go below what was written since."""
@@ -381,7 +381,7 @@ class FileData:
             self._count(grown - newer.size)
         self._written = taken
         self._flushing = {}
-        self.generation += 1
+        self.revision += 1
 
     async def _seal(self, blocks: dict[int, DirtyBlock], size: int, inline: int) -> list[Extent]:
         """Seal what blocks hold; return the extents, in order.

@@ -28,6 +28,7 @@ from megafs import clock
 from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.errors import Refused
+from megafs.fs import callers
 from megafs.fs.attributes import Attributes
 from megafs.fs.core import Below, Core
 from megafs.fs.live_tree import LiveDirectory, LiveTree
@@ -127,8 +128,14 @@ class FileSystem:
     def getxattr(self, ino: int, name: bytes) -> bytes:
         return self._tree_of(ino).getxattr(ino, name)
 
-    def listxattr(self, ino: int) -> list[bytes]:
-        return self._tree_of(ino).listxattr(ino)
+    def listxattr(self, ino: int, caller: Caller | None = None) -> list[bytes]:
+        """The names of the extended attributes that *caller* may see; without one, all."""
+        names = self._tree_of(ino).listxattr(ino)
+        if caller is None or not any(name.startswith(b"trusted.") for name in names):
+            return names
+        if callers.sees_trusted(caller):
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     def remember(self, ino: int) -> None:
         """The kernel knows this inode once more."""
@@ -217,7 +224,7 @@ class FileSystem:
     async def setxattr(
         self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller
     ) -> None:
-        self._attributes.setxattr(ino, name, value, flags)
+        self._attributes.setxattr(ino, name, value, flags, caller)
 
     async def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
         self._attributes.removexattr(ino, name)
@@ -254,9 +261,7 @@ class FileSystem:
         return self._opened(ino, flags, caller), keep
 
     def _opened(self, ino: int, flags: int, caller: Caller) -> int:
-        return self._add(
-            LiveFile(self.core, self._attributes, self._orphans, ino, flags, caller.uid)
-        )
+        return self._add(LiveFile(self.core, self._attributes, self._orphans, ino, flags, caller))
 
     def _add(self, file: OpenFile) -> int:
         self._last_handle += 1
@@ -320,7 +325,7 @@ class FileSystem:
             if ino in news.contents:
                 changed = core.files.get(ino)
                 if changed is not None:
-                    changed.generation += 1
+                    changed.revision += 1
                 if ino in kernel:
                     kernel.stale.add(ino)
             if ino in kernel:

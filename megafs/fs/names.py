@@ -235,7 +235,7 @@ class Names:
                 if attempt or not await self._writer.catch_up():
                     raise no
                 continue
-            await self._writer.committed(self._replica.seal(), self._settings.deadline)
+            await self._writer.committed(self._replica.close_batch(), self._settings.deadline)
             if outcome.refused is None:
                 return result
             if outcome.refused.errno not in (e.ESTALE, e.ENOENT, e.EEXIST):

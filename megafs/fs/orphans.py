@@ -88,7 +88,7 @@ class Orphans:
             return False
         now = clock.now_ns()
         self._replica.record(
-            ops.Contents(ino, inode.version, self._replica.number(), cut, cut, now, now, ())
+            ops.SetContents(ino, inode.version, self._replica.number(), cut, cut, now, now, ())
         )
-        self._replica.seal()
+        self._replica.close_batch()
         return True

@@ -19,7 +19,7 @@ import trio
 
 from megafs.concurrency import Background
 from megafs.errors import Fault, Refused
-from megafs.fs.ports import Replica, Stage
+from megafs.fs.ports import ReplicaPort, StagePort
 from megafs.tree.ops import Repack
 from megafs.tree.tree import Extent
 
@@ -43,8 +43,8 @@ class Repacker:
 
     def __init__(
         self,
-        replica: Replica,
-        stage: Stage,
+        replica: ReplicaPort,
+        stage: StagePort,
         limit: int,
         background: Background,
         *,

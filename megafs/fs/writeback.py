@@ -23,7 +23,7 @@ import trio
 from megafs.concurrency import Syncs
 from megafs.errors import Fault, Full, Refused
 from megafs.fs.file_data import FileData
-from megafs.fs.ports import Replica, Stage, Writer
+from megafs.fs.ports import ReplicaPort, StagePort, WriterPort
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Durability:
     (`OperationLog.position`).
     """
 
-    def __init__(self, replica: Replica, stage: Stage) -> None:
+    def __init__(self, replica: ReplicaPort, stage: StagePort) -> None:
         self._replica = replica
         self._stage = stage
         self._under_way: trio.Event | None = None
@@ -110,9 +110,9 @@ class Writeback:
 
     def __init__(
         self,
-        replica: Replica,
-        stage: Stage,
-        writer: Writer,
+        replica: ReplicaPort,
+        stage: StagePort,
+        writer: WriterPort,
         limit: int,
         on_clean: Callable[[FileData], None],
     ) -> None:

@@ -22,7 +22,7 @@ from msgspec import Struct, field
 
 from megafs.concurrency import Background, offload
 from megafs.crypto.volume_keys import Keyring
-from megafs.errors import Corrupt, Fault, Full, MegafsError, Missing, Unavailable, leaf
+from megafs.errors import Corrupt, Fault, Full, MegafsError, Missing, TooNew, Unavailable, leaf
 from megafs.history.past_commits import PastCommits
 from megafs.history.scratch import scratch
 from megafs.journal import checkpoint
@@ -200,7 +200,7 @@ class History(PastCommits):
             try:
                 manifest = await checkpoint.read_manifest(self._store, self._keyring, start)
                 return await self._build_from(manifest, sequence, progress)
-            except (Corrupt, Missing) as exc:
+            except (Corrupt, Missing, TooNew) as exc:
                 log.warning("checkpoint %d does not lead to commit %d: %s", start, sequence, exc)
         return await self._build_from(None, sequence, progress)
 

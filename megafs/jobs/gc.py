@@ -383,7 +383,10 @@ class _Collection:
         """Delete commits and checkpoints that are not needed any more."""
         volume, counts = self._volume, self.counts
         if not self._dry and volume.replica.sequence - volume.replica.checkpoint > 0:
-            there = await checkpoint.newest(self._store)
+            # What lies beyond the journal's end is not ours, whatever its name says.
+            there = [
+                n for n in await checkpoint.newest(self._store) if n <= volume.replica.sequence
+            ]
             if len(there) < 2 or there[0] < volume.replica.sequence - 64:
                 await write_checkpoint(volume)
         entries: dict[str, Entry] = {}

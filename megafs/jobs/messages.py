@@ -350,7 +350,7 @@ class SnapshotCreated(Struct, frozen=True):
     text: str
 
 
-class SnapshotRow(Struct, frozen=True):
+class ListedSnapshot(Struct, frozen=True):
     """A snapshot: its last commit, and when it was made."""
 
     name: str
@@ -361,7 +361,7 @@ class SnapshotRow(Struct, frozen=True):
 class SnapshotList(Struct, frozen=True):
     """Oldest first."""
 
-    snapshots: list[SnapshotRow]
+    snapshots: list[ListedSnapshot]
 
 
 class SnapshotDeleted(Struct, frozen=True):

@@ -58,7 +58,7 @@ def _cache(volume: Volume) -> DiskCache:
 
 async def _wanted(volume: Volume, inos: list[int]) -> list[SealedRange]:
     """Every chunk of these subtrees, looked up beside the event loop."""
-    volume.replica.seal()
+    volume.replica.close_batch()
     reader = volume.replica.reader()
     found: set[SealedRange] = set()
     try:

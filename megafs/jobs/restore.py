@@ -281,7 +281,7 @@ class _Copy:
         for first in range(0, max(1, len(extents)), _PIECES):
             version = self._replica.number()
             self._replica.record(
-                ops.Contents(
+                ops.SetContents(
                     new,
                     base,
                     version,
@@ -296,7 +296,7 @@ class _Copy:
 
     def _times(self, inode: Inode, new: int) -> None:
         self._replica.record(
-            ops.Attributes(new, {"atime": inode.atime_ns, "mtime": inode.mtime_ns})
+            ops.SetAttributes(new, {"atime": inode.atime_ns, "mtime": inode.mtime_ns})
         )
 
 

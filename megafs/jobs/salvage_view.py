@@ -64,7 +64,7 @@ class _FixedReplica:
     def log(self) -> int:
         return 0
 
-    def seal(self) -> int:
+    def close_batch(self) -> int:
         return 0
 
 

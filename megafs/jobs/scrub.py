@@ -62,7 +62,7 @@ _SHOWN: Final = 200
 _SHOWN_DAMAGE: Final = 5000
 
 
-class Position(Struct):
+class ScrubPosition(Struct):
     """How far a scrub is.  pack: all up to this number are done.  bad: (pack, offset, why)."""
 
     started: float = 0.0
@@ -72,7 +72,7 @@ class Position(Struct):
     bad: list[tuple[int, int, str]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> Position:
+    def read(cls, path: Path) -> ScrubPosition:
         try:
             found = json.loads(path.read_text())
             found["bad"] = [(int(p), int(o), str(why)) for p, o, why in found["bad"]]
@@ -84,7 +84,7 @@ class Position(Struct):
 async def scrub(volume: Volume, args: ScrubArgs, on_progress: OnProgress) -> ScrubResult:
     """Read what the volume needs of the store, and verify it."""
     path = volume.replica.directory / "scrub"
-    position = Position() if args.restart else Position.read(path)
+    position = ScrubPosition() if args.restart else ScrubPosition.read(path)
     resumed = position.pack > 0
     if not position.started:
         position.started = clock.now()
@@ -123,7 +123,7 @@ class _Scrub:
     def __init__(
         self,
         volume: Volume,
-        position: Position,
+        position: ScrubPosition,
         path: Path,
         rate: float | None,
         on_progress: OnProgress,

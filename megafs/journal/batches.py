@@ -1,4 +1,4 @@
-"""Sealed batches of this mount that are not in the journal yet, and their table `pending`."""
+"""Closed batches of this mount that are not in the journal yet, and their table `pending`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMIT_SIZE = 4 << 20
 
 
 class PendingBatch(Struct):
-    """A sealed batch that is not in the journal yet.  size: bytes of its changeset."""
+    """A closed batch that is not in the journal yet.  size: bytes of its changeset."""
 
     operations: int
     size: int

@@ -15,7 +15,7 @@ left out, put in or exchanged.  The changeset is SQLite's (session extension), c
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, TooNew
 from megafs.tree.changeset import Changes
 from megafs.tree.schema import SequenceNumber
+
+T = TypeVar("T")
 
 FORMAT: Final = 1
 #: The largest object that is read as a commit; the writer stays far below.
@@ -107,9 +109,17 @@ def open_commit(keyring: Keyring, sequence: int, data: bytes) -> Commit:
     """Return the commit that the object *data* holds; Corrupt if it is not commit *sequence*."""
     name = object_name(sequence)
     body = open_padded(keyring, "log", FORMAT, data, name, sequence)
+    return decoded(name, body, Commit)
+
+
+def decoded(name: str, body: bytes, kind: type[T]) -> T:
+    """The value of type *kind* that the MessagePack *body* of an object holds; else Corrupt.
+
+    The bytes are authentic, but a writer may have a fault, or be one who has the key.
+    """
     try:
-        return msgspec.msgpack.decode(body, type=Commit)
-    except msgspec.MsgspecError as exc:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exc:
         raise Corrupt(f"{name}: {exc}") from exc
 
 
@@ -154,8 +164,11 @@ def open_padded(
     if len(data) < _HEAD:
         raise Corrupt(f"{name}: only {len(data)} bytes")
     if data[0] > version:
+        # Nothing vouches for that byte: the format is in the context, so whoever does not know it
+        # cannot open what is sealed.
         raise TooNew(
-            f"{name} has format {data[0]}, this one knows up to {version}: install a newer megafs"
+            f"{name} begins as format {data[0]} would, and this megafs knows up to {version}:"
+            " either it is damaged, or a newer megafs wrote it"
         )
     if data[0] != version:
         raise Corrupt(f"{name}: unknown format {data[0]}")

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from blake3 import blake3
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -28,13 +29,38 @@ _PLACE: Final = 512
 
 
 class RememberedHead(Struct, frozen=True):
-    """sequence, hash: of the newest commit.  generation: of the key header.  slot: which opened."""
+    """sequence, hash: of the newest commit.  generation: of the key header.  slot: which opened.
+
+    epoch: of that header; None in a file of a megafs that did not keep it.  header: the hash of its
+        object, or "".
+    rotating: the epoch that a rotation on this machine begins, as long as no commit of it was seen;
+        else 0.
+    """
 
     fsid: str
     sequence: int
     hash: str
     generation: int
     slot: str = ""
+    epoch: int | None = None
+    header: str = ""
+    rotating: int = 0
+
+
+class _Place(RememberedHead, frozen=True, kw_only=True):
+    """What one place of the file holds.  turn: the greater one is the newer."""
+
+    turn: int
+
+
+class OpenedHeader(Struct, frozen=True):
+    """The key header that a mount opened the volume with, as `RememberedHead` keeps it."""
+
+    fsid: str
+    generation: int
+    slot: str
+    epoch: int
+    digest: str
 
 
 def read(directory: Path) -> RememberedHead | None:
@@ -76,26 +102,35 @@ def write(directory: Path, seen: RememberedHead) -> None:
 class HeadKeeper:
     """Remembers the newest commit for a mount, which has opened the volume with one key header.
 
-    generation: of that header.  slot: the hex id of the key slot that opened it, or "".
+    rotating: as in `RememberedHead`; 0 from the first commit of that epoch on.
     """
 
-    def __init__(self, directory: Path, fsid: bytes, generation: int, slot: str = "") -> None:
+    def __init__(self, directory: Path, opened: OpenedHeader, rotating: int = 0) -> None:
         self._directory = directory
-        self._fsid = fsid
-        self._generation = generation
-        self._slot = slot
+        self._opened = opened
+        self._rotating = rotating
         self._syncs = Syncs()
 
-    def at(self, sequence: int, newest: bytes) -> RememberedHead:
-        """What is remembered of a commit with the hash *newest*."""
+    def at(self, sequence: int, newest: bytes, epoch: int) -> RememberedHead:
+        """What is remembered of a commit.  newest: its hash.  epoch: the journal's highest."""
+        if epoch >= self._rotating:
+            self._rotating = 0
+        opened = self._opened
         return RememberedHead(
-            self._fsid.hex(), sequence, newest.hex(), self._generation, self._slot
+            opened.fsid,
+            sequence,
+            newest.hex(),
+            opened.generation,
+            opened.slot,
+            opened.epoch,
+            opened.digest,
+            self._rotating,
         )
 
-    async def remember(self, sequence: int, newest: bytes) -> None:
-        """Remember a commit, durably; Full if it cannot be written."""
+    async def remember(self, sequence: int, newest: bytes, epoch: int) -> None:
+        """Remember a commit (see `at`), durably; Full if it cannot be written."""
         try:
-            await self._syncs.run(write, self._directory, self.at(sequence, newest))
+            await self._syncs.run(write, self._directory, self.at(sequence, newest, epoch))
         except OSError as exc:
             raise Full(f"{self._directory}/head cannot be written: {exc.strerror}") from exc
 
@@ -114,16 +149,15 @@ def _places(data: bytes) -> list[tuple[int, int, RememberedHead]]:
     """The places that are whole: (turn, its number, what it says)."""
     found = []
     for number in (0, 1):
-        try:
-            place = data[number * _PLACE : (number + 1) * _PLACE]
-            text, _, check = place.rstrip().rpartition(b" ")
-            if check != _check(text):
-                continue
-            fields = json.loads(text)
-            turn = int(fields.pop("turn"))
-            found.append((turn, number, RememberedHead(**fields)))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        text, _, check = data[number * _PLACE : (number + 1) * _PLACE].rstrip().rpartition(b" ")
+        if check != _check(text):
             continue
+        try:
+            place = msgspec.json.decode(text, type=_Place)
+        except msgspec.MsgspecError:
+            continue
+        fields = asdict(place)
+        found.append((fields.pop("turn"), number, RememberedHead(**fields)))
     return found
 
 

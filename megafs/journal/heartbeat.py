@@ -17,7 +17,7 @@ import trio
 from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Missing, StoreError, TooNew
-from megafs.journal.commit import open_padded, seal_padded
+from megafs.journal.commit import decoded, open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, list_all
 
@@ -64,10 +64,7 @@ def seal(keyring: Keyring, name: str, beat: Heartbeat) -> bytes:
 def open_heartbeat(keyring: Keyring, name: str, data: bytes) -> Heartbeat:
     """The heartbeat in *data*; Corrupt if it is not one, or another's."""
     body = open_padded(keyring, "mount", FORMAT, data, name, name)
-    try:
-        return msgspec.msgpack.decode(body, type=Heartbeat)
-    except msgspec.MsgspecError as exc:
-        raise Corrupt(f"{name}: {exc}") from exc
+    return decoded(name, body, Heartbeat)
 
 
 class Heartbeats:

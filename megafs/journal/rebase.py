@@ -88,7 +88,7 @@ class Rebase:
                 changes.changeset, self._db, filter=BY_NAME.__contains__, conflict=_no_conflict
             )
         except apsw.FullError:
-            raise  # the caller goes back to the last sealed batch
+            raise  # the caller goes back to the last closed batch
         except apsw.Error as exc:
             raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
         self._tree.charge(changes.used, changes.files)

@@ -168,7 +168,7 @@ class Writer:
         """Wait until there is work, and a little longer to collect more of it."""
         if pause:
             await trio.sleep(clock.uniform(pause / 2, pause))
-        while not self._replica.unsealed and not self._replica.pending:
+        while not self._replica.open_operations and not self._replica.pending:
             self._urgent = False
             await self._poked.wait()
             self._poked = trio.Event()
@@ -180,7 +180,7 @@ class Writer:
 
     async def commit_all(self) -> None:
         """Bring everything that was done until now into the journal."""
-        target = self._replica.seal()
+        target = self._replica.close_batch()
         self._packs.cut()
         while self._replica.committed < target and self._replica.pending:
             draft = self._replica.next_commit(self._packs.blocked)
@@ -249,8 +249,8 @@ class Writer:
             self.commits += 1
             follower.note_end()
             # The head first: once the replica says that the batch is committed, an fsync returns.
-            await follower.remember(sequence, digest(data))
             replica.raise_epoch(self._keyring.epoch)
+            await follower.remember(sequence, digest(data))
             replica.won(sequence, digest(data), commit, fresh.changeset)
             self._packs.release(replica.named_packs)
         follower.announce()

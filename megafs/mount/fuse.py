@@ -495,7 +495,7 @@ class Adapter(pyfuse3.Operations):
         with self._request("listxattr"):
             if in_snapshots(inode):
                 await self._fs.load_snapshot(inode, attributes=True)
-            return self._fs.listxattr(inode)
+            return self._fs.listxattr(inode, _caller(ctx))
 
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         with self._request("removexattr"):

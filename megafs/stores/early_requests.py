@@ -28,7 +28,7 @@ T = TypeVar("T")
 STALE = 10.0
 
 
-class Answer(Generic[T]):
+class EarlyAnswer(Generic[T]):
     """One question that is under way, or its answer."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class EarlyRequests(Wrapper):
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__(store)
-        self._answers: dict[tuple[Any, ...], Answer[Any]] = {}
+        self._answers: dict[tuple[Any, ...], EarlyAnswer[Any]] = {}
         self._scopes: set[trio.CancelScope] = set()
         self._dropped = False
 
@@ -72,7 +72,7 @@ class EarlyRequests(Wrapper):
         """Begin ``get(name, 0, length)``."""
         self._begin(("get", name, 0, length), lambda: self.beneath.get(name, 0, length))
 
-    def ask_list(self, prefix: str, after: str = "", limit: int = 1000) -> Answer[Page]:
+    def ask_list(self, prefix: str, after: str = "", limit: int = 1000) -> EarlyAnswer[Page]:
         """Begin ``list(prefix, after, limit)``; the answer may be looked at here, too."""
         return self._begin(
             ("list", prefix, after, limit), lambda: self.beneath.list(prefix, after, limit)
@@ -98,10 +98,12 @@ class EarlyRequests(Wrapper):
         for scope in list(self._scopes):
             scope.cancel()
 
-    def _begin(self, key: tuple[Any, ...], question: Callable[[], Awaitable[Any]]) -> Answer[Any]:
+    def _begin(
+        self, key: tuple[Any, ...], question: Callable[[], Awaitable[Any]]
+    ) -> EarlyAnswer[Any]:
         answer = self._answers.get(key)
         if answer is None:
-            answer = Answer[Any]()
+            answer = EarlyAnswer[Any]()
             if not self._dropped:
                 self._answers[key] = answer
                 self.spawn(lambda: answer.run(question))
@@ -118,7 +120,7 @@ class EarlyRequests(Wrapper):
         finally:
             self._scopes.discard(scope)
 
-    def _take(self, *key: Any) -> Answer[Any] | None:
+    def _take(self, *key: Any) -> EarlyAnswer[Any] | None:
         answer = self._answers.pop(key, None)
         if answer is None or trio.current_time() - answer.asked > STALE:
             return None

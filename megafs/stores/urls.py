@@ -29,6 +29,14 @@ class Location(Struct, frozen=True):
     path: str
 
 
+class StoreOption(Struct, frozen=True):
+    """An option of a driver.  example: a value.  text: for docs and help."""
+
+    name: str
+    example: str
+    text: str
+
+
 #: Reads a URL of its form; gets the driver's example for its error texts.  Raises BadStore.
 Form = Callable[[str, str], Location]
 

@@ -37,9 +37,7 @@ from megafs.tree.ops import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     AddPack,
-    Attributes,
     ClaimRange,
-    Contents,
     Create,
     DropPacks,
     Link,
@@ -52,6 +50,8 @@ from megafs.tree.ops import (
     Rename,
     Repack,
     Rmdir,
+    SetAttributes,
+    SetContents,
     SetXattr,
     Snapshot,
     Unlink,
@@ -161,13 +161,13 @@ class Merge:
                 self._rmdir(op)
             case Rename():
                 self._rename(op)
-            case Contents():
+            case SetContents():
                 self._contents(op)
             case SetXattr():
                 self._try(msgspec.structs.replace(op, flags=0))
             case Snapshot():
                 self._snapshot(op)
-            case Attributes() | RemoveXattr() | Reap():
+            case SetAttributes() | RemoveXattr() | Reap():
                 self._try(op)
             case MarkGarbage() | DropPacks() | Relocate() | Repack() | Mend():
                 self._try(op)  # each looks itself at what is still as it was
@@ -330,7 +330,7 @@ class Merge:
             self._revive_file(op.ino, new_parent, name, op.time_ns)
         self._note(f"{_show(op.name)} was renamed here and removed elsewhere: it is {_show(name)}")
 
-    def _contents(self, op: Contents) -> None:
+    def _contents(self, op: SetContents) -> None:
         if op.ino in self._settled:
             return
         if op.ino in self._refused:
@@ -380,7 +380,7 @@ class Merge:
         if seen is None:
             # Taken up from the log without the replica it was made on: lay our pieces over theirs.
             self._do(
-                Contents(
+                SetContents(
                     new,
                     0,
                     self.number(),
@@ -399,7 +399,7 @@ class Merge:
             self._copies[op.ino] = (new, op.version)
         else:
             self._do(
-                Contents(
+                SetContents(
                     new,
                     0,
                     self.number(),
@@ -415,7 +415,7 @@ class Merge:
             f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
         )
 
-    def _rescue(self, op: Contents) -> None:
+    def _rescue(self, op: SetContents) -> None:
         """Taken up from the log: others removed the file, and only still have it open."""
         inode = self.tree.find(op.ino)
         if inode is None or inode.nlink or not inode.is_file:
@@ -443,7 +443,7 @@ class Merge:
             )
         )
         self._do(
-            Contents(
+            SetContents(
                 op.ino,
                 0,
                 inode.version,
@@ -456,7 +456,7 @@ class Merge:
         )
         self._note(f"a file written here was removed elsewhere: it is lost+found/{_show(name)}")
 
-    def _come_back(self, op: Contents) -> None:
+    def _come_back(self, op: SetContents) -> None:
         """A file we wrote to was removed elsewhere."""
         seen = self.view.seen.get(op.ino)
         if seen is None and self.view.complete:
@@ -561,7 +561,7 @@ class Merge:
         )
         if old.is_file:
             self._do(
-                Contents(
+                SetContents(
                     ino,
                     0,
                     self.number(),

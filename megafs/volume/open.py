@@ -36,7 +36,7 @@ from megafs.history.earlier_trees import History
 from megafs.journal import head
 from megafs.journal.checkpoint import Checkpointer
 from megafs.journal.follower import Follower
-from megafs.journal.head import HeadKeeper
+from megafs.journal.head import HeadKeeper, OpenedHeader
 from megafs.journal.heartbeat import Heartbeats
 from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader
@@ -50,7 +50,7 @@ from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
 from megafs.volume.catch_up import Expected, catch_up, check_head
-from megafs.volume.header import Credential, Header
+from megafs.volume.header import Credential, Header, check_epoch
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.recovery import open_replica, recover
 from megafs.volume.state_directory import HEADER, StateDirectory, keep_durably, remember_fsid
@@ -163,6 +163,8 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         found.directory, keyring, header.parameters.chunk_size, opening.host, unlogged
     )
     try:
+        if not settings.accept_state:
+            check_epoch(header, replica.epoch, "this machine's copy of the tree is of")
         journal = _wire_journal(opening, replica, unlogged)
         rebooted = found.directory.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
@@ -174,6 +176,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
             settings.expect_head,
             accept_any=settings.accept_state,
             read_only=settings.read_only,
+            began_epoch=_rotating(found) == header.epoch,
         )
         offline = await catch_up(
             replica, journal.follower, opening.early, expected, opening.say, offline=found.offline
@@ -210,9 +213,14 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
         StageLimits.of(header.parameters, settings),
         _adopter(DiskCache.of(store)),
     )
-    heads = HeadKeeper(
-        found.directory.volume, header.fsid, header.generation, found.unlocked.slot_id.hex()
+    opened = OpenedHeader(
+        header.fsid.hex(),
+        header.generation,
+        found.unlocked.slot_id.hex(),
+        header.epoch,
+        found.unlocked.digest.hex(),
     )
+    heads = HeadKeeper(found.directory.volume, opened, _rotating(found))
     known = None if settings.accept_state else found.last_head
     follower = Follower(
         replica, JournalReader(store, keyring), heads, known, interval=settings.sync_interval
@@ -227,6 +235,11 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
         generation=header.generation,
     )
     return _Journal(replica, stage, follower, writer, heads)
+
+
+def _rotating(found: UnlockedVolume) -> int:
+    """The epoch that a rotation on this machine began, and of which no commit was seen; or 0."""
+    return found.last_head.rotating if found.last_head is not None else 0
 
 
 def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volume:
@@ -316,7 +329,7 @@ async def _remember(opening: _Opening, journal: _Journal) -> None:
     now: head.RememberedHead | None = None
     # Never backwards: away from the store, an old copy of the replica proves nothing.
     if last is None or opening.settings.accept_state or replica.sequence >= last.sequence:
-        now = journal.heads.at(replica.sequence, replica.head)
+        now = journal.heads.at(replica.sequence, replica.head, replica.epoch)
     await offload(
         _write_remembered,
         opening.settings.state_dir,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import trio
 
 from megafs import clock
-from megafs.errors import Exists, Fault, Unavailable
+from megafs.errors import Corrupt, Exists, Fault, TooNew
 from megafs.journal import checkpoint
 from megafs.journal.lease import Lease
 from megafs.volume.volume import Volume
@@ -24,11 +24,16 @@ _LEASE_RETRY = 5
 async def keep_checkpoints(volume: Volume) -> None:
     """Write a checkpoint whenever one is due, for ever."""
     replica = volume.replica
+    epoch = 0  # of the newest checkpoint that was tried for the sake of its key
     while True:
         await trio.sleep(clock.uniform(5, 15))
         if volume.writer.frozen is not None:
             continue  # what this mount knows is not what the store shows
-        if replica.sequence - replica.checkpoint >= CHECKPOINT_EVERY:
+        if max(epoch, replica.checkpoint_epoch) < volume.keyring.epoch <= replica.epoch:
+            # A new machine takes none that the key from before a rotation sealed.
+            epoch = volume.keyring.epoch
+            await write_checkpoint(volume)
+        elif replica.sequence - replica.checkpoint >= CHECKPOINT_EVERY:
             await write_checkpoint(volume)
 
 
@@ -36,19 +41,30 @@ async def write_checkpoint(volume: Volume) -> int | None:
     """Write a checkpoint now, unless another mount just did; errors are logged."""
     replica = volume.replica
     try:
-        there = await checkpoint.newest(volume.store)
-        if (
-            there
-            and there[0] > replica.checkpoint
-            and (replica.sequence - there[0] < CHECKPOINT_EVERY // 2)
-        ):
-            return there[0]
+        # Not by its name alone: anybody with the store can put a name there, and no mount would
+        # write a checkpoint any more.
+        recent = max(replica.checkpoint, replica.sequence - CHECKPOINT_EVERY // 2)
+        if any(n > recent for n in await checkpoint.newest(volume.store)):
+            found = await _newest_of_our_key(volume)
+            if found > recent:
+                return found
         return await volume.checkpointer.write()
     except Exists:
         return None
     except (Fault, OSError) as exc:
         log.warning("no checkpoint was written: %s", exc)
         return None
+
+
+async def _newest_of_our_key(volume: Volume) -> int:
+    """The number of the newest checkpoint that the current key opens; 0 if there is none."""
+    try:
+        manifest = await checkpoint.find_usable(
+            volume.store, volume.keyring, least_epoch=volume.keyring.epoch
+        )
+    except Corrupt:
+        return 0
+    return 0 if manifest is None else manifest.sequence
 
 
 async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -> None:
@@ -58,7 +74,7 @@ async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -
         if await lease.acquire(wait=False):
             return
         why = f"another mount ({lease.holder}) has the right to write to this volume"
-    except Unavailable as exc:
+    except (Fault, TooNew) as exc:
         why = f"the right to write could not be taken: {exc}"
     volume.writer.bar(f"{why}, and the store cannot keep two writers apart: read-only until then")
 
@@ -70,7 +86,7 @@ async def keep_lease(volume: Volume, lease: Lease) -> None:
             if lease.held or await lease.acquire(wait=True):
                 volume.writer.unbar()
                 await lease.keep()
-        except Fault as exc:
+        except (Fault, TooNew) as exc:
             log.debug("lease: %s", exc)
         await trio.sleep(_LEASE_RETRY)
 

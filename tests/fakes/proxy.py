@@ -400,9 +400,9 @@ async def _until_closed(client: trio.SocketStream) -> None:
 
 
 @asynccontextmanager
-async def proxying(upstream: str) -> AsyncIterator[Proxy]:
+async def proxying(upstream: str, kind: type[Proxy] = Proxy) -> AsyncIterator[Proxy]:
     """Run a proxy to *upstream* for the block."""
-    proxy = Proxy(upstream)
+    proxy = kind(upstream)
     async with trio.open_nursery() as nursery:
         proxy._nursery = nursery
         await nursery.start(proxy._serve)

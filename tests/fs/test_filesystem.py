@@ -18,6 +18,7 @@ from megafs import clock, concurrency
 from megafs.config import KIB, Parameters
 from megafs.errors import Refused
 from megafs.fs.filesystem import FileSystem
+from megafs.fs.requests import Caller
 from megafs.journal.operation_log import OperationLog
 from megafs.tree.inode import FILE_SIZE_MAX, SetAttr
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
@@ -133,14 +134,20 @@ async def test_writing_takes_set_id_bits_away_but_not_from_root(tmp_path: Path) 
         assert fs.getattr(ino).mode & 0o7777 == 0o755
 
 
-async def test_mandatory_locking_is_no_set_id_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("caller", "mode"), [(Caller(1000, 0, 0, 0), 0o2644), (Caller(1000, 1000, 0, 0), 0o644)]
+)
+async def test_mandatory_locking_is_no_set_id_bit_to_the_files_group(
+    tmp_path: Path, caller: Caller, mode: int
+) -> None:
+    """As Linux does: tests/programs/test_attributes.py compares."""
     async with opened(tmp_path) as volume:
         fs = volume.fs
         ino = await put_file(fs, 1, b"f", b"x")
-        handle, _ = await fs.open(ino, os.O_RDWR, USER)
+        handle, _ = await fs.open(ino, os.O_RDWR, caller)
         await fs.setattr(ino, SetAttr(mode=0o2644), ROOT)
         await fs.write(handle, 0, b"y")
-        assert fs.getattr(ino).mode & 0o7777 == 0o2644
+        assert fs.getattr(ino).mode & 0o7777 == mode
 
 
 async def test_writing_and_giving_away_take_capabilities_away(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from megafs.mount import connection
 from tests.mount.conftest import Processes, mounts_below
-from tests.mount.machine import eventually, is_mounted
+from tests.mount.machine import Machine, eventually, is_mounted
 
 pytestmark = [
     pytest.mark.fuse,
@@ -178,3 +178,64 @@ def test_what_the_guardian_is(hanging: Hanging) -> None:
     time.sleep(0.5)
     assert not has_ended(hanging.guardian)
     assert states(hanging.mount) != "Z"
+
+
+def guardian_of(pid: int) -> int | None:
+    """The pid of the guardian of the mount whose process is *pid*."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            fields = (process / "stat").read_text().rpartition(")")
+            if fields[0].endswith("(megafs-guardian") and int(fields[2].split()[1]) == pid:
+                return int(process.name)
+    return None
+
+
+def test_every_mount_has_one_and_it_goes_with_it(volume: Machine) -> None:
+    for end in (volume.umount, lambda: os.kill(volume.pid, signal.SIGKILL)):
+        volume.mount()
+        pid = volume.pid
+        eventually(lambda pid=pid: guardian_of(pid) is not None)
+        guardian = guardian_of(pid)
+        assert guardian is not None
+        end()
+        eventually(lambda guardian=guardian: has_ended(guardian))
+    volume.umount()
+
+
+WORK = """
+import errno, os, random, sys
+while True:
+    for call in (os.mkdir, os.rmdir):
+        try:
+            call(f"{sys.argv[1]}/{random.randrange(200)}")
+        except OSError as exc:
+            if exc.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+                sys.exit()
+"""
+
+
+def test_two_mounts_killed_at_work_in_one_directory(
+    volume: Machine, place: Path, processes: Processes
+) -> None:
+    """Without guardians two of five such pairs hung (Linux 6.18)."""
+    other = Machine(place, "b", volume.url)
+    for _ in range(2):
+        volume.mount("-o", "sync_interval=0.1s")
+        (volume.mnt / "d").mkdir(exist_ok=True)
+        other.mount("-o", "sync_interval=0.1s")
+        eventually((other.mnt / "d").exists, within=30)
+        users = [
+            processes.start(sys.executable, "-c", WORK, machine.mnt / "d")
+            for machine in (volume, other)
+            for _ in range(3)
+        ]
+        time.sleep(3)
+        pids = [volume.pid, other.pid]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            eventually(lambda pid=pid: has_ended(pid))
+        for user in users:
+            assert user.wait(10) == 0
+        volume.umount()
+        other.umount()

@@ -355,7 +355,7 @@ class Machine:
                 pass
             case ops.Rename(replaced=ino, flags=flags) if ino and not flags & ops.RENAME_EXCHANGE:
                 pass
-            case ops.Contents(ino=ino, cut=cut) if cut is not None:
+            case ops.SetContents(ino=ino, cut=cut) if cut is not None:
                 return witness.visible(self.volume, ino, None, cut)
             case _:
                 return set()
@@ -781,7 +781,7 @@ _ACTIONS: tuple[tuple[str, Callable[[Machine], Awaitable[None]]], ...] = tuple(
 
 def _brief(op: ops.Operation) -> str:
     """An operation without the bytes and the digests, which are not the seed's."""
-    if isinstance(op, ops.Contents):
+    if isinstance(op, ops.SetContents):
         pieces = ", ".join(f"{x.start}+{x.length}" for x in op.pieces)
         return f"Contents({op.ino}, {op.base} -> {op.version}, cut={op.cut}, {op.size}: {pieces})"
     return str(op)
@@ -1044,7 +1044,7 @@ async def _agree(volumes: list[Volume]) -> None:
         for volume in volumes:
             await volume.writer.catch_up()
         if len({volume.replica.head for volume in volumes}) == 1 and not any(
-            v.replica.pending or v.replica.unsealed for v in volumes
+            v.replica.pending or v.replica.open_operations for v in volumes
         ):
             return
     raise Wrong("the machines never come to rest")

@@ -32,7 +32,7 @@ from typing import Any
 import diskcache
 from msgspec import Struct
 
-from megafs.stores.disk_cache.open_file import OpenFile
+from megafs.stores.disk_cache.range_file import RangeFile
 from megafs.stores.disk_cache.segments import Segment, parse_key
 
 log = logging.getLogger(__name__)
@@ -68,16 +68,16 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
         return str(key)
 
     def store(self, value: object, read: bool, key: object = None) -> tuple[int, int, str, None]:
-        """Write *value*, bytes or an `OpenFile`."""
+        """Write *value*, bytes or an `RangeFile`."""
         name = file_name(str(key))
         path = os.path.join(self.directory, name)
-        if isinstance(value, OpenFile) and value.link_to(path):
+        if isinstance(value, RangeFile) and value.link_to(path):
             os.utime(path)  # used now, whenever it was written
             return value.size, _IN_FILE, name, None
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(path, flags, 0o600)
         try:
-            if isinstance(value, OpenFile):
+            if isinstance(value, RangeFile):
                 size = value.copy_to(fd)
             elif isinstance(value, bytes):
                 view = memoryview(value)
@@ -289,8 +289,8 @@ class CacheDirectory:
 
     def apply(
         self,
-        drops: list[tuple[str, OpenFile | None]],
-        writes: list[tuple[str, bytes | OpenFile]],
+        drops: list[tuple[str, RangeFile | None]],
+        writes: list[tuple[str, bytes | RangeFile]],
         touched: list[tuple[float, str]],
     ) -> list[OSError | None]:
         """Drop and then write values; return for each write why it failed, or None.
@@ -308,7 +308,7 @@ class CacheDirectory:
         with self._cache.transact(retry=True):
             for key, value in writes:
                 try:
-                    self._cache.set(key, value, read=isinstance(value, OpenFile), retry=True)
+                    self._cache.set(key, value, read=isinstance(value, RangeFile), retry=True)
                     results.append(None)
                 except OSError as exc:
                     if exc.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from megafs.stores.disk_cache.open_file import OpenFile
+from megafs.stores.disk_cache.range_file import RangeFile
 
 # The reach of a segment that ends where its object does: it answers for everything beyond.
 _FOR_EVER = 1 << 62
@@ -39,7 +39,7 @@ class Segment:
         self.size = size
         self.access = access
         self.data: bytes | None = None
-        self.handle: OpenFile | None = None
+        self.handle: RangeFile | None = None
         self.landed: Callable[[], None] | None = None
         self.on_disk = False
         self.cost = 0

@@ -6,14 +6,14 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from megafs import clock
-from megafs.stores.disk_cache.open_file import OpenFile
+from megafs.stores.disk_cache.range_file import RangeFile
 from megafs.stores.disk_cache.segments import Segment, Segments
 
 #: Keys of ranges to be removed from the disk, and their files if they are open.
-Drops = list[tuple[str, OpenFile | None]]
+Drops = list[tuple[str, RangeFile | None]]
 
 
-class Contents:
+class CacheIndex:
     """The segments of a cache, from the moment they are read until they are off the disk.
 
     handle_limit: files kept open.
@@ -36,9 +36,9 @@ class Contents:
         self.queue: deque[Segment] = deque()
         self.queued = 0
         #: What waits to be removed: key, cost, open file.
-        self.drops: deque[tuple[str, int, OpenFile | None]] = deque()
+        self.drops: deque[tuple[str, int, RangeFile | None]] = deque()
 
-    def add(self, segment: Segment, data: bytes | OpenFile) -> bool:
+    def add(self, segment: Segment, data: bytes | RangeFile) -> bool:
         """Index a segment and queue it to be written; readers get it from *data* until then.
 
         False, and it is not added, if what is there holds all of it.
@@ -65,7 +65,7 @@ class Contents:
         if segment in self.handles:
             self.handles.move_to_end(segment)
 
-    def keep_open(self, segment: Segment, handle: OpenFile) -> None:
+    def keep_open(self, segment: Segment, handle: RangeFile) -> None:
         """Keep the file of a segment open, and close those that were not used for longest."""
         # While we read it may have been thrown out, or just written and so have a file of its own.
         if segment not in self.segments or not segment.on_disk or segment.handle is not None:
