@@ -48,7 +48,7 @@ def command(ctx: click.Context, topic: str | None) -> None:
                 output.show(f"Of {driver.prefix} stores:")
             for own in driver.described:
                 text = own.text.replace("`", "")
-                output.show(f"  {own.name}={own.example}\n      {text}")
+                output.show(f"  {own.name}={own.example}", f"      {text}")
     elif topic == "passphrase":
         from megafs.cli import passphrase
 
