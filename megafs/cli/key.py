@@ -84,7 +84,7 @@ def list_slots(
         return
     output.show(f"volume {header.fsid.hex()}, key header {header.generation}")
     output.show(
-        output.table(
+        *output.table(
             ["SLOT", "KIND", "MADE", "COST", "LABEL"],
             [
                 [
@@ -381,5 +381,5 @@ def _show_change(changed: Changed, as_json: bool) -> None:
         return
     output.show(changed.text)
     if changed.recovery:
-        output.show(f"\nRecovery key, shown this once:\n\n    {changed.recovery}\n")
+        output.show("", "Recovery key, shown this once:", "", f"    {changed.recovery}", "")
     sys.stdout.flush()

@@ -35,6 +35,9 @@ _FRAGMENTS = 8
 #: Flushes up to this size leave their plaintext in the memory cache: small files are often read
 #: right after they were written; a big one would only push others out.
 _KEEP_OPEN = 1 << 20
+#: A flush seals about so much at a time.  A page that was written into a block with many extents
+#: makes a whole block to seal: those of a full `dirty_limit` together would be a gigabyte.
+_STEP = 8 << 20
 #: The most that is fetched around an offset that a reader jumped to.
 _AROUND = 1 << 20
 
@@ -388,19 +391,35 @@ class FileData:
 
         inline: a piece up to this size is kept in its extent instead.
         """
+        result: list[Extent] = []
         pieces: list[tuple[int, bytes | bytearray | memoryview]] = []
+        total = 0
         for number in sorted(blocks):
             block = blocks[number]
             base = number * self._chunk
             whole = await self._whole(block, base, size)
             if whole is not None:
                 pieces.append((base, whole))
-                continue
-            for a, b in block.ranges:
-                if b - a == len(block.data):
-                    pieces.append((base + a, block.data))
-                else:
-                    pieces.append((base + a, block.part(a, b)))
+                total += len(whole)
+            else:
+                total += block.size
+                for a, b in block.ranges:
+                    if b - a == len(block.data):
+                        pieces.append((base + a, block.data))
+                    else:
+                        pieces.append((base + a, block.part(a, b)))
+            if total >= _STEP:
+                result += await self._seal_pieces(pieces, inline, keep=False)
+                pieces = []
+                total = 0
+        if pieces:
+            result += await self._seal_pieces(pieces, inline, keep=not result)
+        return result
+
+    async def _seal_pieces(
+        self, pieces: list[tuple[int, bytes | bytearray | memoryview]], inline: int, *, keep: bool
+    ) -> list[Extent]:
+        """Seal (start, bytes); see `_seal`.  keep: in the memory cache too, if they are few."""
         extents: list[Extent | None] = []
         large: list[tuple[int, bytes | bytearray | memoryview]] = []
         for start, data in pieces:
@@ -413,7 +432,7 @@ class FileData:
                 continue
             extents.append(None)
             large.append((start, data))
-        total = sum(len(data) for _, data in large)
+        keep = keep and sum(len(data) for _, data in large) <= _KEEP_OPEN
         sealed = iter(await self._stage.put([data for _, data in large]) if large else [])
         sources = iter(large)
         result: list[Extent] = []
@@ -423,7 +442,7 @@ class FileData:
                 extent = next(sealed)._replace(start=start)
                 if self._duplicates is not None:
                     self._duplicates.add(data, extent)
-                if total <= _KEEP_OPEN:
+                if keep:
                     self._chunks.remember(extent, bytes(data))
             result.append(extent)
         return result

@@ -212,7 +212,7 @@ class FileSystem:
         flags: int,
         caller: Caller,
     ) -> Awaitable[None]:
-        return self._names.rename(parent, name, new_parent, new_name, flags)
+        return self._names.rename(parent, name, new_parent, new_name, flags, caller)
 
     # ---- attributes -------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ class CommitDraft(Struct):
 
 
 class StrictOutcome(Struct):
-    """Stands for one operation whose caller waits for it to be committed as it is, or refused.
+    """Stands for the operations of one call, whose caller waits for them to be committed as they
+    are, or refused; once one is refused, so are those after it.
 
     refused: what the operation met when it was done again after a lost race.
     ino: the file it makes, or 0.

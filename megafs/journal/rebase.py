@@ -156,6 +156,8 @@ class Rebase:
                 done.extend(merge.redo(op))
                 continue
             try:
+                if outcome.refused is not None:
+                    raise outcome.refused  # of several operations of one call none is done
                 merge.check_unchanged(op)
                 op.apply(self._tree)
             except Refused as no:

@@ -116,6 +116,11 @@ class Volume(Struct):
         if self.writer.barred is not None and not self.progress().done:
             raise Busy(f"not everything could be written: {self.writer.barred}")
 
+    @property
+    def memory_in_use(self) -> int:
+        """Bytes of contents in memory: opened chunks, and what was written and is not staged."""
+        return self.chunks.size + self.fs.writeback.dirty
+
     def status(self) -> dict[str, Any]:
         """What `megafs status` shows; JSON-able."""
         replica = self.replica
