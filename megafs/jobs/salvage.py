@@ -57,7 +57,7 @@ from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.base import ObjectStore
 from megafs.tree import queries_inodes, rebuild
 from megafs.tree.inode import ROOT, Inode
-from megafs.tree.paths import show
+from megafs.tree.paths import exact, show
 from megafs.tree.schema import REPLICATED
 from megafs.tree.tree import Extent, Tree
 from megafs.volume import header as headers
@@ -500,6 +500,7 @@ class _Export:
             self._report.damaged.append(
                 Damage(
                     path=self._inner(path),
+                    path_b64=exact(self._within(path)),
                     start=0,
                     end=inode.size,
                     text=f"{inode.blocks - there} bytes of it are not known any more",
@@ -552,7 +553,13 @@ class _Export:
 
     def _lost(self, path: bytes, extent: Extent, why: object) -> None:
         self._report.damaged.append(
-            Damage(path=self._inner(path), start=extent.start, end=extent.end, text=str(why))
+            Damage(
+                path=self._inner(path),
+                path_b64=exact(self._within(path)),
+                start=extent.start,
+                end=extent.end,
+                text=str(why),
+            )
         )
 
     def _dress(self, path: bytes, inode: Inode) -> None:
@@ -578,7 +585,10 @@ class _Export:
             self._report.problems.append(text)
 
     def _inner(self, path: bytes) -> str:
-        return show(path[len(self._to) :])
+        return show(self._within(path))
+
+    def _within(self, path: bytes) -> bytes:
+        return path[len(self._to) :]
 
     def _problem(self, path: bytes, text: str) -> None:
         self._report.problems.append(f"{self._inner(path)}: {text}")

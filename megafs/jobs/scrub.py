@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 from msgspec.structs import asdict
 
 from megafs import clock
@@ -219,6 +219,7 @@ class _Scrub:
                 found.append(
                     Damage(
                         path=paths.show(path) if path else None,
+                        path_b64=paths.exact(path) if path else UNSET,
                         inode=ino,
                         start=start,
                         end=start + length,

@@ -16,6 +16,7 @@ from msgspec import Struct
 from megafs.errors import Busy
 from megafs.mount import mountpoint
 from megafs.mount.mountpoint import Mounted, mounts
+from megafs.printable import printable
 
 #: So many are named; of the others it is said how many they are.
 NAMED = 3
@@ -170,8 +171,3 @@ def _mount_number(info: Path) -> int | None:
     except OSError:
         pass
     return None
-
-
-def printable(text: str) -> str:
-    """Return *text* as one line that no terminal takes for anything else."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

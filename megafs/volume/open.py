@@ -46,6 +46,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
+from megafs.stores.retry import CONTACT
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
@@ -53,7 +54,13 @@ from megafs.volume.catch_up import Expected, catch_up, check_head
 from megafs.volume.header import Credential, Header, check_epoch
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.recovery import open_replica, recover
-from megafs.volume.state_directory import HEADER, StateDirectory, keep_durably, remember_fsid
+from megafs.volume.state_directory import (
+    HEADER,
+    StateDirectory,
+    keep_durably,
+    remember_fsid,
+    remembered_fsid,
+)
 from megafs.volume.unlock import UnlockedVolume, ask_early, unlock
 from megafs.volume.volume import Volume
 
@@ -64,6 +71,8 @@ Say = Callable[[str], None]
 
 #: Seconds that leaving a volume may take to say good-bye to the store.
 _LEAVE_WITHIN = 5
+#: Seconds for the first connection, on a machine that knows the volume: then it goes on without.
+_CONTACT_IF_KNOWN = 1.0
 
 
 class _Opening(Struct, frozen=True):
@@ -118,16 +127,7 @@ async def open_volume(
     metrics = Registry()
     own = store is None
     if store is None:
-        store = open_store(
-            url,
-            settings.store_options,
-            Traffic(
-                patience=settings.deadline,
-                uploads=settings.uploads,
-                downloads=settings.downloads,
-            ),
-            metrics,
-        )
+        store = open_store(url, settings.store_options, _traffic(url, settings), metrics)
     requests = EarlyRequests(store)
     try:
         ask_early(requests, url, settings)
@@ -151,6 +151,17 @@ async def open_volume(
         if own:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _LEAVE_WITHIN):
                 await store.aclose()
+
+
+def _traffic(url: str, settings: Settings) -> Traffic:
+    """How the store is used; a volume that this machine knows is opened without it, too."""
+    known = remembered_fsid(settings.state_dir, url) is not None
+    return Traffic(
+        patience=settings.deadline,
+        uploads=settings.uploads,
+        downloads=settings.downloads,
+        contact=_CONTACT_IF_KNOWN if known else CONTACT,
+    )
 
 
 @asynccontextmanager
