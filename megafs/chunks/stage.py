@@ -1,12 +1,13 @@
 """Packs on their way to the store: sealed chunks collect in files of the state directory.
 
-A pack file `<number>-<random id>-<epoch>` (hex) grows as chunks are sealed into it; at its target
-size, or when a commit wants what is in it, it is cut: padded, uploaded whole in one put, and
-removed once a commit names it: should this machine be away for long in between, and the garbage
-collector of another take the pack for nobody's, it is uploaded again.  Until then reads of its
-chunks are answered from the file.  Nothing in it is plaintext.  What lies here survives kill -9;
-after `sync`, a power cut.  Small chunks need no sync of their pack: they travel in the log of
-operations with what names them (unlogged.py), and come back from there (`restore`).
+A pack file `<number>-<random id>-<epoch>` (hex) grows as chunks are sealed into it.  At its target
+size, or when a commit needs its chunks, it is cut: padded, and uploaded whole in one put.  The file
+stays until a commit names the pack, for two reasons: reads of its chunks are answered from it, and
+if this machine is away so long that another one's gc removes the pack, it is uploaded again.
+
+Pack files hold no plaintext.  They survive kill -9, and a power cut after `sync`.  Small chunks
+need no sync of their pack: the log of operations carries them beside the operation that names them
+(unlogged.py), and they are written back into the pack from there (`restore`).
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.

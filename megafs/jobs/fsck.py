@@ -514,7 +514,7 @@ def _adopt(volume: Volume, ino: int, record: Callable[[ops.Operation], None]) ->
     replica, tree = volume.replica, volume.replica.tree
     db = replica.db
     inode = _inode(db, ino)
-    if inode is None or tree.places(ino):
+    if inode is None or tree.names_of(ino):
         raise Refused(e.ESTALE)
     home = tree.child(ROOT, LOST_FOUND)
     if home is None:

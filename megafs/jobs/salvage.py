@@ -6,9 +6,9 @@
                checkpoint that opens
     files      exported with modes, owners, times, links, attributes; only what verifies
 
-Bytes that cannot be had are left as a hole, and the report names the file and the range; so does it
-what has no name any more, which goes to `lost+found`.  Nothing unverified is ever written out.  The
-tree lies in a scratch database (sealed, without a name) while this runs.
+Bytes that cannot be had are left as a hole, and the report names the file and the range.  Files
+without a name go to `lost+found`, and the report names them too.  Nothing unverified is written
+out.  The tree lies in a scratch database (sealed, without a name) while this runs.
 
 The report is JSON, beside the exported directory: `salvage-report.json`.
 """
@@ -424,7 +424,7 @@ class _Export:
         for ino, nlink in queries_inodes.link_counts(self._tree.db):
             if ino in self._done or ino == ROOT or nlink == 0:
                 continue
-            parent = self._tree.places(ino)
+            parent = self._tree.names_of(ino)
             if parent and self._tree.find(parent[0][0]) is not None:
                 continue  # it comes with what it lies in
             if not self._report.lost:

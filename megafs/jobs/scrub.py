@@ -7,8 +7,8 @@
     the rest     objects that nobody names are counted, never touched (that is what gc is for)
 
 Works on a mounted volume, gives way to what programs read, and can be limited to so many bytes per
-second.  Where it stands is kept in the state directory (`scrub`: numbers only, no names), so one
-that was interrupted goes on there.  The disk cache is passed by: it is the store that is asked.
+second.  Its position is kept in the state directory (`scrub`: numbers only, no names), so one that
+was interrupted goes on there.  It reads from the store itself, past the disk cache.
 """
 
 from __future__ import annotations

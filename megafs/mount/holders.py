@@ -44,7 +44,7 @@ def check_unused(at: Mounted) -> None:
     see.
     """
     used = mountpoint.is_used(at.mountpoint)
-    others = places(at)
+    others = other_mountpoints(at)
     if used is False and not others:
         return
     using = users(at)
@@ -54,7 +54,7 @@ def check_unused(at: Mounted) -> None:
 
 def why_busy(at: Mounted) -> str:
     """Return why the kernel refuses to unmount *at*, as a sentence."""
-    return _why(at, users(at), places(at))
+    return _why(at, users(at), other_mountpoints(at))
 
 
 def _why(at: Mounted, using: list[Holder], others: list[str]) -> str:
@@ -71,7 +71,7 @@ def _why(at: Mounted, using: list[Holder], others: list[str]) -> str:
     )
 
 
-def places(at: Mounted) -> list[str]:
+def other_mountpoints(at: Mounted) -> list[str]:
     """Return where else in our namespace the filesystem is mounted, and what is mounted in it."""
     below = at.mountpoint.rstrip("/") + "/"
     return [

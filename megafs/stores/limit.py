@@ -178,7 +178,7 @@ class _Waiter:
 
 
 class Gate:
-    """A number of slots, given to the most urgent first, in order of arrival among equals.
+    """Slots, given to the most urgent waiter first, in order of arrival among equals.
 
     width: says how many there are, and how many of those work may take that is not urgent.
     """
@@ -396,7 +396,7 @@ class Limited(Wrapper, LineAdvice):
 
     @staticmethod
     def _urgency(name: str) -> int:
-        """Packs are large and many, and whoever waits for one waits for a commit next."""
+        """Packs give way: they are large and many, and nobody waits for a pack alone."""
         return NORMAL if name.startswith("packs/") else URGENT
 
     @asynccontextmanager

@@ -10,7 +10,7 @@ fetches them.  Everything that writes happens in one background task, in batches
 reader that fetched does not wait for it.  Access times are written back now and then.
 
 The size limit is one for the whole directory, in blocks as du counts them, and holds at every
-moment: room is made before a write.  So is the free space that others on the file system need.
+moment: room is made before a write.  The same goes for the space that is left free for others.
 
 A cache that fails in any way (a full, broken, read-only or vanished disk, a damaged table) costs
 speed, never an error: reads go to the store, one line is logged, and it is tried again later.
