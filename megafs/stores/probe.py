@@ -8,8 +8,8 @@ that each looks after the one before it has written.  With 6 races of 8 racers a
 server passed 2 of 420 times, so 4 of 10 races; at that rate the 24 of `RACES` let it pass once in
 3 * 10^9.  One that slips through 6 of 10 passes once in 200,000.  Few racers meet a server that
 serves many in turn, many one that serves two in turn; large bodies widen the window between looking
-and writing, small ones let requests arrive together.  Figures, with servers: tests/stores/
-test_probe.py and docs/decisions/0029-probe.md.
+and writing, small ones let requests arrive together.  Figures:
+docs/decisions/0017-probing-the-store.md.
 
 The second is for proxies: nginx takes bodies of 1 MiB unless it is told otherwise.
 """
