@@ -174,6 +174,7 @@ async def list_pins(volume: Volume, args: Nothing, on_progress: OnProgress) -> P
                 sum(sealed for _, _, sealed in chunks),
                 there,
                 stat.S_ISDIR(tree.inode(ino).mode),
+                paths.exact(path),
             )
         )
     return PinList(0, rows)

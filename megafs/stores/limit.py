@@ -115,7 +115,7 @@ class Attempt:
     seconds: without any headway.  allowance: more seconds, for drivers that do not report bytes.
     """
 
-    __slots__ = ("_allowance", "_patience", "_scope", "_seconds", "_since", "queued")
+    __slots__ = ("_allowance", "_patience", "_scope", "_seconds", "_since", "contact", "queued")
 
     def __init__(
         self, scope: trio.CancelScope, seconds: float, allowance: float, patience: Patience
@@ -124,6 +124,8 @@ class Attempt:
         self._seconds = seconds
         self._allowance = allowance
         self._patience = patience
+        #: By when a byte must have come or gone, for a driver that counts them; then None.
+        self.contact: float | None = None
         self.start()
 
     def pause(self) -> None:
@@ -141,9 +143,12 @@ class Attempt:
         if not self._patience.counted:
             self._patience.counted = True
             self.start()
+        if self.contact is not None:
+            self._scope.deadline = min(self._scope.deadline, self.contact)
 
     def moved(self, size: int) -> None:
         """So many bytes have come or gone."""
+        self.contact = None
         self._patience.earn(size)
         self._scope.deadline = min(trio.current_time() + self._seconds, self._patience.end)
 
@@ -173,7 +178,7 @@ class _Waiter:
 
 
 class Gate:
-    """A number of slots, given to the most urgent first, in order of arrival among equals.
+    """Slots, given to the most urgent waiter first, in order of arrival among equals.
 
     width: says how many there are, and how many of those work may take that is not urgent.
     """
@@ -391,7 +396,7 @@ class Limited(Wrapper, LineAdvice):
 
     @staticmethod
     def _urgency(name: str) -> int:
-        """Packs are large and many, and whoever waits for one waits for a commit next."""
+        """Packs give way: they are large and many, and nobody waits for a pack alone."""
         return NORMAL if name.startswith("packs/") else URGENT
 
     @asynccontextmanager
