@@ -19,7 +19,7 @@ from megafs.tree.schema import Ino
 COMMIT_SIZE = 4 << 20
 
 
-class Origin(Struct, frozen=True):
+class BatchOrigin(Struct, frozen=True):
     """Whose batch it is, and what it is known by (identity.py).
 
     number: of the mount that did it first.  inherited: by an earlier process, or a copy of this
@@ -36,10 +36,10 @@ class Origin(Struct, frozen=True):
         """What the whole batch is known by."""
         return self.prefixes[-1][1]
 
-    def after(self, count: int) -> Origin:
+    def after(self, count: int) -> BatchOrigin:
         """What is known of the rest when the first *count* operations are in the journal."""
         rest = tuple((n - count, key) for n, key in self.prefixes if n > count)
-        return Origin(self.number, self.inherited, rest)
+        return BatchOrigin(self.number, self.inherited, rest)
 
 
 class PendingBatch(Struct):
@@ -48,7 +48,7 @@ class PendingBatch(Struct):
     operations: int
     size: int
     packs: frozenset[int]
-    origin: Origin
+    origin: BatchOrigin
 
 
 class _Kept(Struct, array_like=True):
@@ -124,16 +124,16 @@ class PendingBatches:
 
     def _decoded(
         self, batch: int, operations: list[Operation], kept: bytes
-    ) -> tuple[frozenset[int], Origin, tuple[int, ...]]:
+    ) -> tuple[frozenset[int], BatchOrigin, tuple[int, ...]]:
         found = msgspec.msgpack.decode(kept)
         if len(found) != 4 or not isinstance(found[0], list):
             # Of a megafs that had one number for all processes, which was the directory's.
             self.has_old = True
             number = self._state_number
             prefixes = BatchIdentity.of(number, batch, operations).prefixes
-            return frozenset(found), Origin(number, True, tuple(prefixes)), ()
+            return frozenset(found), BatchOrigin(number, True, tuple(prefixes)), ()
         row = msgspec.convert(found, _Kept)
-        origin = Origin(row.origin, True, row.prefixes)
+        origin = BatchOrigin(row.origin, True, row.prefixes)
         return frozenset(row.packs), origin, row.strict
 
     def put(
@@ -143,7 +143,7 @@ class PendingBatches:
         count: int,
         changeset: bytes,
         packs: frozenset[int],
-        origin: Origin,
+        origin: BatchOrigin,
     ) -> None:
         """Add a batch, or replace it.  ops: its *count* operations, encoded."""
         strict = tuple(self.outcomes.get(batch, ()))

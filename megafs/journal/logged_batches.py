@@ -6,7 +6,7 @@ from collections.abc import Container
 
 from msgspec import Struct, field
 
-from megafs.journal.batches import Origin
+from megafs.journal.batches import BatchOrigin
 from megafs.journal.identity import BatchIdentity
 from megafs.journal.operation_log import LoggedFrame, OperationLog, Restore
 from megafs.tree import ops as tree_ops
@@ -23,13 +23,13 @@ class LoggedBatch(Struct):
 
     operations: list[Operation]
     frames: list[int]
-    origin: Origin
+    origin: BatchOrigin
     strict: list[int]
 
     @classmethod
     def of(cls, batch: int, frames: list[LoggedFrame]) -> LoggedBatch:
         first = frames[0].note
-        made = cls([], [], Origin(first.origin, True, ()), [])
+        made = cls([], [], BatchOrigin(first.origin, True, ()), [])
         identity = BatchIdentity(first.origin, batch)
         for frame in frames:
             operations = tree_ops.decode(frame.operations)
@@ -40,7 +40,7 @@ class LoggedBatch(Struct):
         prefixes = identity.prefixes
         if first.key:  # they were done again since
             prefixes = [(len(made.operations), first.key)]
-        made.origin = Origin(first.origin, True, tuple(prefixes))
+        made.origin = BatchOrigin(first.origin, True, tuple(prefixes))
         return made
 
     def without(self, count: int) -> LoggedBatch:

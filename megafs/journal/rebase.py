@@ -16,7 +16,7 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.errors import Corrupt, Refused
-from megafs.journal.batches import Origin, PendingBatches
+from megafs.journal.batches import BatchOrigin, PendingBatches
 from megafs.journal.checkpoint_parts import Parts
 from megafs.journal.database import ReplicaDatabase
 from megafs.tree import ops as tree_ops
@@ -132,7 +132,7 @@ class Rebase:
         self.aliases = merge.aliases
         self._log_conflicts(merge.notes, remote)
 
-    def redo_logged(self, batches: list[tuple[int, list[Operation], Origin]]) -> None:
+    def redo_logged(self, batches: list[tuple[int, list[Operation], BatchOrigin]]) -> None:
         """Do batches again that only the log of operations holds: (number, operations, whose)."""
         remote = RemoteChanges()
         merge = self._merge(
@@ -156,7 +156,12 @@ class Rebase:
         )
 
     def _redo_batch(
-        self, batch: int, ops: list[Operation], origin: Origin, merge: Merge, remote: RemoteChanges
+        self,
+        batch: int,
+        ops: list[Operation],
+        origin: BatchOrigin,
+        merge: Merge,
+        remote: RemoteChanges,
     ) -> None:
         """Do one batch's operations again, inside the open transaction, as a batch of its own."""
         self._database.record()
@@ -192,7 +197,7 @@ class Rebase:
         self.note(Changes.of(changeset), remote)
 
     def finish(
-        self, batch: int, ops: bytes, count: int, packs: frozenset[int], origin: Origin
+        self, batch: int, ops: bytes, count: int, packs: frozenset[int], origin: BatchOrigin
     ) -> bytes:
         """End the open batch: it is pending from here on.  Returns its changeset."""
         changeset = self._database.recorded()

@@ -40,7 +40,7 @@ from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full
 from megafs.journal.batches import (
     CommitDraft,
-    Origin,
+    BatchOrigin,
     PendingBatch,
     PendingBatches,
     StrictOutcome,
@@ -453,7 +453,7 @@ class Replica:
         # First: a process that ends between the two finds them in the log.
         batch = self._log()
         assert self._identity is not None
-        origin = Origin(self.mount, False, tuple(self._identity.prefixes))
+        origin = BatchOrigin(self.mount, False, tuple(self._identity.prefixes))
         if self._outcomes:
             self._batches.outcomes[batch] = self._outcomes
         self._rebase.finish(
@@ -630,7 +630,7 @@ class Replica:
             )
         return gone
 
-    def _known_part(self, origin: Origin) -> int:
+    def _known_part(self, origin: BatchOrigin) -> int:
         """How many operations of a batch are in the journal by one of its keys."""
         return next((n for n, key in reversed(origin.prefixes) if self._is_known(key)), 0)
 
@@ -644,7 +644,7 @@ class Replica:
             for batch, info in list(self.pending.items()):
                 ops = self.operations(batch)
                 identity = BatchIdentity.of(number, batch, ops)
-                origin = Origin(number, True, tuple(identity.prefixes))
+                origin = BatchOrigin(number, True, tuple(identity.prefixes))
                 changeset = self._batches.changeset(batch)
                 encoded = tree_ops.encode(ops)
                 self._batches.put(batch, encoded, len(ops), changeset, info.packs, origin)
@@ -754,7 +754,9 @@ class Replica:
             kept = self.operations(batch)[:first]
             count = sum(self.pending[number].operations for number in gone) - len(kept)
             number = self.pending[batch].origin.number
-            origin = Origin(number, True, tuple(BatchIdentity.of(number, batch, kept).prefixes))
+            origin = BatchOrigin(
+                number, True, tuple(BatchIdentity.of(number, batch, kept).prefixes)
+            )
             strict = self._batches.outcomes.get(batch, {})
             self._prefix = 0  # its claim may be among what goes
             self._rebase.undo(gone, RemoteChanges())
