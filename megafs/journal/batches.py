@@ -61,7 +61,7 @@ class _Kept(Struct, array_like=True):
 
 
 class CommitDraft(Struct):
-    """What the next commit would hold.  inherited: the keys of batches that another process did."""
+    """The contents of the next commit.  inherited: the keys of batches of another process."""
 
     first: int
     last: int
@@ -171,12 +171,12 @@ class PendingBatches:
         self.put(batch, ops, len(operations) - count, b"", info.packs, origin)
 
     def operations(self, batch: int) -> list[Operation]:
-        """What a batch did, in order."""
+        """The operations of a batch, in order."""
         row = self._db.execute("SELECT ops FROM pending WHERE batch=?", (batch,)).fetchone()
         return tree_ops.decode(self._blob(batch, row))
 
     def changeset(self, batch: int) -> bytes:
-        """What a batch changed in the tree."""
+        """The changeset of a batch."""
         row = self._db.execute("SELECT changeset FROM pending WHERE batch=?", (batch,)).fetchone()
         return self._blob(batch, row)
 

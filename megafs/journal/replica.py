@@ -39,8 +39,8 @@ from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full
 from megafs.journal.batches import (
-    CommitDraft,
     BatchOrigin,
+    CommitDraft,
     PendingBatch,
     PendingBatches,
     StrictOutcome,
