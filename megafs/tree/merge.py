@@ -135,8 +135,8 @@ class Merge:
         self.label = f"conflict from {_plain(host)} {date}".encode()
         self.aliases: dict[int, int] = {}
         self.notes: list[str] = []
-        #: Files whose later contents are in already: in a conflict copy, or brought back.
-        self._settled: set[int] = set()
+        #: Files whose contents written here are kept already: in a conflict copy, or brought back.
+        self._kept: set[int] = set()
         self._revived: set[int] = set()
         #: Files whose operations come from the log, without a view of what this mount saw: their
         #: contents go to a conflict copy.  (Inode of the copy, our version that it holds.)
@@ -253,7 +253,7 @@ class Merge:
         """
         if ino in self._revived and self.tree.find(ino) is None:
             self._revived.discard(ino)
-            self._settled.discard(ino)
+            self._kept.discard(ino)
 
     def _rmdir(self, op: Rmdir) -> None:
         try:
@@ -333,7 +333,7 @@ class Merge:
         self._note(f"{_show(op.name)} was renamed here and removed elsewhere: it is {_show(name)}")
 
     def _contents(self, op: SetContents) -> None:
-        if op.ino in self._settled:
+        if op.ino in self._kept:
             return
         if op.ino in self._refused:
             self._create(self._refused.pop(op.ino))
@@ -412,7 +412,7 @@ class Merge:
                     tuple(extents),
                 )
             )
-            self._settled.add(op.ino)
+            self._kept.add(op.ino)
         self._note(
             f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
         )
@@ -483,7 +483,7 @@ class Merge:
             self._note(f"a file written here was removed elsewhere: it is lost+found/{_show(name)}")
             return
         if not seen.names:
-            self._settled.add(op.ino)
+            self._kept.add(op.ino)
             return  # it had no name on this machine either
         parent, name = seen.names[0]
         parent = self._directory(parent)
@@ -544,7 +544,7 @@ class Merge:
     def _revive_file(self, ino: int, parent: int, name: bytes, time_ns: int) -> None:
         """Make a removed file again, with attributes and contents as this mount saw them last.
 
-        Operations that wrote those contents need not be done again (`_settled`).
+        Operations that wrote those contents need not be done again (`_kept`).
         """
         seen = self.view.seen[ino]
         old = seen.inode
@@ -577,7 +577,7 @@ class Merge:
                     tuple(seen.extents),
                 )
             )
-            self._settled.add(ino)
+            self._kept.add(ino)
         self._revived.add(ino)
 
     def _lost_found(self, time_ns: int) -> int:
