@@ -74,7 +74,7 @@ class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint is made of.
+    """The contents of a checkpoint.
 
     head: hash of the commit `sequence`.  last: of that commit, its time in ns, host and mount.
     epoch: of the key that sealed the newest commits.
@@ -315,7 +315,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
 
 
 class _Plan(Struct):
-    """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
+    """The parts of the next checkpoint: those that are kept, and runs of rows to write anew."""
 
     sequence: SequenceNumber
     head: bytes
