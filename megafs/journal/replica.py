@@ -39,6 +39,7 @@ from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full
 from megafs.journal.batches import (
+    COMMIT_SIZE,
     BatchOrigin,
     CommitDraft,
     PendingBatch,
@@ -81,6 +82,8 @@ _REMEMBERED = 20_000
 # is undone and done again as a whole, and its session keeps every changed row in memory.
 _BATCH_OPERATIONS = 4096
 _BATCH_MEMORY = 4 << 20
+# Bytes of a changeset that one operation comes to, as far as it matters.
+_OPERATION = 1536
 
 
 class ReplicaState(Struct):
@@ -134,6 +137,7 @@ class Replica:
         which no other process has.  state_number: the number of the state directory, by which the
         database and the log of operations are known; None if it is that of the mount.
     unlogged_chunks: small chunks to be written to the log with the operations that name them.
+    commit_size: bytes at which a batch, and a commit of several, ends.
 
     tree: reads go there directly.  sequence, head: the last commit applied and its hash.
     batch: the last closed batch; committed: the last one that is in the journal.
@@ -147,9 +151,12 @@ class Replica:
         mount: int,
         host: str,
         unlogged_chunks: ChunksForLog | None = None,
+        *,
         state_number: int | None = None,
+        commit_size: int = COMMIT_SIZE,
     ) -> None:
         self.directory = directory
+        self._commit_size = commit_size
         self.keyring = keyring
         self.mount = mount
         self.host = host
@@ -402,6 +409,16 @@ class Replica:
         """How many operations the log does not have yet."""
         return len(self._ops) - self._logged
 
+    def _batch_limits(self) -> tuple[int, int]:
+        """Operations, and bytes in memory, at which a batch ends.
+
+        A session counts what rows were, not what they became: where commits must be small, an
+        operation is taken for a row and a piece of a file of 1 KiB.
+        """
+        if self._commit_size >= COMMIT_SIZE:
+            return _BATCH_OPERATIONS, _BATCH_MEMORY
+        return max(1, self._commit_size // _OPERATION), min(_BATCH_MEMORY, self._commit_size)
+
     def log(self) -> int:
         """Append what was done since the last time to the log of operations.
 
@@ -410,7 +427,8 @@ class Replica:
         """
         if not self._ops:
             return self.batch
-        if len(self._ops) >= _BATCH_OPERATIONS or self._database.recorded_bytes >= _BATCH_MEMORY:
+        operations, memory = self._batch_limits()
+        if len(self._ops) >= operations or self._database.recorded_bytes >= memory:
             return self.close_batch()
         return self._log()
 
@@ -483,7 +501,7 @@ class Replica:
 
         blocked: packs that are not in the store yet; stop before the first batch that names one.
         """
-        draft = self._batches.next_commit(blocked)
+        draft = self._batches.next_commit(blocked, self._commit_size)
         if draft is None:
             return None
         known = self.tree.last_batch(self.mount)

@@ -23,15 +23,28 @@ def open_replica(
     host: str,
     unlogged: UnloggedChunks,
     process: Process,
+    commit_size: int,
 ) -> Replica:
     """The replica as it was left, or an empty one if it is damaged."""
-    number, state_number = process.number, process.state_number
+
+    def opened() -> Replica:
+        return Replica(
+            directory.volume,
+            keyring,
+            chunk_size,
+            process.number,
+            host,
+            unlogged,
+            state_number=process.state_number,
+            commit_size=commit_size,
+        )
+
     try:
-        return Replica(directory.volume, keyring, chunk_size, number, host, unlogged, state_number)
+        return opened()
     except Corrupt as exc:
         log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
     remove_files(directory.volume)
-    return Replica(directory.volume, keyring, chunk_size, number, host, unlogged, state_number)
+    return opened()
 
 
 def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, rebooted: bool) -> int:
