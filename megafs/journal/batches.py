@@ -124,10 +124,11 @@ class PendingBatches:
         """The packs that pending operations name."""
         return set().union(*(info.packs for info in self.infos.values()))
 
-    def next_commit(self, blocked: Collection[int] = ()) -> CommitDraft | None:
+    def next_commit(self, blocked: Collection[int] = (), most: int = 0) -> CommitDraft | None:
         """The pending batches, from the first on, that fit into one commit; None if there are none.
 
         blocked: packs that are not in the store yet; stop before the first batch that names one.
+        most: bytes of a commit of several batches, if not COMMIT_SIZE.
         """
         builder = apsw.ChangesetBuilder()  # type: ignore[no-untyped-call]
         first = last = operations = size = 0
@@ -135,7 +136,7 @@ class PendingBatches:
         for batch, info in self.infos.items():
             if not info.packs.isdisjoint(blocked):
                 break
-            if first and size + info.size > COMMIT_SIZE:
+            if first and size + info.size > (most or COMMIT_SIZE):
                 break
             changeset = self.changeset(batch)
             if changeset:

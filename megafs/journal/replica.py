@@ -38,7 +38,13 @@ from msgspec import Struct
 from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full
-from megafs.journal.batches import CommitDraft, PendingBatch, PendingBatches, StrictOutcome
+from megafs.journal.batches import (
+    COMMIT_SIZE,
+    CommitDraft,
+    PendingBatch,
+    PendingBatches,
+    StrictOutcome,
+)
 from megafs.journal.checkpoint_parts import Part, Parts
 from megafs.journal.commit import Commit, VerifiedCommit, genesis
 from megafs.journal.database import ReplicaDatabase
@@ -71,6 +77,8 @@ _REMEMBERED = 20_000
 # is undone and done again as a whole, and its session keeps every changed row in memory.
 _BATCH_OPERATIONS = 4096
 _BATCH_MEMORY = 4 << 20
+# Bytes of a changeset that one operation comes to, as far as it matters.
+_OPERATION = 1536
 
 
 class ReplicaState(Struct):
@@ -122,6 +130,7 @@ class Replica:
 
     longest: no extent is longer, in bytes.  mount, host: the number and the name of this mount.
     unlogged_chunks: small chunks to be written to the log with the operations that name them.
+    commit_size: bytes at which a batch, and a commit of several, ends.
 
     tree: reads go there directly.  sequence, head: the last commit applied and its hash.
     batch: the last closed batch; committed: the last one that is in the journal.
@@ -135,8 +144,11 @@ class Replica:
         mount: int,
         host: str,
         unlogged_chunks: ChunksForLog | None = None,
+        *,
+        commit_size: int = COMMIT_SIZE,
     ) -> None:
         self.directory = directory
+        self._commit_size = commit_size
         self.keyring = keyring
         self.mount = mount
         self.host = host
@@ -377,6 +389,16 @@ class Replica:
         """How many operations the log does not have yet."""
         return len(self._ops) - self._logged
 
+    def _batch_limits(self) -> tuple[int, int]:
+        """Operations, and bytes in memory, at which a batch ends.
+
+        A session counts what rows were, not what they became: where commits must be small, an
+        operation is taken for a row and a piece of a file of 1 KiB.
+        """
+        if self._commit_size >= COMMIT_SIZE:
+            return _BATCH_OPERATIONS, _BATCH_MEMORY
+        return max(1, self._commit_size // _OPERATION), min(_BATCH_MEMORY, self._commit_size)
+
     def log(self) -> int:
         """Append what was done since the last time to the log of operations.
 
@@ -385,7 +407,8 @@ class Replica:
         """
         if not self._ops:
             return self.batch
-        if len(self._ops) >= _BATCH_OPERATIONS or self._database.recorded_bytes >= _BATCH_MEMORY:
+        operations, memory = self._batch_limits()
+        if len(self._ops) >= operations or self._database.recorded_bytes >= memory:
             return self.close_batch()
         return self._log()
 
@@ -440,7 +463,7 @@ class Replica:
 
         blocked: packs that are not in the store yet; stop before the first batch that names one.
         """
-        return self._batches.next_commit(blocked)
+        return self._batches.next_commit(blocked, self._commit_size)
 
     @_whole
     def won(

@@ -36,7 +36,8 @@ from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.history.earlier_trees import History
 from megafs.journal import head
-from megafs.journal.checkpoint import Checkpointer
+from megafs.journal.batches import COMMIT_SIZE
+from megafs.journal.checkpoint import PART_SIZE, Checkpointer
 from megafs.journal.follower import Follower
 from megafs.journal.head import HeadKeeper, OpenedHeader
 from megafs.journal.heartbeat import Heartbeats
@@ -184,13 +185,19 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     found, settings = opening.found, opening.settings
     keyring, header = found.unlocked.keyring, found.unlocked.header
     unlogged = UnloggedChunks()
+    pack_size = _pack_size(opening)
     replica = open_replica(
-        found.directory, keyring, header.parameters.chunk_size, opening.host, unlogged
+        found.directory,
+        keyring,
+        header.parameters.chunk_size,
+        opening.host,
+        unlogged,
+        min(COMMIT_SIZE, pack_size.others),
     )
     try:
         if not settings.accept_state:
             check_epoch(header, replica.epoch, "this machine's copy of the tree is of")
-        journal = _wire_journal(opening, replica, unlogged)
+        journal = _wire_journal(opening, replica, unlogged, pack_size)
         rebooted = found.directory.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
@@ -227,11 +234,12 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         replica.close()
 
 
-def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks) -> _Journal:
+def _wire_journal(
+    opening: _Opening, replica: Replica, unlogged: UnloggedChunks, pack_size: PackSize
+) -> _Journal:
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
-    pack_size = _pack_size(opening)
     stage = Stage(
         found.directory.packs,
         store,
@@ -334,7 +342,9 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
         stage=stage,
         chunks=chunks,
         writer=writer,
-        checkpointer=Checkpointer(replica, store, keyring),
+        checkpointer=Checkpointer(
+            replica, store, keyring, min(PART_SIZE, journal.pack_size.others)
+        ),
         heartbeats=Heartbeats(replica, store, keyring, read_only=settings.read_only),
         history=history,
         metrics=opening.metrics,

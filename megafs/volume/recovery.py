@@ -22,15 +22,22 @@ def open_replica(
     chunk_size: int,
     host: str,
     unlogged: UnloggedChunks,
+    commit_size: int,
 ) -> Replica:
     """The replica as it was left, or an empty one if it is damaged."""
+
+    def opened() -> Replica:
+        return Replica(
+            directory.volume, keyring, chunk_size, mount, host, unlogged, commit_size=commit_size
+        )
+
     mount = directory.mount_number()
     try:
-        return Replica(directory.volume, keyring, chunk_size, mount, host, unlogged)
+        return opened()
     except Corrupt as exc:
         log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
     remove_files(directory.volume)
-    return Replica(directory.volume, keyring, chunk_size, mount, host, unlogged)
+    return opened()
 
 
 def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, rebooted: bool) -> int:
