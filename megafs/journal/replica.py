@@ -231,7 +231,7 @@ class Replica:
     # ---- opening and closing ----------------------------------------------------------------
 
     def wal_copier(self) -> Callable[[], None] | None:
-        """What copies SQLite's log into the database, to be run in a thread; None if it is short.
+        """A function for a thread, which copies SQLite's log into the database; None if it is short.
 
         Thus a COMMIT need not.
         """
@@ -381,7 +381,7 @@ class Replica:
         return claims
 
     def operations(self, batch: int) -> list[Operation]:
-        """What a pending batch did, in order."""
+        """The operations of a pending batch, in order."""
         return self._batches.operations(batch)
 
     @property
