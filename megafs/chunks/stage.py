@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 import trio
 from msgspec import Struct
 
-from megafs import clock
+from megafs import clock, supervisor
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import offload, one_error_nursery
@@ -32,7 +32,7 @@ from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
-from megafs.errors import Corrupt, Exists, Fault, Full, StoreError
+from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, Unavailable
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -459,6 +459,14 @@ class Stage:
                     if self.last_error is None:
                         log.warning("cannot bring a pack to the store, will go on trying: %s", exc)
                     self.last_error = exc
+                    self._tell()
+                except Exception as exc:
+                    if supervisor.raises():
+                        raise
+                    # The pack must get there all the same, and the others not wait for it.
+                    if self.last_error is None:
+                        log.exception("cannot bring a pack to the store; this is a bug")
+                    self.last_error = Unavailable(f"{type(exc).__name__}: {exc}")
                     self._tell()
                 await trio.sleep(clock.uniform(pause / 2, pause))
                 pause = min(_PAUSE, pause * 2)
