@@ -92,11 +92,8 @@ async def _failure(what: str, work: Callable[..., Awaitable[object]], *args: obj
             raise
         failure = rest
     cause = leaf(failure)
-    # Nothing from outside reaches the log, or a terminal, as it is.
-    text = f"{type(cause).__name__}: {cause}"[:300]
-    said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    log.error("%s failed: %s; the mount goes on; this is a bug", what, said)
-    log.debug("%s failed", what, exc_info=failure)
+    said = f"{type(cause).__name__}: {cause}"[:300]
+    log.error("%s failed: %s; the mount goes on; this is a bug", what, said, exc_info=failure)
     if cancelled is not None:
         raise cancelled
     return said

@@ -90,5 +90,5 @@ class Orphans:
         self._replica.record(
             ops.SetContents(ino, inode.version, self._replica.number(), cut, cut, now, now, ())
         )
-        self._replica.seal()
+        self._replica.close_batch()
         return True

@@ -101,8 +101,8 @@ class Step(Struct):
 class Backwards:
     """The commits of a volume, newest first; stops where the store has no more.
 
-    `rewind` knows the names after the commit that was given last, and before it once `back` was
-    called for it.
+    `rewind` holds the names as they are right after the commit that `next` returned last; once
+    `back` was called for that commit, as they were right before it.
     """
 
     def __init__(self, history: History, on_progress: OnProgress, since: int = 1) -> None:

@@ -5,7 +5,8 @@ needs a default, for the command and the mount may be of different releases.  On
 imported here, so that a command which asks a mount starts quickly.
 
 exit_code is what the shell gets, text what people read.  Sizes are in bytes, times in seconds since
-1970 (durations: in seconds), paths inside the volume begin with a slash.
+1970 (durations: in seconds), paths inside the volume begin with a slash.  A field whose name ends
+in _b64 holds the bytes of the one before it, in base64, where they are not UTF-8.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class FsckProblem(Struct, frozen=True, omit_defaults=True):
     path: str = ""
     start: int | None = None
     end: int | None = None
+    path_b64: str | UnsetType = UNSET
 
 
 class FsckResult(Struct, frozen=True):
@@ -119,6 +121,7 @@ class Damage(Struct, frozen=True, kw_only=True):
     """
 
     path: str | UnsetType | None = UNSET
+    path_b64: str | UnsetType = UNSET
     inode: int | UnsetType = UNSET
     start: int | UnsetType = UNSET
     end: int | UnsetType = UNSET
@@ -256,6 +259,8 @@ class LogEvent(Struct, frozen=True, omit_defaults=True):
     size: int | None = None
     old_size: int | None = None
     text: str = ""
+    path_b64: str | UnsetType = UNSET
+    was_b64: str | UnsetType = UNSET
 
 
 class LogOfPath(Struct, frozen=True):
@@ -265,6 +270,7 @@ class LogOfPath(Struct, frozen=True):
     events: list[LogEvent]
     more: bool
     cut_short: bool
+    path_b64: str | UnsetType = UNSET
 
 
 class RestoreArgs(Struct, frozen=True):
@@ -287,6 +293,8 @@ class RestoreResult(Struct, frozen=True):
     directories: int
     bytes: int
     text: str
+    path_b64: str | UnsetType = UNSET
+    source_b64: str | UnsetType = field(name="from_b64", default=UNSET)
 
 
 class UndeleteArgs(Struct, frozen=True):
@@ -313,6 +321,8 @@ class RemovedFile(Struct, frozen=True):
     files: int
     above: str | None = field(name="with")
     exists: bool
+    path_b64: str | UnsetType = UNSET
+    above_b64: str | UnsetType = field(name="with_b64", default=UNSET)
 
 
 class RemovedFiles(Struct, frozen=True):
@@ -322,6 +332,7 @@ class RemovedFiles(Struct, frozen=True):
     removed: list[RemovedFile]
     more: bool
     cut_short: bool
+    path_b64: str | UnsetType = UNSET
 
 
 class SnapshotArgs(Struct, frozen=True):
@@ -393,6 +404,7 @@ class PinRow(Struct, frozen=True):
     bytes: int
     cached_bytes: int
     directory: bool
+    path_b64: str | UnsetType = UNSET
 
 
 class PinList(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Sealed batches of this mount that are not in the journal yet, and their table `pending`."""
+"""Closed batches of this mount that are not in the journal yet, and their table `pending`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMIT_SIZE = 4 << 20
 
 
 class PendingBatch(Struct):
-    """A sealed batch that is not in the journal yet.  size: bytes of its changeset."""
+    """A closed batch that is not in the journal yet.  size: bytes of its changeset."""
 
     operations: int
     size: int
@@ -37,7 +37,8 @@ class CommitDraft(Struct):
 
 
 class StrictOutcome(Struct):
-    """Stands for one operation whose caller waits for it to be committed as it is, or refused.
+    """Stands for the operations of one call, whose caller waits for them to be committed as they
+    are, or refused; once one is refused, so are those after it.
 
     refused: what the operation met when it was done again after a lost race.
     ino: the file it makes, or 0.

@@ -227,9 +227,9 @@ async def load_newest(
     """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at
     all.
 
-    say: told how far it is.  least_epoch: a checkpoint that a key of an earlier epoch sealed is not
-    taken, for whoever was locked out by the rotation has that key; then the whole journal is to be
-    read, which later commits vouch for.
+    say: called with how far it is.  least_epoch: a checkpoint that a key of an earlier epoch sealed
+    is not taken, for whoever was locked out by the rotation has that key; then the whole journal is
+    to be read, which later commits vouch for.
     Raises Corrupt if there are checkpoints and none is whole.
     """
     broken: Fault | TooNew | None = None

@@ -89,7 +89,7 @@ class ReplicaDatabase:
     # ---- opening and closing ----------------------------------------------------------------
 
     def connect(self) -> _Connection:
-        """One more connection, which sees every batch that is sealed."""
+        """One more connection, which sees every closed batch."""
         old = os.umask(0o077)
         try:
             db = _Connection(str(self.path))

@@ -4,14 +4,16 @@ A replica is a cache of the journal up to `sequence`, plus what this mount has d
 (`pending`).  Operations are collected into batches; a batch is one SQLite transaction and one
 changeset (what a commit carries, and, inverted, what undoes it).
 
-    record(op)  apply it, remember it         log()      write down what was done since
-    next_commit()  what to try to commit      seal()     close the batch
-    won()       it is in the journal
-    follow()    others' commits: undo ours, apply theirs, do ours again
+    record(op)      apply an operation, and put it into the open batch
+    log()           append the new operations to the log of operations
+    close_batch()   end the open batch: it is pending
+    next_commit()   the pending batches that fit into one commit
+    won()           that commit is in the journal: they are no longer pending
+    follow()        others' commits: undo ours, apply theirs, do ours again
 
-A close(2) needs `log` only, which appends to the log of operations and leaves the batch open: 44 us
-after one created file, where `seal` takes 363.  The log is always ahead of SQLite: what a lost
-transaction held is done again from there (docs/decisions/0005).
+A close(2) needs `log` only, which leaves the batch open: 44 us after one created file, where
+`close_batch` takes 363.  The log is always ahead of SQLite: what a lost transaction held is done
+again from there (docs/decisions/0005).
 
 Everything here is synchronous: nobody sees a replica half way.  A replica that is damaged or gone
 is rebuilt from the store; the log of operations (operation_log.py) then gives back what was not
@@ -74,7 +76,7 @@ _BATCH_MEMORY = 4 << 20
 class ReplicaState(Struct):
     """Where a replica stands, so that a transaction that fails can go back to it.
 
-    sequence, head: the last commit applied and its hash.  batch: the last sealed batch; committed:
+    sequence, head: the last commit applied and its hash.  batch: the last closed batch; committed:
     the last one that is in the journal.  prefix, counter: the last number given out.
     used, files: bytes allocated and inodes in use.  pending: the batches that are not committed.
     """
@@ -122,7 +124,7 @@ class Replica:
     unlogged_chunks: small chunks to be written to the log with the operations that name them.
 
     tree: reads go there directly.  sequence, head: the last commit applied and its hash.
-    batch: the last sealed batch; committed: the last one that is in the journal.
+    batch: the last closed batch; committed: the last one that is in the journal.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class Replica:
 
     @property
     def pending(self) -> dict[int, PendingBatch]:
-        """The sealed batches that are not in the journal yet, oldest first."""
+        """The closed batches that are not in the journal yet, oldest first."""
         return self._batches.infos
 
     @property
@@ -220,10 +222,10 @@ class Replica:
         self.tree.files = get("files", 0)
 
     def close(self) -> None:
-        """Seal what is open and close the files."""
+        """Close the open batch and the files."""
         try:
             if self._database.is_recording:
-                self.seal()
+                self.close_batch()
                 self._database.forget_batch()
                 self.db.execute("COMMIT")
         except (Corrupt, Full) as exc:
@@ -232,7 +234,7 @@ class Replica:
         self._database.close()
 
     def rewind(self) -> None:
-        """Go back to the last sealed batch and do the operations since then again.
+        """Go back to the last closed batch and do the operations since then again.
 
         SQLite gives up the whole transaction when the disk is full.  What was answered must stay,
         and doing it again takes memory only.
@@ -281,11 +283,11 @@ class Replica:
 
     @contextmanager
     def _between_batches(self) -> Iterator[None]:
-        """Seal the open batch; what the block does is one transaction, outside every batch.
+        """Close the open batch; what the block does is one transaction, outside every batch.
 
         If it fails, nothing of it was done.
         """
-        self.seal()
+        self.close_batch()
         before = self._state()
         try:
             with self._database.between_batches():
@@ -366,8 +368,8 @@ class Replica:
         return {t.ino for outcomes in waiting for t in outcomes.values() if t.ino}
 
     @property
-    def unsealed(self) -> int:
-        """How many operations are not in a sealed batch yet."""
+    def open_operations(self) -> int:
+        """How many operations are not in a closed batch yet."""
         return len(self._ops)
 
     @property
@@ -379,12 +381,12 @@ class Replica:
         """Append what was done since the last time to the log of operations.
 
         After it the operations survive the end of this process; for a power cut, `oplog.sync`.
-        Returns the number of the batch that holds the last of them, sealed or still open.
+        Returns the number of the batch that holds the last of them, closed or still open.
         """
         if not self._ops:
             return self.batch
         if len(self._ops) >= _BATCH_OPERATIONS or self._database.recorded_bytes >= _BATCH_MEMORY:
-            return self.seal()
+            return self.close_batch()
         return self._log()
 
     def _log(self) -> int:
@@ -408,7 +410,7 @@ class Replica:
         ]
 
     @_whole
-    def seal(self) -> int:
+    def close_batch(self) -> int:
         """Close the batch, if it holds anything; return the number of the last one.
 
         After it the operations survive the end of this process, as after `log`.
@@ -496,7 +498,7 @@ class Replica:
         remote = RemoteChanges()
         if not commits:
             return remote
-        self.seal()
+        self.close_batch()
         ours = list(self.pending)
         view = SeenInodes.of(self.tree, self.touched(commits)) if ours else SeenInodes()
         with self._between_batches():
@@ -618,9 +620,9 @@ class Replica:
 
     @_whole
     def expect(self, sequence: int) -> None:
-        """This replica is being built anew, and of no use before it has reached that commit.
+        """This replica is being built anew and must not be used before it holds commit *sequence*.
 
-        What this machine did since stands upon it; 0 when it has.
+        This machine's pending operations were made on top of that commit.  0: it holds it now.
         """
         if sequence != self.expected:
             with self._between_batches():
@@ -660,7 +662,7 @@ class Replica:
         return self._known.hashes(SequenceNumber(self.sequence - count), self.sequence)
 
     def reader(self) -> apsw.Connection:
-        """A second connection, for long queries in a thread; it sees every sealed batch."""
+        """A second connection, for long queries in a thread; it sees every closed batch."""
         return self._database.connect()
 
     def committed_reader(self) -> apsw.Connection:
@@ -669,7 +671,7 @@ class Replica:
         What is pending is undone for the moment in which the reader takes its snapshot; the log of
         operations holds it should this process end right then.
         """
-        self.seal()
+        self.close_batch()
         reader = self._database.connect()
         state = self._state()
         hidden = self._hide_pending() if state.pending else []

@@ -168,7 +168,7 @@ class Writer:
         """Wait until there is work, and a little longer to collect more of it."""
         if pause:
             await trio.sleep(clock.uniform(pause / 2, pause))
-        while not self._replica.unsealed and not self._replica.pending:
+        while not self._replica.open_operations and not self._replica.pending:
             self._urgent = False
             await self._poked.wait()
             self._poked = trio.Event()
@@ -180,7 +180,7 @@ class Writer:
 
     async def commit_all(self) -> None:
         """Bring everything that was done until now into the journal."""
-        target = self._replica.seal()
+        target = self._replica.close_batch()
         self._packs.cut()
         while self._replica.committed < target and self._replica.pending:
             draft = self._replica.next_commit(self._packs.blocked)
@@ -256,7 +256,7 @@ class Writer:
         follower.announce()
 
     async def _withdraw_if_folded(self, sequence: SequenceNumber) -> None:
-        """Our commit took so long that its place may have been in the past already."""
+        """Delete our commit if gc had folded its number before it was created."""
         page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
         if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:
             await self._store.delete(commit_format.object_name(sequence))

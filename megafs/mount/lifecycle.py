@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import trio
 
-from megafs import garbage
+from megafs import garbage, memory
 from megafs.errors import MegafsError, Stopped
 from megafs.jobs import pins
 from megafs.mount import mountpoint
@@ -138,6 +138,7 @@ async def _serve(
                 ("reporting", shutdown.report_draining, (notify, stopping.is_set)),
                 ("watching other namespaces", shutdown.watch_elsewhere, ()),
                 ("keeping what is pinned", pins.keep, (volume,)),
+                ("giving memory back", memory.give_back, (lambda: volume.memory_in_use,)),
             ):
                 nursery.start_soon(keep_running, what, work, *args)
             await _first(stopping.wait, attachment.gone.wait)

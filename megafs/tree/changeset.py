@@ -1,9 +1,9 @@
 """What a SQLite changeset does to the rows of a tree.
 
-A commit carries a changeset over the replicated tables.  `Changes.of` goes through it once; what it
-finds then serves everyone who asks: which files it touches (before it is applied), what it does to
-the usage, which parts of a checkpoint are stale, what the kernel must forget (after it).  Who needs
-the rows themselves (the journal of a file) goes through `row_changes`.
+A commit carries a changeset over the replicated tables.  `Changes.of` decodes it once, for
+all who ask: which files it touches (before it is applied), by how much the usage grows, which parts
+of a checkpoint are stale, what the kernel must forget (after it is applied).  `row_changes` gives
+the rows themselves, for the events of a file.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Rewind:
         found: list[Any] = self._db.execute(
             "SELECT parent, name FROM names WHERE ino=?", (ino,)
         ).fetchall()
-        for parent, name in self._base.places(ino):
+        for parent, name in self._base.names_of(ino):
             there = self._db.execute(
                 "SELECT 1 FROM names WHERE parent=? AND name=?", (parent, name)
             ).fetchone()

@@ -476,7 +476,10 @@ async def _no_header(store: ObjectStore) -> NotAVolume | Corrupt:
     page = await store.list("", limit=10)
     names = [entry.name for entry in page.entries]
     if not names:
-        return NotAVolume("nothing is there: megafs format makes a new volume")
+        return NotAVolume(
+            "nothing is there; is it the right bucket, directory and prefix? megafs format makes a"
+            " new volume"
+        )
     for prefix in ("commits/", "checkpoints/", "packs/"):
         if (await store.list(prefix, limit=1)).entries:
             return Corrupt(

@@ -25,6 +25,8 @@ from megafs.errors import Busy, Denied, Full, Stopped
 
 #: The copy of the key header, in a volume's directory.
 HEADER = "header"
+#: What the store takes from this machine (chunks/pack_size.py).
+STORE_LIMITS = "store-limits"
 
 
 def directory_of(state_dir: Path, fsid: bytes) -> Path:

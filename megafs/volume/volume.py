@@ -76,7 +76,9 @@ class Volume(Struct):
         error = self.writer.frozen or self.writer.last_error or self.stage.last_error
         waiting = self.stage.staged_bytes + self.fs.writeback.dirty
         operations = sum(info.operations for info in self.replica.pending.values())
-        return Unsent(waiting, operations + self.replica.unsealed, str(error) if error else "")
+        return Unsent(
+            waiting, operations + self.replica.open_operations, str(error) if error else ""
+        )
 
     async def drain(self, progress: Callable[[Unsent], None] | None = None) -> None:
         """Return when everything is in the store.
@@ -104,7 +106,7 @@ class Volume(Struct):
                     await self.writer.committed(batch, 5.0)
                 except (Unavailable, Corrupt):
                     continue
-                if not self.fs.writeback.dirty and not self.replica.unsealed:
+                if not self.fs.writeback.dirty and not self.replica.open_operations:
                     break
             nursery.cancel_scope.cancel()
         if progress is not None:
@@ -113,6 +115,11 @@ class Volume(Struct):
             raise Corrupt(f"not everything could be written: {self.writer.frozen}")
         if self.writer.barred is not None and not self.progress().done:
             raise Busy(f"not everything could be written: {self.writer.barred}")
+
+    @property
+    def memory_in_use(self) -> int:
+        """Bytes of contents in memory: opened chunks, and what was written and is not staged."""
+        return self.chunks.size + self.fs.writeback.dirty
 
     def status(self) -> dict[str, Any]:
         """What `megafs status` shows; JSON-able."""

@@ -1044,7 +1044,7 @@ async def _agree(volumes: list[Volume]) -> None:
         for volume in volumes:
             await volume.writer.catch_up()
         if len({volume.replica.head for volume in volumes}) == 1 and not any(
-            v.replica.pending or v.replica.unsealed for v in volumes
+            v.replica.pending or v.replica.open_operations for v in volumes
         ):
             return
     raise Wrong("the machines never come to rest")
