@@ -113,6 +113,7 @@ async def test_one_that_fails_in_the_background_leaves_the_others(
         background.start(bad)
         background.start(good)
         await done.wait()
+    assert done.is_set()
 
 
 async def test_in_tests_it_is_raised(autojump_clock: MockClock) -> None:
