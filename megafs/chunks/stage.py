@@ -575,7 +575,7 @@ class Stage:
 
 
 async def _shared(work: Callable[[int], T], count: int) -> list[T]:
-    """What *work* makes of 0 to *count* - 1, in two threads: more gain nothing."""
+    """The results of *work* for 0 to *count* - 1, in two threads: more gain nothing."""
     made: dict[int, T] = {}
 
     def some(first: int) -> None:

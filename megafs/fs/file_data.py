@@ -43,7 +43,7 @@ _AROUND = 1 << 20
 
 
 class FileParts(Struct):
-    """What the data of all files of one filesystem share.
+    """The parts that the data of all files of one filesystem share.
 
     account: called with every change in the number of bytes that wait in memory.
     note_inline: called with what a hurried flush put into the tree itself: (inode, start, bytes).

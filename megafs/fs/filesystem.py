@@ -47,7 +47,7 @@ _FILES = 1 << 40
 
 
 class _Tree(Protocol):
-    """What can be asked of the present tree and of the snapshots alike."""
+    """The questions that the present tree and the snapshots both answer."""
 
     def lookup(self, parent: int, name: bytes) -> Inode: ...
     def getattr(self, ino: int, /) -> Inode: ...

@@ -83,7 +83,7 @@ _GAP: Final = 64 << 10
 
 
 class SalvageReport(Struct):
-    """What came out of it.
+    """The outcome of a salvage.
 
     damaged: bytes of files that could not be had.  lost: files without a
     name, as they are called in lost+found.  problems: what was wrong besides.

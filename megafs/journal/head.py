@@ -1,4 +1,4 @@
-"""What this machine has seen of a volume: the newest commit, and the key header it used.
+"""The head that this machine remembers: the newest commit it has seen, and the key header it used.
 
 `head` in the state directory, apart from the replica, so that a lost replica does not turn a known
 machine into a new one.  It is written, durably, before any fsync(2) that needs the commit returns,
@@ -64,7 +64,7 @@ class OpenedHeader(Struct, frozen=True):
 
 
 def read(directory: Path) -> RememberedHead | None:
-    """What was remembered, or None on a machine that has not seen the volume."""
+    """Return the remembered head; None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
         data = path.read_bytes()

@@ -272,7 +272,7 @@ class Pace:
 
 
 class LineEstimate:
-    """What the way to the store is like, from how long the last gets took.
+    """Latency and rate of the way to the store, from how long the last gets took.
 
     A get of n bytes takes about latency + n / rate: the straight line through the samples with the
     least squares gives both.  Gets that run side by side share the rate, so it is what one of them

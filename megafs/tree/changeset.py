@@ -1,4 +1,4 @@
-"""What a SQLite changeset does to the rows of a tree.
+"""Read a SQLite changeset: its changes to the rows of a tree.
 
 A commit carries a changeset over the replicated tables.  `Changes.of` decodes it once, for
 all who ask: which files it touches (before it is applied), by how much the usage grows, which parts
@@ -138,7 +138,7 @@ def _unknown(table: str) -> Corrupt:
 
 
 class Changes(Struct):
-    """What one changeset does to a tree, for whoever applies it.
+    """The changes that one changeset makes to a tree.
 
     keys: every row that changes, as (table, key).
     inodes: whose attributes change, or that come or go.  contents: whose bytes change, or that go.

@@ -1,4 +1,4 @@
-"""What happens when two mounts disagree.
+"""The rules for operations that no longer fit, because another mount has changed the tree.
 
 A mount that loses a commit race undoes its pending operations, applies the winner's rows, and does
 its own operations again, one by one, through `Merge.redo`.  Most fit as they are.  For the rest the
@@ -315,7 +315,7 @@ class Merge:
         self._do(msgspec.structs.replace(moved, new_name=name, replaced=0, flags=RENAME_NOREPLACE))
 
     def _rename_moved(self, op: Rename, new_parent: int) -> None:
-        """What we renamed is no longer where it was."""
+        """Our rename no longer fits: the old name does not stand for that inode any more."""
         if self._present(op.ino) is not None:
             self._note(
                 f"{_show(op.name)} was renamed here to {_show(op.new_name)} and also elsewhere:"

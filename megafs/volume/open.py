@@ -81,7 +81,7 @@ _CONTACT_IF_KNOWN = 1.0
 
 
 class _Opening(Struct, frozen=True):
-    """What a volume is opened from, once its keys are known.
+    """The inputs to opening a volume, once its keys are known.
 
     store: with its cache, if it has one.  early: the same store, with requests that are under way
     already.  host: what other machines see as this one's name.
@@ -422,7 +422,7 @@ def _write_remembered(
 
 
 def _adopter(cache: DiskCache | None) -> Adopter | None:
-    """What gives a pack that was uploaded to the cache, if there is one."""
+    """Return the function that gives an uploaded pack to the cache; None without a cache."""
     if cache is None:
         return None
 

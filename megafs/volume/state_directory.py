@@ -1,4 +1,4 @@
-"""Where one machine keeps what belongs to a volume.
+"""The directories in which one machine keeps a volume's state and cache.
 
     <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, lock
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
@@ -76,7 +76,7 @@ class StateDirectory(Struct, frozen=True):
             return True
 
     def note_boot(self) -> None:
-        """What the last power cut took is dealt with."""
+        """Note that the damage of the last power cut is dealt with."""
         write_durably(self.volume / "boot", _boot_id().encode())
 
     def mount_number(self) -> int:

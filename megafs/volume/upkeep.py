@@ -1,4 +1,4 @@
-"""What goes on beside an open volume: checkpoints, the lease, and its numbers for Prometheus."""
+"""Tasks beside an open volume: checkpoints, the lease; and its numbers for Prometheus."""
 
 from __future__ import annotations
 
