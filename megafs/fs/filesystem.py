@@ -297,9 +297,9 @@ class FileSystem:
         """This mount's number, if the file's bytes outlive its last name; 0 if not."""
         return self._orphans.keeps(ino)
 
-    async def reap_orphans(self) -> None:
+    async def reap_orphans(self, mount: int) -> None:
         """Remove the files that an earlier process of this mount kept open without a name."""
-        await self._orphans.remove_left()
+        await self._orphans.remove_left(mount)
 
     # ---- other mounts' commits, and the kernel ----------------------------------------------
 

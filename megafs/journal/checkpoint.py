@@ -352,9 +352,15 @@ class _Plan(Struct):
 
 
 class Checkpointer:
-    """Writes checkpoints of one replica."""
+    """Writes checkpoints of one replica.
 
-    def __init__(self, replica: Replica, store: ObjectStore, keyring: Keyring) -> None:
+    part_size: bytes of rows that end a part.
+    """
+
+    def __init__(
+        self, replica: Replica, store: ObjectStore, keyring: Keyring, part_size: int = PART_SIZE
+    ) -> None:
+        self._part_size = part_size
         self._replica = replica
         self._store = store
         self._keyring = keyring
@@ -444,7 +450,9 @@ class Checkpointer:
         async with one_error_nursery() as nursery:
             for table in REPLICATED:
                 for low, high in plan.runs[table.name]:
-                    async with aclosing(_run(reader, table, low, high)) as parts_of_run:
+                    async with aclosing(
+                        _run(reader, table, low, high, self._part_size)
+                    ) as parts_of_run:
                         async for begin, rows in parts_of_run:
                             holder = object()
                             await room.acquire_on_behalf_of(holder)
@@ -479,13 +487,19 @@ def _seal_part(keyring: Keyring, part_id: bytes, rows: list[tuple[Any, ...]]) ->
 
 
 async def _run(
-    reader: apsw.Connection, table: Any, low: Key, high: Key | None
+    reader: apsw.Connection, table: Any, low: Key, high: Key | None, part_size: int
 ) -> AsyncGenerator[tuple[Key, list[tuple[Any, ...]]], None]:
     """The rows with low <= key < high, in parts: (where it begins, its rows)."""
     after: Key | None = None
     while True:
         rows, more = await offload(
-            _rows, reader, table, low if after is None else after, high, after is not None
+            _rows,
+            reader,
+            table,
+            low if after is None else after,
+            high,
+            after is not None,
+            part_size,
         )
         if rows:
             # The first part of a run begins where the run does, so that no key falls between two
@@ -497,7 +511,12 @@ async def _run(
 
 
 def _rows(
-    reader: apsw.Connection, table: Any, low: Key, high: Key | None, exclusive: bool
+    reader: apsw.Connection,
+    table: Any,
+    low: Key,
+    high: Key | None,
+    exclusive: bool,
+    part_size: int,
 ) -> tuple[list[tuple[Any, ...]], bool]:
     """Up to PART_ROWS rows with low <= key < high (or low < key), and whether more may follow."""
     key = ", ".join(table.columns[: table.key])
@@ -520,7 +539,7 @@ def _rows(
     while block := list(islice(cursor, min(_BLOCK, PART_ROWS - len(rows)))):
         rows.extend(block)
         size += len(msgspec.msgpack.encode(block))
-        if len(rows) >= PART_ROWS or size >= PART_SIZE:
+        if len(rows) >= PART_ROWS or size >= part_size:
             return rows, True
     return rows, False
 

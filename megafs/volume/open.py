@@ -37,10 +37,11 @@ from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.history.earlier_trees import History
 from megafs.journal import head
-from megafs.journal.checkpoint import Checkpointer
+from megafs.journal.batches import COMMIT_SIZE
+from megafs.journal.checkpoint import PART_SIZE, Checkpointer
 from megafs.journal.follower import Follower
 from megafs.journal.head import HeadKeeper, OpenedHeader
-from megafs.journal.heartbeat import Heartbeats
+from megafs.journal.heartbeat import Heartbeats, Predecessor
 from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
@@ -61,6 +62,7 @@ from megafs.volume.recovery import open_replica, recover
 from megafs.volume.state_directory import (
     HEADER,
     STORE_LIMITS,
+    Process,
     StateDirectory,
     keep_durably,
     remember_fsid,
@@ -186,13 +188,21 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     found, settings = opening.found, opening.settings
     keyring, header = found.unlocked.keyring, found.unlocked.header
     unlogged = UnloggedChunks()
+    process = found.directory.begin()
+    pack_size = _pack_size(opening)
     replica = open_replica(
-        found.directory, keyring, header.parameters.chunk_size, opening.host, unlogged
+        found.directory,
+        keyring,
+        header.parameters.chunk_size,
+        opening.host,
+        unlogged,
+        process,
+        min(COMMIT_SIZE, pack_size.others),
     )
     try:
         if not settings.accept_state:
             check_epoch(header, replica.epoch, "this machine's copy of the tree is of")
-        journal = _wire_journal(opening, replica, unlogged)
+        journal = _wire_journal(opening, replica, unlogged, pack_size)
         rebooted = found.directory.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
@@ -211,16 +221,22 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         taken = recover(replica, journal.stage, found.directory, rebooted=rebooted)
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
-        volume = _wire_volume(opening, journal, offline=offline)
-        if not settings.read_only:
-            await volume.fs.reap_orphans()
+        if process.moved:
+            log.warning(
+                "%s is at another place than when it was used last: it was moved or copied. What"
+                " waits in it is brought to the store, unless another copy of it has done so",
+                found.directory.volume,
+            )
+        volume = _wire_volume(opening, journal, process, offline=offline)
+        if process.is_dead and not settings.read_only:
+            await volume.fs.reap_orphans(process.predecessor)
         check_head(replica, settings.expect_head)
         await _remember(opening, journal)
         upkeep.register_gauges(volume)
         if volume.lease is not None:
             await upkeep.take_lease(volume, volume.lease, opening.say)
         async with volume.background.running() as nursery:
-            _start_tasks(volume, journal, nursery)
+            _start_tasks(volume, journal, process, nursery)
             if opening.own_store and not settings.read_only and not journal.pack_size.known:
                 nursery.start_soon(upkeep.prove_store, volume, journal.pack_size)
             yield volume
@@ -229,18 +245,21 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         replica.close()
 
 
-def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks) -> _Journal:
+def _wire_journal(
+    opening: _Opening, replica: Replica, unlogged: UnloggedChunks, pack_size: PackSize
+) -> _Journal:
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
-    pack_size = _pack_size(opening)
     stage = Stage(
         found.directory.packs,
         store,
         keyring,
         replica,
         unlogged,
-        StageLimits.of(header.parameters, settings, pack_size),
+        StageLimits.of(
+            header.parameters, settings, pack_size, may_overwrite=not header.create_if_absent
+        ),
         _adopter(DiskCache.of(store)),
     )
     opened = OpenedHeader(
@@ -292,7 +311,9 @@ def _pack_size(opening: _Opening) -> PackSize:
     return made
 
 
-def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volume:
+def _wire_volume(
+    opening: _Opening, journal: _Journal, process: Process, *, offline: bool
+) -> Volume:
     """Make the filesystem over the journal, the past beside it, and the volume around them."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
@@ -336,8 +357,16 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
         stage=stage,
         chunks=chunks,
         writer=writer,
-        checkpointer=Checkpointer(replica, store, keyring),
-        heartbeats=Heartbeats(replica, store, keyring, read_only=settings.read_only),
+        checkpointer=Checkpointer(
+            replica, store, keyring, min(PART_SIZE, journal.pack_size.others)
+        ),
+        heartbeats=Heartbeats(
+            replica,
+            store,
+            keyring,
+            read_only=settings.read_only,
+            predecessor=Predecessor(process.predecessor, process.is_dead, process.moved),
+        ),
         history=history,
         metrics=opening.metrics,
         background=background,
@@ -347,7 +376,9 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
     )
 
 
-def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> None:
+def _start_tasks(
+    volume: Volume, journal: _Journal, process: Process, nursery: trio.Nursery
+) -> None:
     """Start everything that goes on while the volume is open.
 
     None of it may end the mount: programs would write into the bare directory below.
@@ -368,6 +399,8 @@ def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> No
         start("committing", volume.writer.run, give_up=freeze)
         start("writing back", volume.fs.writeback.run)
         start("writing checkpoints", upkeep.keep_checkpoints, volume)
+        if not process.is_dead:
+            start("removing orphans", upkeep.reap_after, volume, process.predecessor)
     start("the heartbeat", volume.heartbeats.run)
     if volume.lease is not None:
         start("keeping the lease", upkeep.keep_lease, volume, volume.lease)
