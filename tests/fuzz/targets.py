@@ -307,7 +307,7 @@ def check_log(data: bytes) -> None:
         for _, frames in log.read(lambda pack, offset, chunk: None):
             for frame in frames:
                 try:
-                    ops.decode(frame)
+                    ops.decode(frame.operations)
                 except Corrupt:
                     continue
 
@@ -318,7 +318,8 @@ def check_operations(data: bytes) -> None:
         log.append(3, data)
         log.sync()
         log.close(0)
-        assert OperationLog(Path(place), RING, 5).read() == [(3, [data])]
+        ((batch, frames),) = OperationLog(Path(place), RING, 5).read()
+        assert (batch, [frame.operations for frame in frames]) == (3, [data])
     try:
         ops.decode(data)
     except Corrupt:
