@@ -1,4 +1,4 @@
-"""What tasks share: the one door to threads, background tasks, a nursery that raises one error.
+"""Concurrency: the one door to threads, background tasks, a nursery that raises one error.
 
 trio's autojump clock takes a running worker thread for idleness and jumps ahead, so every hop
 goes through `offload()`, which the tests run in place (`in_place()`).  A hop costs 90 to 170
@@ -17,6 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import trio
 
 from megafs.errors import leaf
+from megafs.supervisor import run_once
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -96,7 +97,7 @@ async def one_error_nursery() -> AsyncIterator[trio.Nursery]:
 
 
 class Background:
-    """Starts tasks that end with whoever runs this, a mount mostly.
+    """Starts tasks that end when the block of `running` does.
 
     Made before the parts that start tasks, and run (`running`) when all of them are there.
     """
@@ -105,10 +106,13 @@ class Background:
         self._nursery: trio.Nursery | None = None
 
     def start(self, work: Callable[..., Awaitable[object]], *args: object) -> bool:
-        """Start ``work(*args)``; return False, and do nothing, unless this is running."""
+        """Start ``work(*args)``; return False, and do nothing, unless this is running.
+
+        What it raises is logged, and ends nothing else.
+        """
         if self._nursery is None:
             return False
-        self._nursery.start_soon(work, *args)
+        self._nursery.start_soon(run_once, "a task in the background", work, *args)
         return True
 
     @property

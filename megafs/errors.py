@@ -10,6 +10,7 @@
           Exists         put_new() found the name taken
           Denied         credentials refused, or not allowed
           Full           the store's own quota or disk is full
+          TooLarge       it, or a proxy in front of it, takes no body of that size
           Unavailable    may work later; the only error that is retried
           NoStore        the bucket or directory itself does not exist
           BadStore       the URL or its options cannot be right
@@ -101,12 +102,17 @@ class Full(StoreError):
     exit_code = 15
 
 
+class TooLarge(StoreError):
+    """The store, or a proxy in front of it, takes no body of that size; smaller ones may pass."""
+
+
 class Unavailable(StoreError):
     """The store did not answer, or asked us to wait; the same request may work later.
 
     retry_after: seconds the store asked us to wait, if it said so.
     maybe_done: the request may have been carried out although no answer came.
     busy: the store has more to do than it can.
+    unreached: not even a connection came about.
     """
 
     exit_code = 14
@@ -118,9 +124,11 @@ class Unavailable(StoreError):
         retry_after: float | None = None,
         maybe_done: bool = False,
         busy: bool = False,
+        unreached: bool = False,
     ) -> None:
         super().__init__(text)
         self.busy = busy
+        self.unreached = unreached
         self.retry_after = retry_after
         self.maybe_done = maybe_done
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from megafs.cli import arguments, output
 from megafs.cli.recovery_output import RecoveryKeyOutput
@@ -89,8 +90,12 @@ def command(
     from megafs.concurrency import run_interruptible
     from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import format_volume
+    from megafs.volume.header import check_parameters
 
     settings = chosen.settings
+    if settings.pack_size is not None:
+        parameters = replace(parameters, pack_size=settings.pack_size)
+    check_parameters(parameters)
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
 
     def show(made: Formatted) -> None:
@@ -165,7 +170,7 @@ def _show(url: str, made: Formatted) -> None:
     how = "as Mega gave everyone" if quota == DEFAULT_QUOTA else ""
     output.show(f"volume {made.fsid.hex()} made at {url}")
     output.show(
-        output.rows(
+        *output.rows(
             [
                 ("quota", f"{output.size(quota)}{f' ({how})' if how else ''}"),
                 ("chunk size", f"{made.parameters.chunk_size >> 10} KiB"),

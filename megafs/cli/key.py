@@ -64,9 +64,10 @@ def list_slots(
 ) -> None:
     """List the key slots of the volume at URL, as the store shows them; asks for no passphrase."""
     from megafs.volume import header_store
+    from megafs.volume.unlock import load_header
 
     chosen = arguments.mount_options(url, options, state_dir=state_dir, cache_dir=cache_dir)
-    header = _with_store(url, chosen, header_store.load)
+    header = _with_store(url, chosen, lambda store: load_header(store, url, chosen.settings))
     slots = header_store.list_slots(header)
     if as_json:
         output.show_json(
@@ -79,7 +80,7 @@ def list_slots(
         return
     output.show(f"volume {header.fsid.hex()}, key header {header.generation}")
     output.show(
-        output.table(
+        *output.table(
             ["SLOT", "KIND", "MADE", "COST", "LABEL"],
             [
                 [

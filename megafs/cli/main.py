@@ -20,6 +20,8 @@ import megafs
 from megafs import garbage
 from megafs.cli import ending, output
 from megafs.errors import BadUsage, MegafsError
+from megafs.hardening import protect_memory
+from megafs.printable import indented
 
 #: name: (module, what it does)
 COMMANDS = {
@@ -118,6 +120,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit."""
+    protect_memory()
     ending.open_missing_outputs()
     args = list(sys.argv[1:] if argv is None else argv)
     sys.exit(run(args))
@@ -167,7 +170,8 @@ def report_error(exc: BaseException, *, as_json: bool, debug: bool) -> int:
         ends = ending.of(lost) if isinstance(exc, OSError) else ends
         as_json = False
     if debug:
-        traceback.print_exception(exc)
+        for line in indented("".join(traceback.format_exception(exc))):
+            sys.stderr.write(f"{line}\n")
     if as_json and not output.document_is_out:
         document = {"text": ends.text, "exit_code": ends.exit_code, "kind": ends.kind}
         try:

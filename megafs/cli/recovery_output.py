@@ -39,13 +39,16 @@ class RecoveryKeyOutput:
         elif self._as_json:
             # The document's beginning; `show_json` ends it.
             output.document_is_out = self._begun = True
-            output.show(f'{{\n  "recovery_key": {json.dumps(recovery)},')
+            output.write(f'{{\n  "recovery_key": {json.dumps(recovery)},\n')
             output.flush()
         else:
             output.show(
-                "Recovery key, shown this once. It opens the volume without the passphrase; write"
-                " it\ndown with the volume's id and keep it away from this machine:\n"
-                f"\n    {recovery}\n    volume {fsid.hex()}\n"
+                "Recovery key, shown this once. It opens the volume without the passphrase;",
+                "write it down with the volume's id and keep it away from this machine:",
+                "",
+                f"    {recovery}",
+                f"    volume {fsid.hex()}",
+                "",
             )
             output.flush()
         self._delivered = True
@@ -56,7 +59,7 @@ class RecoveryKeyOutput:
         where = None if self._file is None else str(self._file)
         if self._begun:
             self._begun = False
-            output.show(json.dumps(value, indent=2, default=str).removeprefix("{\n"))
+            output.write(json.dumps(value, indent=2, default=str).removeprefix("{\n") + "\n")
             output.flush()
         else:
             output.show_json({"recovery_key": None, **value, "recovery_key_file": where})
@@ -90,7 +93,7 @@ class RecoveryKeyOutput:
     def _end_document(self, ends: ending.Ending) -> None:
         error = {"text": ends.text, "exit_code": ends.exit_code, "kind": ends.kind}
         try:
-            output.show(f'  "error": {json.dumps(error)}\n}}')
+            output.write(f'  "error": {json.dumps(error)}\n}}\n')
             output.flush()
         except (BrokenPipeError, output.OutputLost):
             pass  # the error that is on its way says more

@@ -24,21 +24,21 @@ _ENTRY = struct.Struct("<HHI")
 _UNDEFINED_ID = 0xFFFFFFFF
 
 
-class Entry(NamedTuple):
-    """Who (tag and id), and which of rwx (4, 2, 1)."""
+class AclEntry(NamedTuple):
+    """One entry: a tag and an id say for whom, the permissions are of rwx (4, 2, 1)."""
 
     tag: int
     permissions: int
     id: int
 
 
-def parse(value: bytes) -> list[Entry]:
+def parse(value: bytes) -> list[AclEntry]:
     """The entries of an ACL; EINVAL if it is not one, EOPNOTSUPP for another version."""
     if value[:4] != _VERSION:
         raise Refused(e.EOPNOTSUPP)
     if (len(value) - 4) % _ENTRY.size:
         raise Refused(e.EINVAL)
-    entries = [Entry(*fields) for fields in _ENTRY.iter_unpack(value[4:])]
+    entries = [AclEntry(*fields) for fields in _ENTRY.iter_unpack(value[4:])]
     tags = [entry.tag for entry in entries]
     if entries and (
         any(tags.count(tag) != 1 for tag in (USER_OBJ, GROUP_OBJ, OTHER))
@@ -51,24 +51,24 @@ def parse(value: bytes) -> list[Entry]:
     return entries
 
 
-def build(entries: list[Entry]) -> bytes:
+def build(entries: list[AclEntry]) -> bytes:
     """The bytes of an ACL."""
     return _VERSION + b"".join(_ENTRY.pack(*entry) for entry in entries)
 
 
-def is_minimal(entries: list[Entry]) -> bool:
+def is_minimal(entries: list[AclEntry]) -> bool:
     """Whether the mode alone says the same."""
     return len(entries) <= 3
 
 
-def mode_of(entries: list[Entry], mode: int) -> int:
+def mode_of(entries: list[AclEntry], mode: int) -> int:
     """The mode that goes with an access ACL: its group bits are the mask, if there is one."""
     by_tag = {entry.tag: entry.permissions for entry in entries}
     group = by_tag.get(MASK, by_tag[GROUP_OBJ])
     return mode & ~0o777 | by_tag[USER_OBJ] << 6 | group << 3 | by_tag[OTHER]
 
 
-def with_mode(entries: list[Entry], mode: int) -> list[Entry]:
+def with_mode(entries: list[AclEntry], mode: int) -> list[AclEntry]:
     """The access ACL after chmod(2) to *mode*."""
     has_mask = any(entry.tag == MASK for entry in entries)
     changed = []
@@ -83,7 +83,7 @@ def with_mode(entries: list[Entry], mode: int) -> list[Entry]:
     return changed
 
 
-def inherit(default: bytes, mode: int) -> tuple[int, list[Entry]]:
+def inherit(default: bytes, mode: int) -> tuple[int, list[AclEntry]]:
     """The mode and access ACL of a new file in a directory with this default ACL.
 
     Each class gets what both the ACL and the mode that was asked for allow.

@@ -8,13 +8,21 @@ from typing import Final
 
 from megafs import clock
 from megafs.errors import Refused
-from megafs.fs import acl
+from megafs.fs import acl, callers
 from megafs.fs.core import Core
+from megafs.fs.live_tree import NAMESPACES, absent_xattr
 from megafs.fs.requests import Caller
 from megafs.tree import ops
-from megafs.tree.inode import FILE_SIZE_MAX, XATTR_NAME_MAX, XATTR_SIZE_MAX, Inode, SetAttr
+from megafs.tree.inode import (
+    FILE_SIZE_MAX,
+    XATTR_LIST_MAX,
+    XATTR_NAME_MAX,
+    XATTR_SIZE_MAX,
+    Inode,
+    SetAttr,
+    storable_time,
+)
 
-_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 _CAPABILITY: Final = b"security.capability"
 
 
@@ -50,16 +58,16 @@ class Attributes:
             fields["uid"] = inode.uid if changes.uid is None else changes.uid
             fields["gid"] = inode.gid if changes.gid is None else changes.gid
             if not inode.is_dir and changes.mode is None:
-                mode = _without_set_id(mode)
+                mode = _without_set_id(mode, caller, inode.gid)
         if mode != inode.mode:
             fields["mode"] = mode
         if changes.atime_ns is not None:
-            fields["atime"] = changes.atime_ns
+            fields["atime"] = storable_time(changes.atime_ns)
         if changes.mtime_ns is not None:
-            fields["mtime"] = changes.mtime_ns
+            fields["mtime"] = storable_time(changes.mtime_ns)
         if fields or changes.mode is not None:
             fields["ctime"] = now
-            core.record(ops.Attributes(ino, fields))
+            core.record(ops.SetAttributes(ino, fields))
             if changes.mode is not None:
                 self._acl_follows_mode(ino, mode, now)
             if "uid" in fields and self._tree.xattr(ino, _CAPABILITY) is not None:
@@ -81,7 +89,7 @@ class Attributes:
         finally:
             data.users -= 1
             self._core.drop_unused(data)
-        self.drop_privileges(inode.ino, caller.uid)
+        self.drop_privileges(inode.ino, caller)
         self._core.writer.poke()
 
     def _acl_follows_mode(self, ino: int, mode: int, now: int) -> None:
@@ -90,22 +98,23 @@ class Attributes:
             entries = acl.with_mode(acl.parse(value), mode)
             self._core.record(ops.SetXattr(ino, acl.ACCESS, acl.build(entries), 0, now))
 
-    def drop_privileges(self, ino: int, uid: int) -> None:
+    def drop_privileges(self, ino: int, caller: Caller) -> None:
         """Writing takes set-id bits and capabilities away, except from root (as Linux does)."""
         inode = self._tree.find(ino)
         if inode is None:
             return
+        uid = caller.uid
         if uid != 0 and inode.mode & (stat.S_ISUID | stat.S_ISGID):
-            mode = _without_set_id(inode.mode)
+            mode = _without_set_id(inode.mode, caller, inode.gid)
             if mode != inode.mode:
-                self._core.record(ops.Attributes(ino, {"mode": mode, "ctime": clock.now_ns()}))
+                self._core.record(ops.SetAttributes(ino, {"mode": mode, "ctime": clock.now_ns()}))
         if self._tree.xattr(ino, _CAPABILITY) is not None:
             self._core.record(ops.RemoveXattr(ino, _CAPABILITY, clock.now_ns()))
         data = self._core.files.get(ino)
         if data is not None:
             data.unprivileged = uid != 0 or not inode.mode & (stat.S_ISUID | stat.S_ISGID)
 
-    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
         self._core.check_writable()
         ino = self._core.changeable(ino)
         now = clock.now_ns()
@@ -114,13 +123,24 @@ class Attributes:
         if len(value) > XATTR_SIZE_MAX:
             raise Refused(e.E2BIG)
         if name in (acl.ACCESS, acl.DEFAULT):
-            if self._set_acl(ino, name, value, now):
+            if self._set_acl(ino, name, value, now, caller):
                 return
-        elif not name.startswith(_NAMESPACES):
+        elif not name.startswith(NAMESPACES):
             raise Refused(e.EOPNOTSUPP)
+        elif name in NAMESPACES:
+            raise Refused(e.EINVAL)  # a namespace, and no name in it
+        self._check_list(ino, name)
         self._core.record(ops.SetXattr(ino, name, value, flags, now))
 
-    def _set_acl(self, ino: int, name: bytes, value: bytes, now: int) -> bool:
+    def _check_list(self, ino: int, name: bytes) -> None:
+        """ENOSPC if the names, *name* among them, would be more than listxattr(2) can return."""
+        if self._tree.xattr(ino, name) is not None:
+            return
+        there = self._tree.xattrs(ino)
+        if sum(len(other) + 1 for other, _ in there) + len(name) + 1 > XATTR_LIST_MAX:
+            raise Refused(e.ENOSPC)
+
+    def _set_acl(self, ino: int, name: bytes, value: bytes, now: int, caller: Caller) -> bool:
         """Bring the mode in step with a new ACL; True if the mode alone now says it all."""
         inode = self._tree.inode(ino)
         if inode.is_symlink:
@@ -136,8 +156,10 @@ class Attributes:
             return False
         if entries:
             mode = acl.mode_of(entries, inode.mode)
+            if mode & stat.S_ISGID and not callers.may_keep_setgid(caller, inode.gid):
+                mode &= ~stat.S_ISGID
             if mode != inode.mode:
-                self._core.record(ops.Attributes(ino, {"mode": mode, "ctime": now}))
+                self._core.record(ops.SetAttributes(ino, {"mode": mode, "ctime": now}))
         if not entries or acl.is_minimal(entries):
             if self._tree.xattr(ino, name) is not None:
                 self._core.record(ops.RemoveXattr(ino, name, now))
@@ -146,12 +168,19 @@ class Attributes:
 
     def removexattr(self, ino: int, name: bytes) -> None:
         self._core.check_writable()
-        self._core.record(ops.RemoveXattr(self._core.changeable(ino), name, clock.now_ns()))
+        ino = self._core.changeable(ino)
+        if self._tree.xattr(ino, name) is None:
+            raise absent_xattr(name)
+        self._core.record(ops.RemoveXattr(ino, name, clock.now_ns()))
 
 
-def _without_set_id(mode: int) -> int:
-    """*mode* without set-user-id, and without set-group-id if that is not mandatory locking."""
+def _without_set_id(mode: int, caller: Caller, gid: int) -> int:
+    """*mode* without set-user-id, and without set-group-id.
+
+    Without execution by the group, set-group-id does nothing (once it meant mandatory locking):
+    then it stays for a member of the file's group *gid* (setattr_should_drop_sgid of Linux).
+    """
     mode &= ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not callers.may_keep_setgid(caller, gid)):
         mode &= ~stat.S_ISGID
     return mode

@@ -1,6 +1,6 @@
-"""What the families of operations of a filesystem share.
+"""The state that all families of operations of a filesystem share.
 
-The parts below, the data of the files in use, and what the kernel knows.
+The parts below it, the data of the files in use, and the inodes that the kernel knows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.errors import Refused
 from megafs.fs.file_data import FileData, FileParts
-from megafs.fs.ports import Replica, Stage, Writer
+from megafs.fs.ports import ReplicaPort, StagePort, WriterPort
 from megafs.fs.repack import Repacker
 from megafs.fs.snapshot_view import in_snapshots
 from megafs.fs.writeback import Writeback
@@ -25,12 +25,12 @@ from megafs.tree.inode import Inode
 
 
 class Below(Struct, frozen=True):
-    """What a filesystem stands on."""
+    """The parts that a filesystem stands on."""
 
-    replica: Replica
+    replica: ReplicaPort
     chunks: ChunkStore
-    stage: Stage
-    writer: Writer
+    stage: StagePort
+    writer: WriterPort
 
 
 class Errors(Struct):
@@ -191,7 +191,7 @@ class Core:
 
     def record(self, op: ops.Operation) -> None:
         """Apply an operation; it is committed in the background."""
-        if isinstance(op, ops.Attributes | ops.SetXattr):
+        if isinstance(op, ops.SetAttributes | ops.SetXattr):
             data = self.files.get(op.ino)
             if data is not None:
                 data.unprivileged = False

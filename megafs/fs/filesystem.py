@@ -28,6 +28,7 @@ from megafs import clock
 from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.errors import Refused
+from megafs.fs import callers
 from megafs.fs.attributes import Attributes
 from megafs.fs.core import Below, Core
 from megafs.fs.live_tree import LiveDirectory, LiveTree
@@ -46,7 +47,7 @@ _FILES = 1 << 40
 
 
 class _Tree(Protocol):
-    """What can be asked of the present tree and of the snapshots alike."""
+    """The questions that the present tree and the snapshots both answer."""
 
     def lookup(self, parent: int, name: bytes) -> Inode: ...
     def getattr(self, ino: int, /) -> Inode: ...
@@ -116,8 +117,9 @@ class FileSystem:
         return self._tree_of(ino).getattr(ino)
 
     async def load_snapshot(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
-        """Have what `lookup`, `opendir` and the like need: to be awaited right before one of them
-        when *ino* belongs to a snapshot (`in_snapshots`), whose tree has to be read first.
+        """Read the tree that *ino*, an inode of a snapshot (`in_snapshots`), belongs to.
+
+        Await it right before `lookup`, `opendir` and the like, which are synchronous.
         """
         await self._of_snapshots().load_snapshot(ino, name, attributes=attributes)
 
@@ -127,8 +129,14 @@ class FileSystem:
     def getxattr(self, ino: int, name: bytes) -> bytes:
         return self._tree_of(ino).getxattr(ino, name)
 
-    def listxattr(self, ino: int) -> list[bytes]:
-        return self._tree_of(ino).listxattr(ino)
+    def listxattr(self, ino: int, caller: Caller | None = None) -> list[bytes]:
+        """The names of the extended attributes that *caller* may see; without one, all."""
+        names = self._tree_of(ino).listxattr(ino)
+        if caller is None or not any(name.startswith(b"trusted.") for name in names):
+            return names
+        if callers.sees_trusted(caller):
+            return names
+        return [name for name in names if not name.startswith(b"trusted.")]
 
     def remember(self, ino: int) -> None:
         """The kernel knows this inode once more."""
@@ -205,7 +213,7 @@ class FileSystem:
         flags: int,
         caller: Caller,
     ) -> Awaitable[None]:
-        return self._names.rename(parent, name, new_parent, new_name, flags)
+        return self._names.rename(parent, name, new_parent, new_name, flags, caller)
 
     # ---- attributes -------------------------------------------------------------------------
 
@@ -217,7 +225,7 @@ class FileSystem:
     async def setxattr(
         self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller
     ) -> None:
-        self._attributes.setxattr(ino, name, value, flags)
+        self._attributes.setxattr(ino, name, value, flags, caller)
 
     async def removexattr(self, ino: int, name: bytes, caller: Caller) -> None:
         self._attributes.removexattr(ino, name)
@@ -254,9 +262,7 @@ class FileSystem:
         return self._opened(ino, flags, caller), keep
 
     def _opened(self, ino: int, flags: int, caller: Caller) -> int:
-        return self._add(
-            LiveFile(self.core, self._attributes, self._orphans, ino, flags, caller.uid)
-        )
+        return self._add(LiveFile(self.core, self._attributes, self._orphans, ino, flags, caller))
 
     def _add(self, file: OpenFile) -> int:
         self._last_handle += 1
@@ -291,9 +297,9 @@ class FileSystem:
         """This mount's number, if the file's bytes outlive its last name; 0 if not."""
         return self._orphans.keeps(ino)
 
-    async def reap_orphans(self) -> None:
+    async def reap_orphans(self, mount: int) -> None:
         """Remove the files that an earlier process of this mount kept open without a name."""
-        await self._orphans.remove_left()
+        await self._orphans.remove_left(mount)
 
     # ---- other mounts' commits, and the kernel ----------------------------------------------
 
@@ -304,7 +310,7 @@ class FileSystem:
             self.core.files[ino].keep_removed()
 
     def after_commits(self, news: RemoteChanges) -> None:
-        """Have the kernel forget what another mount's commits have changed."""
+        """Tell the kernel to forget everything that another mount's commits have changed."""
         core, kernel = self.core, self.core.kernel
         for note in news.notes:
             self.errors.add(f"conflict: {note}")
@@ -320,7 +326,7 @@ class FileSystem:
             if ino in news.contents:
                 changed = core.files.get(ino)
                 if changed is not None:
-                    changed.generation += 1
+                    changed.revision += 1
                 if ino in kernel:
                     kernel.stale.add(ino)
             if ino in kernel:
@@ -336,7 +342,7 @@ class FileSystem:
             self.invalidate(forget)
 
     def attach_kernel(self, tell: Callable[[list[Invalidation]], None]) -> None:
-        """Have *tell* called with what the kernel must forget, until `detach_kernel`."""
+        """Call *tell* with whatever the kernel must forget, until `detach_kernel`."""
         self._tell_kernel = tell
 
     def detach_kernel(self) -> None:
@@ -344,6 +350,6 @@ class FileSystem:
         self._tell_kernel = None
 
     def invalidate(self, items: list[Invalidation]) -> None:
-        """Have the kernel forget *items*, if the filesystem is mounted."""
+        """Tell the kernel to forget *items*, if the filesystem is mounted."""
         if self._tell_kernel is not None:
             self._tell_kernel(items)

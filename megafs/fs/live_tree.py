@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import errno as e
+from typing import Final
 
 from megafs.errors import Refused
-from megafs.fs import snapshot_view
+from megafs.fs import acl, snapshot_view
 from megafs.fs.core import Core
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
+
+#: The namespaces of extended attributes that anything may be kept in.
+NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
+
+
+def absent_xattr(name: bytes) -> Refused:
+    """The errno of Linux for an extended attribute that is not there, or cannot be."""
+    if name in NAMESPACES:
+        return Refused(e.EINVAL)
+    if name.startswith(NAMESPACES) or name in (acl.ACCESS, acl.DEFAULT):
+        return Refused(e.ENODATA)
+    return Refused(e.EOPNOTSUPP)
 
 
 class LiveTree:
@@ -51,7 +64,7 @@ class LiveTree:
     def getxattr(self, ino: int, name: bytes) -> bytes:
         value = self._tree.xattr(self._core.current(ino), name)
         if value is None:
-            raise Refused(e.ENODATA)
+            raise absent_xattr(name)
         return value
 
     def listxattr(self, ino: int) -> list[bytes]:

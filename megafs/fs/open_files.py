@@ -15,6 +15,7 @@ from megafs.fs.core import Core
 from megafs.fs.file_data import FileData
 from megafs.fs.orphans import Orphans
 from megafs.fs.repack import SOON
+from megafs.fs.requests import Caller
 from megafs.fs.snapshot_view import SnapshotFile
 from megafs.tree import ops
 from megafs.tree.inode import FILE_SIZE_MAX
@@ -48,21 +49,27 @@ class OpenFile(Protocol):
 class LiveFile:
     """An open file of the present tree, with the reading pattern of whoever opened it.
 
-    data: shared by all who have the same file open.  flags: of open(2).  uid: who opened it.
+    data: shared by all who have the same file open.  flags: of open(2).  caller: who opened it.
     """
 
     __slots__ = (
-        "_ahead", "_attributes", "_core", "_noatime", "_orphans", "_uid", "data", "readable",
+        "_ahead", "_attributes", "_caller", "_core", "_noatime", "_orphans", "data", "readable",
         "writable",
     )  # fmt: skip
 
     def __init__(
-        self, core: Core, attributes: Attributes, orphans: Orphans, ino: int, flags: int, uid: int
+        self,
+        core: Core,
+        attributes: Attributes,
+        orphans: Orphans,
+        ino: int,
+        flags: int,
+        caller: Caller,
     ) -> None:
         self._core = core
         self._attributes = attributes
         self._orphans = orphans
-        self._uid = uid
+        self._caller = caller
         self._ahead = ReadAhead(*core.readahead)
         self._noatime = core.noatime
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
@@ -119,7 +126,7 @@ class LiveFile:
             inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now - inode.atime_ns > _DAY_NS
         ):
             return
-        self._core.record(ops.Attributes(ino, {"atime": now}))
+        self._core.record(ops.SetAttributes(ino, {"atime": now}))
 
     # ---- writing ----------------------------------------------------------------------------
 
@@ -135,7 +142,7 @@ class LiveFile:
             await self._check_quota(core.params.quota, offset, len(data))
         await core.writeback.room(len(data))
         if not file.unprivileged:
-            self._attributes.drop_privileges(file.ino, self._uid)
+            self._attributes.drop_privileges(file.ino, self._caller)
         try:
             written = file.write(offset, data)
         except Refused as no:
@@ -218,7 +225,7 @@ class OpenSnapshotFile:
 
 
 class ClosedFile:
-    """What a handle stands for that nobody has opened."""
+    """Answers EBADF: what a handle stands for that was never given out, or is released."""
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         raise Refused(e.EBADF)
@@ -240,7 +247,7 @@ CLOSED: Final = ClosedFile()
 
 
 async def make_durable(core: Core) -> None:
-    """What was recorded so far is as durable as the mount option `fsync` says."""
+    """Return when all that was recorded is as durable as the mount option `fsync` says."""
     if core.settings.read_only:
         return
     if core.settings.fsync == "store":

@@ -1,7 +1,7 @@
-"""What the filesystem needs of the parts below it, as types.
+"""The protocols of the parts that a filesystem stands on.
 
 A mount gives it the replica (journal/replica.py), the stage (chunks/stage.py) and the writer
-(journal/writer.py).  A rescue mount gives it parts that change nothing (jobs/salvage_view.py).
+(journal/writer.py).  A salvage mount gives it parts that change nothing (jobs/salvage_view.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
 
 
-class OperationLog(Protocol):
+class OperationLogPort(Protocol):
     """The log of operations on this machine's disk.  position: bytes written to it so far."""
 
     @property
@@ -25,7 +25,7 @@ class OperationLog(Protocol):
     def sync(self) -> None: ...
 
 
-class Replica(Protocol):
+class ReplicaPort(Protocol):
     """The tree, with this mount's operations applied to it.
 
     mount: the number of this mount.  aliases: the inode that another one became.
@@ -44,7 +44,7 @@ class Replica(Protocol):
     @property
     def unlogged(self) -> int: ...
     @property
-    def oplog(self) -> OperationLog: ...
+    def oplog(self) -> OperationLogPort: ...
 
     def number(self) -> int:
         """A number that no inode, entry or version has."""
@@ -55,11 +55,11 @@ class Replica(Protocol):
     def log(self) -> int:
         """Append what was recorded to the log of operations; return the number of its batch."""
 
-    def seal(self) -> int:
+    def close_batch(self) -> int:
         """Close the batch of operations; return its number."""
 
 
-class Stage(StagedChunks, Protocol):
+class StagePort(StagedChunks, Protocol):
     """Where written contents become packs.
 
     staged_bytes: what the store does not have yet.  unsynced: whether `sync` has work.
@@ -88,7 +88,7 @@ class Stage(StagedChunks, Protocol):
         """Return when a pack has reached the store, or has failed to."""
 
 
-class Writer(Protocol):
+class WriterPort(Protocol):
     """Commits operations in the background, and follows the commits of other mounts.
 
     frozen, barred: why nothing may be written any more, or for now; None while it may.

@@ -20,10 +20,11 @@ from collections.abc import Callable, Set
 
 import trio
 
+from megafs import supervisor
 from megafs.concurrency import Syncs
 from megafs.errors import Fault, Full, Refused
 from megafs.fs.file_data import FileData
-from megafs.fs.ports import Replica, Stage, Writer
+from megafs.fs.ports import ReplicaPort, StagePort, WriterPort
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Durability:
     (`OperationLog.position`).
     """
 
-    def __init__(self, replica: Replica, stage: Stage) -> None:
+    def __init__(self, replica: ReplicaPort, stage: StagePort) -> None:
         self._replica = replica
         self._stage = stage
         self._under_way: trio.Event | None = None
@@ -110,9 +111,9 @@ class Writeback:
 
     def __init__(
         self,
-        replica: Replica,
-        stage: Stage,
-        writer: Writer,
+        replica: ReplicaPort,
+        stage: StagePort,
+        writer: WriterPort,
         limit: int,
         on_clean: Callable[[FileData], None],
     ) -> None:
@@ -207,7 +208,15 @@ class Writeback:
             await data.flush()
         except Refused:
             pass  # the file is gone
-        except Fault as exc:
+        except Exception as unexpected:
+            if isinstance(unexpected, Fault):
+                exc = unexpected
+            elif supervisor.raises():
+                raise
+            else:
+                if self._stuck is None:
+                    log.exception("what was written cannot be staged; this is a bug")
+                exc = Fault(f"{type(unexpected).__name__}: {unexpected}")
             # Reaches the next fsync or close of this file; the bytes stay in memory.
             data.error = exc
             if self._stuck is None:

@@ -3,8 +3,8 @@
 A view is the tree at one sequence number: an SQLite file in the cache directory, sealed under a key
 that only this process's memory holds and without a name (so nothing is left of it, however the
 process ends), filled from the newest checkpoint before that commit and the commits in between.
-Every commit is checked against the chain of hashes that the replica knows.  A few views are kept
-for the next one who asks.
+Every commit is checked against the chain of hashes that the replica knows.  The views that were
+used last are kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from msgspec import Struct, field
 
 from megafs.concurrency import Background, offload
 from megafs.crypto.volume_keys import Keyring
-from megafs.errors import Corrupt, Fault, Full, MegafsError, Missing, Unavailable, leaf
+from megafs.errors import Corrupt, Fault, Full, MegafsError, Missing, TooNew, Unavailable, leaf
 from megafs.history.past_commits import PastCommits
 from megafs.history.scratch import scratch
 from megafs.journal import checkpoint
@@ -105,7 +105,10 @@ class History(PastCommits):
     async def have(
         self, sequence: int, patience: float | None = None, progress: StepsDone | None = None
     ) -> Tree:
-        """The tree at *sequence*, made if need be.  It holds until the caller awaits again.
+        """The tree at *sequence*; its view is built if there is none.
+
+        It may be used until the caller awaits again, for then the view may be dropped.
+
 
         patience: seconds to wait; then Unavailable, and the view goes on being made.
         """
@@ -200,7 +203,7 @@ class History(PastCommits):
             try:
                 manifest = await checkpoint.read_manifest(self._store, self._keyring, start)
                 return await self._build_from(manifest, sequence, progress)
-            except (Corrupt, Missing) as exc:
+            except (Corrupt, Missing, TooNew) as exc:
                 log.warning("checkpoint %d does not lead to commit %d: %s", start, sequence, exc)
         return await self._build_from(None, sequence, progress)
 
@@ -225,6 +228,7 @@ class History(PastCommits):
             await offload(rebuild.create_tables, db)
             for n, (table, entry) in enumerate(jobs):
                 rows = await checkpoint.read_part(self._store, self._keyring, entry)
+                checkpoint.check_rows(table, rows)
                 await offload(rebuild.insert_rows, db, table.name, rows)
                 progress(n + 1, total)
             for first in range(start + 1, sequence + 1, _WINDOW):
@@ -240,7 +244,7 @@ class History(PastCommits):
         except apsw.FullError as exc:
             db.close()
             raise Full(f"{self.directory}: the disk is full") from exc
-        except apsw.Error as exc:
+        except (apsw.Error, OverflowError) as exc:
             db.close()
             raise Corrupt(f"the tree as of commit {sequence}: {exc}") from exc
         except BaseException:

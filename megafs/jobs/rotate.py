@@ -9,9 +9,12 @@ A commit of an earlier epoch is refused after one of a later epoch (journal/read
 first new commit on, nobody can add to the journal with the old key, not even together with
 the store.
 
-The order is safe against a crash: with the header alone the volume works, and the next mount that
-writes makes the first commit of the epoch.  What was written before is sealed again by the job
-`reencrypt` (gc.py).
+The order is safe against a crash: with the header alone the volume works on this machine, which
+remembers that it was rotating, and its next mount that writes makes the first commit of the epoch.
+Other machines refuse a volume that has neither a commit nor a checkpoint of its newest epoch: the
+journal may have been cut before the rotation and continued with the old key.
+
+What was written before is sealed again by the job `reencrypt` (reencrypt.py).
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from megafs.volume import header_store
 from megafs.volume.header import Credential
 from megafs.volume.header_store import Changed
 from megafs.volume.open import open_volume
-from megafs.volume.unlock import remember_keys, unlock
+from megafs.volume.unlock import remember_keys, remember_rotation, unlock
 from megafs.volume.upkeep import write_checkpoint
 
 
@@ -56,6 +59,7 @@ async def rotate(
         after = credential if new is None else new()
         if after.recovery is not None:
             after = Credential(passphrase=after.passphrase, keyfile=after.keyfile)
+        found = await remember_rotation(found)
         changed = await header_store.rotate(store, found.unlocked, after, deliver, profile=profile)
         on_new_keys(changed)
         await remember_keys(found, changed.unlocked)

@@ -7,8 +7,8 @@
     the rest     objects that nobody names are counted, never touched (that is what gc is for)
 
 Works on a mounted volume, gives way to what programs read, and can be limited to so many bytes per
-second.  Where it stands is kept in the state directory (`scrub`: numbers only, no names), so one
-that was interrupted goes on there.  The disk cache is passed by: it is the store that is asked.
+second.  Its position is kept in the state directory (`scrub`: numbers only, no names), so one that
+was interrupted goes on there.  It reads from the store itself, past the disk cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 from msgspec.structs import asdict
 
 from megafs import clock
@@ -62,7 +62,7 @@ _SHOWN: Final = 200
 _SHOWN_DAMAGE: Final = 5000
 
 
-class Position(Struct):
+class ScrubPosition(Struct):
     """How far a scrub is.  pack: all up to this number are done.  bad: (pack, offset, why)."""
 
     started: float = 0.0
@@ -72,7 +72,7 @@ class Position(Struct):
     bad: list[tuple[int, int, str]] = field(default_factory=list)
 
     @classmethod
-    def read(cls, path: Path) -> Position:
+    def read(cls, path: Path) -> ScrubPosition:
         try:
             found = json.loads(path.read_text())
             found["bad"] = [(int(p), int(o), str(why)) for p, o, why in found["bad"]]
@@ -84,7 +84,7 @@ class Position(Struct):
 async def scrub(volume: Volume, args: ScrubArgs, on_progress: OnProgress) -> ScrubResult:
     """Read what the volume needs of the store, and verify it."""
     path = volume.replica.directory / "scrub"
-    position = Position() if args.restart else Position.read(path)
+    position = ScrubPosition() if args.restart else ScrubPosition.read(path)
     resumed = position.pack > 0
     if not position.started:
         position.started = clock.now()
@@ -123,7 +123,7 @@ class _Scrub:
     def __init__(
         self,
         volume: Volume,
-        position: Position,
+        position: ScrubPosition,
         path: Path,
         rate: float | None,
         on_progress: OnProgress,
@@ -219,6 +219,7 @@ class _Scrub:
                 found.append(
                     Damage(
                         path=paths.show(path) if path else None,
+                        path_b64=paths.exact(path) if path else UNSET,
                         inode=ino,
                         start=start,
                         end=start + length,

@@ -16,12 +16,12 @@ from megafs.errors import AlreadyThere, BadUsage
 from megafs.history.moments import parse_moment, show_time
 from megafs.jobs.committing import check_writable, commit_all
 from megafs.jobs.messages import (
+    ListedSnapshot,
     Nothing,
     SnapshotArgs,
     SnapshotCreated,
     SnapshotDeleted,
     SnapshotList,
-    SnapshotRow,
 )
 from megafs.progress import OnProgress, Progress
 from megafs.tree.ops import Snapshot
@@ -79,7 +79,7 @@ async def list_snapshots(volume: Volume, args: Nothing, on_progress: OnProgress)
     await trio.lowlevel.checkpoint()
     there = sorted(volume.history.snapshots(), key=lambda row: (row.seq, row.time))
     return SnapshotList(
-        [SnapshotRow(name, sequence, time_ns / 1e9) for name, sequence, time_ns in there]
+        [ListedSnapshot(name, sequence, time_ns / 1e9) for name, sequence, time_ns in there]
     )
 
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import apsw
@@ -31,13 +31,14 @@ from msgspec import Struct
 from megafs import clock, compression
 from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Missing, Unavailable
+from megafs.errors import Corrupt, Exists, Fault, Missing, TooNew, Unavailable
+from megafs.journal import commit as commit_format
 from megafs.journal.checkpoint_parts import Key, Part
-from megafs.journal.commit import open_padded, seal_padded
+from megafs.journal.commit import Int64, decoded, epoch_of, open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, Page, list_all
 from megafs.stores.early_requests import EarlyRequests
-from megafs.tree.schema import REPLICATED, SequenceNumber
+from megafs.tree.schema import REPLICATED, SequenceNumber, Table
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,11 @@ HASH_TAIL: Final = 65536
 
 PREFIX: Final = "checkpoints/"
 _MANIFEST: Final = re.compile(r"checkpoints/(\d{16})/manifest\Z", re.ASCII)
+_PART: Final = re.compile(r"checkpoints/\d{16}/[0-9a-f]{32}\Z", re.ASCII)
+
+
+# What a column of a row may hold.
+_CELLS: Final = frozenset((int, bytes, str, float, type(None)))
 
 
 class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -67,12 +73,12 @@ class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     low: tuple[Any, ...]
     object: str
     digest: bytes
-    size: int
-    rows: int
+    size: Int64
+    rows: Int64
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint is made of.
+    """The contents of a checkpoint.
 
     head: hash of the commit `sequence`.  last: of that commit, its time in ns, host and mount.
     epoch: of the key that sealed the newest commits.
@@ -82,7 +88,7 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
     sequence: SequenceNumber
     head: bytes
-    last: tuple[int, str, int]
+    last: tuple[Int64, str, Int64]
     tables: dict[str, tuple[PartEntry, ...]]
     history: bytes
     epoch: int = 0
@@ -119,19 +125,65 @@ async def ask_for_newest(ahead: EarlyRequests) -> int:
 
 
 async def read_manifest(store: ObjectStore, keyring: Keyring, sequence: int) -> Manifest:
-    """Read and open one manifest; Corrupt or Missing if it is not whole."""
+    """Read and open one manifest; Corrupt or Missing if it is not whole, or of too old a key."""
+    manifest, _ = await _read_manifest(store, keyring, sequence)
+    return manifest
+
+
+async def _read_manifest(
+    store: ObjectStore, keyring: Keyring, sequence: int
+) -> tuple[Manifest, int]:
+    """As `read_manifest`, with the epoch of the key that sealed it."""
     name = manifest_name(sequence)
     data = await store.get(name, 0, MAX_MANIFEST + 1)
+    manifest = open_manifest(keyring, sequence, data)
+    epoch = epoch_of(data)
+    if epoch < keyring.epoch:
+        await _check_sealed(store, manifest, epoch)
+    return manifest, epoch
+
+
+def open_manifest(keyring: Keyring, sequence: int, data: bytes) -> Manifest:
+    """The manifest in *data*; Corrupt if it is not that of checkpoint *sequence*."""
+    name = manifest_name(sequence)
     body = open_padded(keyring, "ckpt", FORMAT, data, name, "manifest", sequence)
-    try:
-        manifest = msgspec.msgpack.decode(
-            compression.decompress(body, 4 * MAX_MANIFEST), type=Manifest
-        )
-    except msgspec.MsgspecError as exc:
-        raise Corrupt(f"{name}: {exc}") from exc
+    manifest = decoded(name, compression.decompress(body, 4 * MAX_MANIFEST), Manifest)
     if manifest.sequence != sequence:
         raise Corrupt(f"{name} says it is checkpoint {manifest.sequence}")
+    if manifest.epoch > epoch_of(data):
+        raise Corrupt(f"{name} is sealed under the key of an earlier epoch than it names")
+    for entries in manifest.tables.values():
+        for entry in entries:
+            if (
+                _PART.match(entry.object) is None
+                or entry.size < 0
+                or entry.rows < 0
+                or not _are_cells(entry.low)
+            ):
+                raise Corrupt(f"{name} names a part that no megafs writes")
     return manifest
+
+
+async def _check_sealed(store: ObjectStore, manifest: Manifest, epoch: int) -> None:
+    """Raise Corrupt if a key that was out of use already sealed *manifest*.
+
+    epoch: of that key.  Whoever was locked out by the rotation still has it.  The commit that the
+    manifest names tells; it may be gone, for gc folds the journal.
+    """
+    name = manifest_name(manifest.sequence)
+    try:
+        data = await store.get(
+            commit_format.object_name(manifest.sequence), 0, commit_format.MAX_OBJECT + 1
+        )
+    except Missing:
+        return
+    if digest(data) != manifest.head:
+        raise Corrupt(f"{name} is not of the commit {manifest.sequence} that the store has")
+    if epoch_of(data) > epoch:
+        raise Corrupt(
+            f"{name} is sealed under the key of epoch {epoch}, though its commit is of epoch"
+            f" {epoch_of(data)}: somebody who has the key from before the rotation made it"
+        )
 
 
 async def read_part(store: ObjectStore, keyring: Keyring, entry: PartEntry) -> list[list[Any]]:
@@ -145,37 +197,73 @@ async def read_part(store: ObjectStore, keyring: Keyring, entry: PartEntry) -> l
 def _open_part(keyring: Keyring, entry: PartEntry, data: bytes) -> list[list[Any]]:
     if digest(data) != entry.digest:
         raise Corrupt(f"{entry.object}: not the bytes that the checkpoint names")
+    if _PART.match(entry.object) is None:
+        raise Corrupt(f"{entry.object}: not the name of a part")
     part_id = bytes.fromhex(entry.object.rpartition("/")[2])
     body = open_padded(keyring, "ckpt", FORMAT, data, entry.object, "part", part_id)
-    rows: list[list[Any]] = msgspec.msgpack.decode(compression.decompress(body, 16 * MAX_PART))
+    rows = decoded(entry.object, compression.decompress(body, 16 * MAX_PART), list[list[Any]])
     if len(rows) != entry.rows:
         raise Corrupt(f"{entry.object}: {len(rows)} rows, not {entry.rows}")
     return rows
 
 
+def check_rows(table: Table, rows: list[list[Any]]) -> None:
+    """Raise Corrupt unless each of *rows* has the columns of *table*, with values that fit."""
+    columns = len(table.columns)
+    if any(len(row) != columns for row in rows) or not _are_cells(chain.from_iterable(rows)):
+        raise Corrupt(f"a part of a checkpoint has rows that the table {table.name} has not")
+
+
+def _are_cells(found: Iterable[Any]) -> bool:
+    return _CELLS.issuperset(map(type, found))
+
+
 async def load_newest(
-    store: ObjectStore, replica: Replica, say: Callable[[str], None] = lambda text: None
+    store: ObjectStore,
+    replica: Replica,
+    say: Callable[[str], None] = lambda text: None,
+    least_epoch: int = 0,
 ) -> None:
     """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at
     all.
 
-    say: told how far it is.  Raises Corrupt if there are checkpoints and none is whole.
+    say: called with how far it is.
+    least_epoch: a checkpoint that a key of an earlier epoch sealed is not taken, for whoever was
+        locked out by the rotation has that key.  Without another one the whole journal is read,
+        which later commits vouch for.
+    Raises Corrupt if there are checkpoints and none is whole.
     """
-    broken: Fault | None = None
+    broken: Fault | TooNew | None = None
+    old = 0
     for sequence in await newest(store):
         try:
-            manifest = await read_manifest(store, replica.keyring, sequence)
+            manifest, epoch = await _read_manifest(store, replica.keyring, sequence)
+            if epoch < least_epoch:
+                log.warning("checkpoint %d is of epoch %d: it is not taken", sequence, epoch)
+                old = old or sequence
+                continue
             text = f"reading the tree as of commit {sequence}"
 
             def progress(done: int, total: int, text: str = text) -> None:
                 say(f"{text}: {done} of {total} parts")
 
             await load(store, replica, manifest, progress)
+            replica.note_checkpoint_epoch(epoch)
             return
-        except (Corrupt, Missing) as exc:
+        except (Corrupt, Missing, TooNew) as exc:
             log.warning("checkpoint %d is damaged, trying the one before: %s", sequence, exc)
             broken = broken or exc
             replica.reset()
+    if old:
+        page = await store.list("commits/", limit=1)
+        if page.entries and page.entries[0].name == commit_format.object_name(1):
+            return
+        raise Corrupt(
+            f"the newest whole checkpoint, {old}, is sealed under a key from before the last"
+            f" rotation (epoch {least_epoch}), and the journal does not reach back to its"
+            " beginning: somebody who was locked out may have made it. Mount on a machine that"
+            " knows the volume, which writes a new checkpoint, or mount with -o accept_state"
+        )
     if broken is not None:
         raise Corrupt(f"no checkpoint in the store is whole: {broken}") from broken
 
@@ -199,7 +287,13 @@ async def load(
     async with aclosing(_fetched(store, replica.keyring, jobs)) as fetched:
         async for table, rows in fetched:
             marks = ",".join("?" * len(table.columns))
-            replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
+            check_rows(table, rows)
+            try:
+                replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
+            except (apsw.ConstraintError, apsw.MismatchError, apsw.SQLError, OverflowError) as exc:
+                raise Corrupt(
+                    f"checkpoint {manifest.sequence} has rows that no megafs writes: {exc}"
+                ) from exc
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -247,7 +341,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
 
 
 class _Plan(Struct):
-    """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
+    """The parts of the next checkpoint: those that are kept, and runs of rows to write anew."""
 
     sequence: SequenceNumber
     head: bytes
@@ -258,9 +352,15 @@ class _Plan(Struct):
 
 
 class Checkpointer:
-    """Writes checkpoints of one replica."""
+    """Writes checkpoints of one replica.
 
-    def __init__(self, replica: Replica, store: ObjectStore, keyring: Keyring) -> None:
+    part_size: bytes of rows that end a part.
+    """
+
+    def __init__(
+        self, replica: Replica, store: ObjectStore, keyring: Keyring, part_size: int = PART_SIZE
+    ) -> None:
+        self._part_size = part_size
         self._replica = replica
         self._store = store
         self._keyring = keyring
@@ -306,6 +406,7 @@ class Checkpointer:
             await self._store.delete(manifest_name(plan.sequence))
             raise Unavailable(f"checkpoint {base} was removed meanwhile; the next one is whole")
         self._replica.adopt_parts(parts, plan.sequence)
+        self._replica.note_checkpoint_epoch(self._keyring.epoch)
         return plan.sequence
 
     async def _is_there(self, sequence: int) -> bool:
@@ -349,7 +450,9 @@ class Checkpointer:
         async with one_error_nursery() as nursery:
             for table in REPLICATED:
                 for low, high in plan.runs[table.name]:
-                    async with aclosing(_run(reader, table, low, high)) as parts_of_run:
+                    async with aclosing(
+                        _run(reader, table, low, high, self._part_size)
+                    ) as parts_of_run:
                         async for begin, rows in parts_of_run:
                             holder = object()
                             await room.acquire_on_behalf_of(holder)
@@ -384,13 +487,19 @@ def _seal_part(keyring: Keyring, part_id: bytes, rows: list[tuple[Any, ...]]) ->
 
 
 async def _run(
-    reader: apsw.Connection, table: Any, low: Key, high: Key | None
+    reader: apsw.Connection, table: Any, low: Key, high: Key | None, part_size: int
 ) -> AsyncGenerator[tuple[Key, list[tuple[Any, ...]]], None]:
     """The rows with low <= key < high, in parts: (where it begins, its rows)."""
     after: Key | None = None
     while True:
         rows, more = await offload(
-            _rows, reader, table, low if after is None else after, high, after is not None
+            _rows,
+            reader,
+            table,
+            low if after is None else after,
+            high,
+            after is not None,
+            part_size,
         )
         if rows:
             # The first part of a run begins where the run does, so that no key falls between two
@@ -402,7 +511,12 @@ async def _run(
 
 
 def _rows(
-    reader: apsw.Connection, table: Any, low: Key, high: Key | None, exclusive: bool
+    reader: apsw.Connection,
+    table: Any,
+    low: Key,
+    high: Key | None,
+    exclusive: bool,
+    part_size: int,
 ) -> tuple[list[tuple[Any, ...]], bool]:
     """Up to PART_ROWS rows with low <= key < high (or low < key), and whether more may follow."""
     key = ", ".join(table.columns[: table.key])
@@ -425,25 +539,31 @@ def _rows(
     while block := list(islice(cursor, min(_BLOCK, PART_ROWS - len(rows)))):
         rows.extend(block)
         size += len(msgspec.msgpack.encode(block))
-        if len(rows) >= PART_ROWS or size >= PART_SIZE:
+        if len(rows) >= PART_ROWS or size >= part_size:
             return rows, True
     return rows, False
 
 
 async def find_usable(
-    store: ObjectStore, keyring: Keyring, not_above: int | None = None
+    store: ObjectStore,
+    keyring: Keyring,
+    not_above: int | None = None,
+    least_epoch: int = 0,
 ) -> Manifest | None:
     """The newest manifest that opens, or None if there is no checkpoint at all.
 
+    least_epoch: those that a key of an earlier epoch sealed are left out.
     Raises Corrupt if there are checkpoints and none opens.
     """
-    broken: Corrupt | Missing | None = None
+    broken: Corrupt | Missing | TooNew | None = None
     for sequence in await newest(store):
         if not_above is not None and sequence > not_above:
             continue
         try:
-            return await read_manifest(store, keyring, sequence)
-        except (Corrupt, Missing) as exc:
+            manifest, epoch = await _read_manifest(store, keyring, sequence)
+            if epoch >= least_epoch:
+                return manifest
+        except (Corrupt, Missing, TooNew) as exc:
             log.warning("checkpoint %d is damaged, trying the one before: %s", sequence, exc)
             broken = broken or exc
     if broken is not None:

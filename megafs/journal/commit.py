@@ -15,7 +15,7 @@ left out, put in or exchanged.  The changeset is SQLite's (session extension), c
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -26,11 +26,17 @@ from megafs.errors import Corrupt, TooNew
 from megafs.tree.changeset import Changes
 from megafs.tree.schema import SequenceNumber
 
+T = TypeVar("T")
+
 FORMAT: Final = 1
 #: The largest object that is read as a commit; the writer stays far below.
 MAX_OBJECT: Final = 64 << 20
 MAX_CHANGESET: Final = 256 << 20
 _HEAD: Final = 5
+
+
+#: What SQLite stores; MessagePack can say more.
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -44,14 +50,14 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     """
 
     prev: bytes
-    mount: int
+    mount: Int64
     host: str
     commit_id: bytes
-    first_batch: int
-    last_batch: int
-    time_ns: int
-    generation: int
-    operations: int
+    first_batch: Int64
+    last_batch: Int64
+    time_ns: Int64
+    generation: Int64
+    operations: Int64
     changeset: bytes
     sig: bytes | None = None
 
@@ -69,7 +75,7 @@ class VerifiedCommit(msgspec.Struct):
 
     @property
     def changes(self) -> Changes:
-        """What it does to the tree: decompressed and decoded once, until `forget_changes`."""
+        """Its changes to the tree: decompressed and decoded once, until `forget_changes`."""
         if self._changes is None:
             self._changes = Changes.of(unpack_changeset(self.commit))
         return self._changes
@@ -93,7 +99,7 @@ def sequence_of(name: str) -> SequenceNumber:
 
 
 def genesis(fsid: bytes) -> bytes:
-    """What the first commit names as the hash before it."""
+    """The hash that the first commit names as the one before it."""
     return digest(aead.encode_fields("genesis", fsid))
 
 
@@ -107,9 +113,17 @@ def open_commit(keyring: Keyring, sequence: int, data: bytes) -> Commit:
     """Return the commit that the object *data* holds; Corrupt if it is not commit *sequence*."""
     name = object_name(sequence)
     body = open_padded(keyring, "log", FORMAT, data, name, sequence)
+    return decoded(name, body, Commit)
+
+
+def decoded(name: str, body: bytes, kind: type[T]) -> T:
+    """The value of type *kind* that the MessagePack *body* of an object holds; else Corrupt.
+
+    The bytes are authentic, but a writer may have a fault, or be one who has the key.
+    """
     try:
-        return msgspec.msgpack.decode(body, type=Commit)
-    except msgspec.MsgspecError as exc:
+        return msgspec.msgpack.decode(body, type=kind)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exc:
         raise Corrupt(f"{name}: {exc}") from exc
 
 
@@ -154,8 +168,11 @@ def open_padded(
     if len(data) < _HEAD:
         raise Corrupt(f"{name}: only {len(data)} bytes")
     if data[0] > version:
+        # Nothing vouches for that byte: the format is in the context, so whoever does not know it
+        # cannot open what is sealed.
         raise TooNew(
-            f"{name} has format {data[0]}, this one knows up to {version}: install a newer megafs"
+            f"{name} begins as format {data[0]} would, and this megafs knows up to {version}:"
+            " either it is damaged, or a newer megafs wrote it"
         )
     if data[0] != version:
         raise Corrupt(f"{name}: unknown format {data[0]}")

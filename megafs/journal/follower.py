@@ -232,6 +232,13 @@ class Follower:
                 await self._subscriber.before_commits(touched | replica.undecided, removed)
             replica.raise_epoch(reader.epoch)
             news = replica.follow(got)
+            if replica.twin is not None:
+                replica.disown_pending()
+                raise Corrupt(
+                    f"commit {replica.twin} was made under the number of this mount by another"
+                    " process: this machine was copied, or set back, with its memory. Unmount and"
+                    " mount again; what is staged here is kept"
+                )
             await self.remember(replica.sequence, replica.head)
             self.announce()
             if self._subscriber is not None:
@@ -281,7 +288,7 @@ class Follower:
     async def remember(self, sequence: int, newest: bytes) -> None:
         """Remember the newest commit for the next mount, durably."""
         if self._trust is Trust.FULL:  # else a history that is refused now would be the known one
-            await self._heads.remember(sequence, newest)
+            await self._heads.remember(sequence, newest, self._replica.epoch)
 
     async def copy_wal(self) -> None:
         """Copy SQLite's log into the database in a thread, should it be long."""
@@ -309,7 +316,10 @@ class Follower:
                 break
             if patience:
                 await trio.sleep(patience)  # a store may show a new object a little late
-        manifest = await checkpoint.find_usable(self.reader.store, self.reader.keyring)
+        keyring = self.reader.keyring
+        manifest = await checkpoint.find_usable(
+            self.reader.store, keyring, least_epoch=keyring.epoch
+        )
         if manifest is None or manifest.sequence < replica.sequence:
             return Standing.THERE if cut_off else Standing.GONE  # check_gap says what is missing
         at = len(manifest.history) - 32 * (manifest.sequence - replica.sequence + 1)

@@ -1,10 +1,10 @@
-"""What this machine has seen of a volume: the newest commit, and the key header it used.
+"""The head that this machine remembers: the newest commit it has seen, and the key header it used.
 
 `head` in the state directory, apart from the replica, so that a lost replica does not turn a known
 machine into a new one.  It is written, durably, before any fsync(2) that needs the commit returns,
-so a write must be cheap: the file holds two places of 512 bytes, each a line of JSON with a digest,
+so a write must be cheap: the file holds two records of 512 bytes, each a line of JSON with digest,
 and the one that is not the newest is overwritten and synced, which is one sync of bytes in place
-(0.7 ms) and not two of new names (4.9 ms).  A power cut tears at most the place that was being
+(0.7 ms) and not two of new names (4.9 ms).  A power cut tears at most the record that was being
 written, and then the other one counts.  It holds numbers and hashes, no secret and no name.  A
 store that serves less, or another history, is refused (docs/threats.md).
 """
@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from blake3 import blake3
 from msgspec import Struct
 from msgspec.structs import asdict
@@ -24,21 +25,46 @@ from megafs.concurrency import Syncs
 from megafs.durable import replace_file
 from megafs.errors import Corrupt, Full
 
-_PLACE: Final = 512
+_SIZE: Final = 512
 
 
 class RememberedHead(Struct, frozen=True):
-    """sequence, hash: of the newest commit.  generation: of the key header.  slot: which opened."""
+    """sequence, hash: of the newest commit.  generation: of the key header.  slot: which opened.
+
+    epoch: of that header; None in a file of a megafs that did not keep it.  header: the hash of its
+        object, or "".
+    rotating: the epoch that a rotation on this machine begins, as long as no commit of it was seen;
+        else 0.
+    """
 
     fsid: str
     sequence: int
     hash: str
     generation: int
     slot: str = ""
+    epoch: int | None = None
+    header: str = ""
+    rotating: int = 0
+
+
+class _Record(RememberedHead, frozen=True, kw_only=True):
+    """One of the two records of the file.  turn: the greater one is the newer."""
+
+    turn: int
+
+
+class OpenedHeader(Struct, frozen=True):
+    """The key header that a mount opened the volume with, as `RememberedHead` keeps it."""
+
+    fsid: str
+    generation: int
+    slot: str
+    epoch: int
+    digest: str
 
 
 def read(directory: Path) -> RememberedHead | None:
-    """What was remembered, or None on a machine that has not seen the volume."""
+    """Return the remembered head; None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
         data = path.read_bytes()
@@ -46,7 +72,7 @@ def read(directory: Path) -> RememberedHead | None:
         return None
     except OSError as exc:
         raise _unreadable(path, exc.strerror or str(exc)) from exc
-    newest = max(_places(data), default=None, key=lambda place: place[0])
+    newest = max(_records(data), default=None, key=lambda record: record[0])
     if newest is None:
         raise _unreadable(path, "nothing in it is whole")
     return newest[2]
@@ -58,16 +84,16 @@ def write(directory: Path, seen: RememberedHead) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        replace_file(path, _line(1, seen) + b" " * _PLACE)
+        replace_file(path, _line(1, seen) + b" " * _SIZE)
         return
     try:
-        data = os.pread(fd, 2 * _PLACE + 1, 0)
-        places = _places(data)
-        if len(data) != 2 * _PLACE or not places:
-            replace_file(path, _line(1, seen) + b" " * _PLACE)
+        data = os.pread(fd, 2 * _SIZE + 1, 0)
+        records = _records(data)
+        if len(data) != 2 * _SIZE or not records:
+            replace_file(path, _line(1, seen) + b" " * _SIZE)
             return
-        turn, number, _ = max(places, key=lambda place: place[0])
-        os.pwrite(fd, _line(turn + 1, seen), (1 - number) * _PLACE)
+        turn, number, _ = max(records, key=lambda record: record[0])
+        os.pwrite(fd, _line(turn + 1, seen), (1 - number) * _SIZE)
         os.fdatasync(fd)
     finally:
         os.close(fd)
@@ -76,54 +102,62 @@ def write(directory: Path, seen: RememberedHead) -> None:
 class HeadKeeper:
     """Remembers the newest commit for a mount, which has opened the volume with one key header.
 
-    generation: of that header.  slot: the hex id of the key slot that opened it, or "".
+    rotating: as in `RememberedHead`; 0 from the first commit of that epoch on.
     """
 
-    def __init__(self, directory: Path, fsid: bytes, generation: int, slot: str = "") -> None:
+    def __init__(self, directory: Path, opened: OpenedHeader, rotating: int = 0) -> None:
         self._directory = directory
-        self._fsid = fsid
-        self._generation = generation
-        self._slot = slot
+        self._opened = opened
+        self._rotating = rotating
         self._syncs = Syncs()
 
-    def at(self, sequence: int, newest: bytes) -> RememberedHead:
-        """What is remembered of a commit with the hash *newest*."""
+    def at(self, sequence: int, newest: bytes, epoch: int) -> RememberedHead:
+        """The head to remember at a commit.  newest: its hash.  epoch: the journal's highest."""
+        if epoch >= self._rotating:
+            self._rotating = 0
+        opened = self._opened
         return RememberedHead(
-            self._fsid.hex(), sequence, newest.hex(), self._generation, self._slot
+            opened.fsid,
+            sequence,
+            newest.hex(),
+            opened.generation,
+            opened.slot,
+            opened.epoch,
+            opened.digest,
+            self._rotating,
         )
 
-    async def remember(self, sequence: int, newest: bytes) -> None:
-        """Remember a commit, durably; Full if it cannot be written."""
+    async def remember(self, sequence: int, newest: bytes, epoch: int) -> None:
+        """Remember a commit (see `at`), durably; Full if it cannot be written."""
         try:
-            await self._syncs.run(write, self._directory, self.at(sequence, newest))
+            await self._syncs.run(write, self._directory, self.at(sequence, newest, epoch))
         except OSError as exc:
             raise Full(f"{self._directory}/head cannot be written: {exc.strerror}") from exc
 
 
 def _line(turn: int, seen: RememberedHead) -> bytes:
     text = json.dumps({"turn": turn, **asdict(seen)}).encode()
-    return (text + b" " + _check(text)).ljust(_PLACE - 1) + b"\n"
+    return (text + b" " + _check(text)).ljust(_SIZE - 1) + b"\n"
 
 
 def _check(text: bytes) -> bytes:
-    """Tells a place that was torn in the middle of a number, which is good JSON, too."""
+    """Tells a record that was torn in the middle of a number, which is good JSON, too."""
     return blake3(text).hexdigest(8).encode()
 
 
-def _places(data: bytes) -> list[tuple[int, int, RememberedHead]]:
-    """The places that are whole: (turn, its number, what it says)."""
+def _records(data: bytes) -> list[tuple[int, int, RememberedHead]]:
+    """The records that are whole: (turn, its number, what it says)."""
     found = []
     for number in (0, 1):
-        try:
-            place = data[number * _PLACE : (number + 1) * _PLACE]
-            text, _, check = place.rstrip().rpartition(b" ")
-            if check != _check(text):
-                continue
-            fields = json.loads(text)
-            turn = int(fields.pop("turn"))
-            found.append((turn, number, RememberedHead(**fields)))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        text, _, check = data[number * _SIZE : (number + 1) * _SIZE].rstrip().rpartition(b" ")
+        if check != _check(text):
             continue
+        try:
+            record = msgspec.json.decode(text, type=_Record)
+        except msgspec.MsgspecError:
+            continue
+        fields = asdict(record)
+        found.append((fields.pop("turn"), number, RememberedHead(**fields)))
     return found
 
 

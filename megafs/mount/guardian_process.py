@@ -1,7 +1,7 @@
 """The guardian's own program: wait until the mount's process dies, then abort its connection.
 
 A child of the mount's process, started by guardian.py, which says why it is needed.  Its standard
-input is what `connection.open_abort` returns.  It is to be small, 3 MiB of memory of its own, and
+input is what `connection.open_abort` returns.  It is to be small, 4 MiB of memory of its own, and
 so imports little.
 
 A pidfd is no use here: it is readable once every thread has ended, and the thread that hangs in the

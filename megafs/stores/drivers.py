@@ -21,7 +21,8 @@ from megafs import garbage
 from megafs.errors import BadStore
 from megafs.stores.abilities import Ability
 from megafs.stores.base import ObjectStore
-from megafs.stores.urls import Form, Location, directory, has_slashes, named, path_only
+from megafs.stores.s3.option_table import S3_OPTIONS
+from megafs.stores.urls import Form, Location, StoreOption, directory, has_slashes, named, path_only
 
 __all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only"]
 
@@ -44,7 +45,7 @@ class Driver(Struct, frozen=True):
     module: imported when a store of the kind is opened; see above.
     form: how its URLs are read (stores/urls.py).
     example: a URL, for people.
-    options: the names of its own -o options.
+    described: its own -o options.
     abilities: what it can do beyond the interface of every store (stores/abilities.py).
     for_tests: left out of help and error texts.
     """
@@ -53,13 +54,18 @@ class Driver(Struct, frozen=True):
     module: str
     form: Form
     example: str
-    options: frozenset[str] = frozenset()
+    described: tuple[StoreOption, ...] = ()
     abilities: tuple[type[Ability], ...] = ()
     for_tests: bool = False
 
     @property
+    def options(self) -> frozenset[str]:
+        """The names of its own -o options."""
+        return frozenset(option.name for option in self.described)
+
+    @property
     def prefix(self) -> str:
-        """What its URLs begin with: "s3://" or "dropbox:"."""
+        """The beginning of its URLs: "s3://" or "dropbox:"."""
         return f"{self.scheme}://" if has_slashes(self.form) else f"{self.scheme}:"
 
     def load(self) -> Opener:
@@ -83,19 +89,7 @@ DRIVERS: dict[str, Driver] = {
             module="megafs.stores.s3.driver",
             form=named("bucket"),
             example="s3://bucket/prefix",
-            options=frozenset(
-                {
-                    "endpoint",
-                    "region",
-                    "path_style",
-                    "profile",
-                    "ca",
-                    "sign_payload",
-                    "conditional_put",
-                    "connect_timeout",
-                    "read_timeout",
-                }
-            ),
+            described=S3_OPTIONS,
         ),
         Driver(
             scheme="memory",

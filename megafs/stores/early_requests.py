@@ -1,9 +1,9 @@
-"""Answers that were asked for before anybody needed them.
+"""Requests that are begun before anybody needs their answers.
 
-Opening a volume is a chain of questions, most of which are known in advance: asked one after
-another they take a round trip each.  `ask` and `ask_list` start them side by side; whoever later
-puts exactly that question gets the answer that is there or under way, once.  Everything else, and
-everything asked again, goes to the store, so who reads and checks the answers need not know.
+Opening a volume is a chain of requests, most of which are known in advance: one after another they
+take a round trip each.  `ask` and `ask_list` begin them side by side.  Whoever later makes exactly
+that request gets the answer that is there or under way, once.  Every other request, and the same
+one a second time, goes to the store.  So the code that reads and checks the answers is the same.
 
 An answer that nobody took for `STALE` seconds is asked for anew.
 """
@@ -28,7 +28,7 @@ T = TypeVar("T")
 STALE = 10.0
 
 
-class Answer(Generic[T]):
+class EarlyAnswer(Generic[T]):
     """One question that is under way, or its answer."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class EarlyRequests(Wrapper):
 
     def __init__(self, store: ObjectStore) -> None:
         super().__init__(store)
-        self._answers: dict[tuple[Any, ...], Answer[Any]] = {}
+        self._answers: dict[tuple[Any, ...], EarlyAnswer[Any]] = {}
         self._scopes: set[trio.CancelScope] = set()
         self._dropped = False
 
@@ -72,7 +72,7 @@ class EarlyRequests(Wrapper):
         """Begin ``get(name, 0, length)``."""
         self._begin(("get", name, 0, length), lambda: self.beneath.get(name, 0, length))
 
-    def ask_list(self, prefix: str, after: str = "", limit: int = 1000) -> Answer[Page]:
+    def ask_list(self, prefix: str, after: str = "", limit: int = 1000) -> EarlyAnswer[Page]:
         """Begin ``list(prefix, after, limit)``; the answer may be looked at here, too."""
         return self._begin(
             ("list", prefix, after, limit), lambda: self.beneath.list(prefix, after, limit)
@@ -92,16 +92,18 @@ class EarlyRequests(Wrapper):
         )
 
     def drop(self) -> None:
-        """Nobody takes any more of it."""
+        """End what is under way: nobody takes its answers."""
         self._dropped = True
         self._answers.clear()
         for scope in list(self._scopes):
             scope.cancel()
 
-    def _begin(self, key: tuple[Any, ...], question: Callable[[], Awaitable[Any]]) -> Answer[Any]:
+    def _begin(
+        self, key: tuple[Any, ...], question: Callable[[], Awaitable[Any]]
+    ) -> EarlyAnswer[Any]:
         answer = self._answers.get(key)
         if answer is None:
-            answer = Answer[Any]()
+            answer = EarlyAnswer[Any]()
             if not self._dropped:
                 self._answers[key] = answer
                 self.spawn(lambda: answer.run(question))
@@ -118,7 +120,7 @@ class EarlyRequests(Wrapper):
         finally:
             self._scopes.discard(scope)
 
-    def _take(self, *key: Any) -> Answer[Any] | None:
+    def _take(self, *key: Any) -> EarlyAnswer[Any] | None:
         answer = self._answers.pop(key, None)
         if answer is None or trio.current_time() - answer.asked > STALE:
             return None

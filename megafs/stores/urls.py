@@ -19,7 +19,7 @@ from megafs.errors import BadStore
 
 
 class Location(Struct, frozen=True):
-    """What a URL says besides its scheme.
+    """The parts of a URL besides its scheme.
 
     name: the bucket or the like, "" in forms that have none.
     path: what follows, without percent-encoding; "" or beginning with "/" where `name` is given.
@@ -27,6 +27,14 @@ class Location(Struct, frozen=True):
 
     name: str
     path: str
+
+
+class StoreOption(Struct, frozen=True):
+    """An option of a driver.  example: a value.  text: for docs and help."""
+
+    name: str
+    example: str
+    text: str
 
 
 #: Reads a URL of its form; gets the driver's example for its error texts.  Raises BadStore.

@@ -18,9 +18,20 @@ NAME_MAX = 255
 SYMLINK_MAX = 4095
 XATTR_NAME_MAX = 255
 XATTR_SIZE_MAX = 65536
+#: All names of one inode, each with its NUL: what listxattr(2) can return.
+XATTR_LIST_MAX = 65536
+#: The first and the last second, 1677-09-21 and 2262-04-11, whose nanoseconds fit 64 bits with a
+#: sign, as SQLite, commits and checkpoints keep them.
+TIME_MIN_NS = -9_223_372_036 * 10**9
+TIME_MAX_NS = 9_223_372_036 * 10**9
 #: Linux keeps offsets in a signed 64-bit number; leave room so that start + length never overflows.
 FILE_SIZE_MAX = (1 << 63) - (1 << 20)
 LINK_MAX = 1 << 31
+
+
+def storable_time(time_ns: int) -> int:
+    """*time_ns*, or the nearest time that can be kept: utimensat(2) never fails for a time."""
+    return min(max(time_ns, TIME_MIN_NS), TIME_MAX_NS)
 
 
 class Inode(Struct):
@@ -60,7 +71,7 @@ class Inode(Struct):
 
 
 class SetAttr(Struct):
-    """What to change of an inode; None leaves the old value."""
+    """Changes of an inode's attributes; None leaves the old value."""
 
     mode: int | None = None
     uid: int | None = None

@@ -26,6 +26,9 @@ from megafs.tree.tree import Extent, Tree
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+#: Leave a whiteout, a character device 0/0, under the old name: what an overlayfs hides a name of
+#: its lower layer with.  No flag of `Rename`: it is a rename and a `Create` in one batch.
+RENAME_WHITEOUT = 4
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 
@@ -271,7 +274,7 @@ class Rename(Operation, frozen=True, tag="rename"):
         tree.touch_dir(self.new_parent, self.time_ns, -links)
 
 
-class Attributes(Operation, frozen=True, tag="attributes"):
+class SetAttributes(Operation, frozen=True, tag="attributes"):
     """chmod, chown, utimensat: columns of an inode, but never its contents."""
 
     FIELDS: ClassVar[frozenset[str]] = frozenset(("mode", "uid", "gid", "atime", "mtime", "ctime"))
@@ -321,7 +324,7 @@ class RemoveXattr(Operation, frozen=True, tag="removexattr"):
         tree.set_fields(self.ino, {"ctime": self.time_ns})
 
 
-class Contents(Operation, frozen=True, tag="contents"):
+class SetContents(Operation, frozen=True, tag="contents"):
     """New contents of a file: cut it, then lay pieces over it, then set its size.
 
     base, version: the contents this changes, and their name afterwards; another `base` in the tree
@@ -540,10 +543,10 @@ AnyOperation = (
     | Unlink
     | Rmdir
     | Rename
-    | Attributes
+    | SetAttributes
     | SetXattr
     | RemoveXattr
-    | Contents
+    | SetContents
     | Reap
     | AddPack
     | ClaimRange
@@ -568,7 +571,7 @@ def decode(data: bytes) -> list[Operation]:
     """The operations in *data*; Corrupt if it holds anything else."""
     try:
         return list(_decoder.decode(data))
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exc:
         raise Corrupt(f"not a list of operations: {exc}") from exc
 
 
@@ -590,7 +593,7 @@ def drop_link(tree: Tree, inode: Inode, time_ns: int, keep: int) -> None:
         tree.remove_inode(inode.ino)
 
 
-def lay(tree: Tree, inode: Inode, op: Contents) -> None:
+def lay(tree: Tree, inode: Inode, op: SetContents) -> None:
     """Change the extents of *inode* as *op* says, whatever version the inode has."""
     if not inode.is_file:
         raise Refused(e.EINVAL)

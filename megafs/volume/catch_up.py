@@ -27,11 +27,13 @@ log = logging.getLogger(__name__)
 
 
 class Expected(Struct, frozen=True):
-    """What the store must show.
+    """The conditions that the store's history must meet.
 
     last_head: the head that this machine remembers.  generation: that of the key header that was
     opened.  head: HASH or SEQUENCE:HASH that the user named.  accept_any: take what the store shows
     instead of the remembered head, as the user asked.  read_only: make no first commit.
+    began_epoch: a rotation on this machine began that header's epoch, and may have ended before the
+    first commit.
     """
 
     last_head: head.RememberedHead | None
@@ -39,6 +41,7 @@ class Expected(Struct, frozen=True):
     head: str | None
     accept_any: bool
     read_only: bool
+    began_epoch: bool = False
 
 
 async def catch_up(
@@ -89,7 +92,17 @@ async def _follow(
     """Apply the commits that the replica lacks, and check them against the remembered head."""
     reader, last_head = follower.reader, expected.last_head
     before = (
-        _stand(replica) if last_head is not None and replica.sequence == last_head.sequence else ""
+        _stand(replica)
+        if last_head is not None and 0 < replica.sequence == last_head.sequence
+        else ""
+    )
+    began_at = replica.sequence
+    # A megafs that did not keep the epoch has opened the volume with this very header.
+    opened_before = (
+        replica.sequence > 0
+        and last_head is not None
+        and last_head.epoch is None
+        and last_head.generation == expected.generation
     )
     if replica.sequence:
         standing = await follower.standing()
@@ -108,7 +121,10 @@ async def _follow(
     if replica.sequence == 0:
         if last_head is not None:
             replica.expect(last_head.sequence)
-        await checkpoint.load_newest(store, replica, say)
+        # A rotation that ended with the key header has no checkpoint of its epoch, and the machine
+        # that did it knows so.
+        lenient = expected.accept_any or expected.began_epoch
+        await checkpoint.load_newest(store, replica, say, 0 if lenient else replica.keyring.epoch)
     await follower.catch_up()
     await follower.check_gap()
     replica.expect(0)
@@ -129,6 +145,13 @@ async def _follow(
                 f"the store serves generation {now.generation} of the keys, but the journal was"
                 f" written with generation {reader.newest_generation}: the keys were rolled back"
             )
+    if not (expected.accept_any or expected.began_epoch or opened_before):
+        try:
+            _check_epoch(replica)
+        except Rollback:
+            if replica.sequence != began_at:
+                replica.reset()  # else it would not fit to the store when that is right again
+            raise
     check_head(replica, expected.head)
     if replica.sequence == 0:
         if expected.read_only:
@@ -137,6 +160,22 @@ async def _follow(
         await write_first_commit(store, replica.keyring, expected.generation)
         reader.look_anew()
         await follower.catch_up()
+
+
+def _check_epoch(replica: Replica) -> None:
+    """Raise Rollback if nothing in the store is of the key header's epoch.
+
+    Else the journal could be cut before a rotation, and continued by whoever has the old key.
+    """
+    epoch = replica.keyring.epoch
+    if replica.epoch < epoch:
+        raise Rollback(
+            f"the volume's key was rotated (epoch {epoch}), but the store has no commit and no"
+            f" checkpoint of that epoch, only of epoch {replica.epoch}: either the rotation did not"
+            " get to its end, then mount once on the machine that did it; or the store was rolled"
+            " back."
+            " Mount with -o accept_state to go on from what it has now"
+        )
 
 
 def _named(sequence: int, newest: bytes) -> str:

@@ -65,7 +65,7 @@ _NAME: Final = re.compile(r"keys/([0-9]{8})\Z")
 
 
 class Credential(SecretStruct, frozen=True):
-    """What a person brings to open a volume: a passphrase, a key file, both, or a recovery key.
+    """A person's means to open a volume: a passphrase, a key file, both, or a recovery key.
 
     keyfile: the contents of the key file.
     recovery: as printed or typed.
@@ -157,16 +157,18 @@ class Header(SecretStruct, frozen=True):
 
 
 class Remembered(Struct, frozen=True):
-    """What this machine knows of the volume from an earlier time.
+    """The facts that this machine keeps of a volume from an earlier time.
 
     slot_id: the slot that opened then; tried first.
     digest: of the header object of that generation.
+    epoch: of that header; 0 if it is not known.
     """
 
     fsid: bytes
     generation: int
     slot_id: bytes | None = None
     digest: bytes | None = None
+    epoch: int = 0
 
 
 class Unlocked(Struct, frozen=True):
@@ -181,8 +183,14 @@ class Unlocked(Struct, frozen=True):
     digest: bytes
 
     def remembered(self) -> Remembered:
-        """What to keep on this machine until the next time."""
-        return Remembered(self.header.fsid, self.header.generation, self.slot_id, self.digest)
+        """The facts to keep on this machine until the next time."""
+        return Remembered(
+            self.header.fsid,
+            self.header.generation,
+            self.slot_id,
+            self.digest,
+            self.header.epoch,
+        )
 
 
 def name_of(generation: int) -> str:
@@ -417,6 +425,7 @@ def check_successor(newer: Header, header: Header, keyring: volume_keys.Keyring)
             f"the store says that {name_of(header.generation + 1)} is there, but shows only "
             f"{newer.name}"
         )
+    check_epoch(newer, header.epoch, f"{header.name} is of")
     if newer.epoch not in keyring.epochs:
         raise Corrupt(
             f"{newer.name}: the volume's key was rotated (epoch {newer.epoch}) since it was opened:"
@@ -451,12 +460,26 @@ def _check_fresh(header: Header, remembered: Remembered | None) -> None:
             f"the store shows an older key header ({header.name}) than this machine has seen "
             f"({name_of(remembered.generation)}): a passphrase changed since might open it again"
         )
+    check_epoch(header, remembered.epoch, "this machine has seen")
     if (
         header.generation == remembered.generation
         and remembered.digest is not None
         and digest_of(header) != remembered.digest
     ):
         raise Rollback(f"{header.name} is not the one this machine has seen under that name")
+
+
+def check_epoch(header: Header, least: int, known: str) -> None:
+    """Raise Rollback if *header* is of an earlier epoch than *least*.
+
+    Whoever has the master key of an earlier epoch can make such a header, and was locked out.
+    known: whence that epoch is known, for the message.
+    """
+    if header.epoch < least:
+        raise Rollback(
+            f"{header.name} is of epoch {header.epoch}, though {known} epoch {least}: somebody who"
+            " has the volume's key from before it was rotated may have put it there"
+        )
 
 
 def _nothing_opens(header: Header, credential: Credential, skipped: int) -> BadPassphrase:
@@ -579,8 +602,9 @@ def parse_copy(data: bytes, name: str) -> Header:
     version = document.get("format")
     if type(version) is int and version > FORMAT:
         raise TooNew(
-            f"this volume has format {version}; this megafs knows formats up to {FORMAT}: "
-            "install a newer megafs to open it"
+            f"{name} says that it has format {version}; this megafs knows formats up to {FORMAT}:"
+            " either it is damaged, or a newer megafs wrote it: then install a newer megafs to open"
+            " it"
         )
     try:
         header = _header_from(document)

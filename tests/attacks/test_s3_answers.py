@@ -20,7 +20,7 @@ from megafs import clock
 from megafs.errors import Denied, StoreError, Unavailable
 from megafs.stores import base
 from megafs.stores.base import Entry, ObjectStore, Page, list_all
-from megafs.stores.http.session import Reply
+from megafs.stores.http.session import Response
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
 from megafs.stores.s3 import answers
@@ -367,7 +367,7 @@ def test_texts_of_a_document_are_bounded() -> None:
     body = (
         b"<Error><Code>" + b"x" * 50_000 + b"</Code><Message>" + b"y" * 9000 + b"</Message></Error>"
     )
-    code, message = answers.error_of(Reply(400, {}, body))
+    code, message = answers.error_of(Response(400, {}, body))
     assert len(code) <= 64
     assert len(message) <= 200
 

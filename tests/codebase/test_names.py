@@ -1,58 +1,18 @@
-"""The distribution's name is ours: `megafs` in the Python package index belongs to others."""
+"""A public class has a name of its own, so that the name alone says which one is meant."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import re
-import subprocess
-import tomllib
-from pathlib import Path
+import ast
+from collections import defaultdict
 
-ROOT = Path(__file__).parents[2]
+from tests.codebase.sources import modules, parsed
 
 
-def texts() -> list[Path]:
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    names = [name for name in listed.stdout.split("\0") if name]
-    paths = [ROOT / name for name in names] or [
-        path
-        for pattern in (
-            "*.md",
-            "contrib/**/*",
-            "docs/**/*",
-            "megafs/**/*.py",
-            "tools/*",
-            "Makefile",
-        )
-        for path in ROOT.glob(pattern)
-    ]
-    return [path for path in paths if path.is_file() and path != Path(__file__)]
-
-
-def test_no_text_says_to_install_somebody_elses_package() -> None:
-    suggestion = re.compile(
-        r"(pipx?|uv|uvx)\b[^\n]*\b(install|add|run)\b[^\n]*[\s\"']megafs(?![-\w/.@])"
-    )
-    found = []
-    for path in texts():
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError:
-            continue
-        found += [f"{path}: {match[0]}" for match in suggestion.finditer(text)]
-    assert len(texts()) > 20
-    assert found == []
-    # That the pattern can find one.
-    assert suggestion.search("/opt/megafs/bin/pip install megafs")
-    assert suggestion.search("uv tool install --quiet 'megafs'")
-    assert not suggestion.search("pip install megafs-fuse")
-
-
-def test_the_distribution_has_a_name_of_its_own() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["name"] == "megafs-fuse"
-    import megafs
-
-    assert importlib.metadata.version("megafs-fuse") == megafs.__version__
+def test_no_two_public_classes_have_the_same_name() -> None:
+    homes: defaultdict[str, list[str]] = defaultdict(list)
+    for name, path in modules("megafs"):
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes[node.name].append(f"{name}:{node.lineno}")
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
+    assert not twice, f"one of each needs a name that says more: {twice}"

@@ -154,7 +154,7 @@ class MemoryFS:
         except KeyError:
             raise Refused(errno.ENODATA) from None
 
-    def listxattr(self, ino: int) -> list[bytes]:
+    def listxattr(self, ino: int, caller: Caller | None = None) -> list[bytes]:
         return list(self._node(ino).xattrs)
 
     def statfs(self) -> StatFs:

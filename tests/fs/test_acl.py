@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megafs.errors import Refused
 from megafs.fs import acl
-from megafs.fs.acl import GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, Entry
+from megafs.fs.acl import GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry
 from megafs.tree.inode import SetAttr
 from tests.fs.opened import ROOT, opened
 
@@ -24,31 +24,33 @@ modes = st.integers(0, 0o7777)
 
 
 @st.composite
-def acls(draw: st.DrawFn) -> list[Entry]:
+def acls(draw: st.DrawFn) -> list[AclEntry]:
     """Any valid ACL, in the kernel's order."""
     users = sorted(draw(st.sets(st.integers(1, 5), max_size=3)))
     groups = sorted(draw(st.sets(st.integers(1, 5), max_size=3)))
     masked: bool = bool(users or groups) or draw(st.booleans())
-    entries = [Entry(USER_OBJ, draw(permissions), UNDEFINED)]
-    entries += [Entry(USER, draw(permissions), user) for user in users]
-    entries += [Entry(GROUP_OBJ, draw(permissions), UNDEFINED)]
-    entries += [Entry(GROUP, draw(permissions), group) for group in groups]
+    entries = [AclEntry(USER_OBJ, draw(permissions), UNDEFINED)]
+    entries += [AclEntry(USER, draw(permissions), user) for user in users]
+    entries += [AclEntry(GROUP_OBJ, draw(permissions), UNDEFINED)]
+    entries += [AclEntry(GROUP, draw(permissions), group) for group in groups]
     if masked:
-        entries.append(Entry(MASK, draw(permissions), UNDEFINED))
-    return [*entries, Entry(OTHER, draw(permissions), UNDEFINED)]
+        entries.append(AclEntry(MASK, draw(permissions), UNDEFINED))
+    return [*entries, AclEntry(OTHER, draw(permissions), UNDEFINED)]
 
 
-def bits(entries: list[Entry], tag: int) -> int:
+def bits(entries: list[AclEntry], tag: int) -> int:
     return next(entry.permissions for entry in entries if entry.tag == tag)
 
 
 @given(acls())
-def test_an_acl_is_read_as_it_was_written(entries: list[Entry]) -> None:
+def test_an_acl_is_read_as_it_was_written(entries: list[AclEntry]) -> None:
     assert acl.parse(acl.build(entries)) == entries
 
 
 @given(acls(), modes)
-def test_after_chmod_the_mode_of_the_acl_is_the_new_mode(entries: list[Entry], mode: int) -> None:
+def test_after_chmod_the_mode_of_the_acl_is_the_new_mode(
+    entries: list[AclEntry], mode: int
+) -> None:
     changed = acl.with_mode(entries, mode)
     assert acl.mode_of(changed, mode) == mode
     named = [e for e in entries if e.tag in (USER, GROUP)]
@@ -58,7 +60,9 @@ def test_after_chmod_the_mode_of_the_acl_is_the_new_mode(entries: list[Entry], m
 
 
 @given(acls(), modes)
-def test_setting_an_acl_leaves_the_higher_bits_of_the_mode(entries: list[Entry], mode: int) -> None:
+def test_setting_an_acl_leaves_the_higher_bits_of_the_mode(
+    entries: list[AclEntry], mode: int
+) -> None:
     changed = acl.mode_of(entries, mode)
     assert changed & ~0o777 == mode & ~0o777
     assert changed >> 6 & 7 == bits(entries, USER_OBJ)
@@ -66,7 +70,7 @@ def test_setting_an_acl_leaves_the_higher_bits_of_the_mode(entries: list[Entry],
 
 
 @given(acls(), modes)
-def test_a_new_file_never_gets_more_than_was_asked_for(entries: list[Entry], mode: int) -> None:
+def test_a_new_file_never_gets_more_than_was_asked_for(entries: list[AclEntry], mode: int) -> None:
     made, access = acl.inherit(acl.build(entries), mode)
     assert made & ~mode == 0
     assert acl.mode_of(access, made) == made
@@ -79,25 +83,30 @@ def test_a_new_file_never_gets_more_than_was_asked_for(entries: list[Entry], mod
         (b"", errno.EOPNOTSUPP),
         (b"\1\0\0\0", errno.EOPNOTSUPP),
         (b"\2\0\0\0" + bytes(5), errno.EINVAL),
-        (acl.build([Entry(USER_OBJ, 7, 0)]), errno.EINVAL),
+        (acl.build([AclEntry(USER_OBJ, 7, 0)]), errno.EINVAL),
         (
             acl.build(
                 [
-                    Entry(USER_OBJ, 7, 0),
-                    Entry(USER, 7, 5),
-                    Entry(GROUP_OBJ, 7, 0),
-                    Entry(OTHER, 7, 0),
+                    AclEntry(USER_OBJ, 7, 0),
+                    AclEntry(USER, 7, 5),
+                    AclEntry(GROUP_OBJ, 7, 0),
+                    AclEntry(OTHER, 7, 0),
                 ]
             ),
             errno.EINVAL,
         ),
         (
-            acl.build([Entry(USER_OBJ, 8, 0), Entry(GROUP_OBJ, 7, 0), Entry(OTHER, 7, 0)]),
+            acl.build([AclEntry(USER_OBJ, 8, 0), AclEntry(GROUP_OBJ, 7, 0), AclEntry(OTHER, 7, 0)]),
             errno.EINVAL,
         ),
         (
             acl.build(
-                [Entry(USER_OBJ, 7, 0), Entry(GROUP_OBJ, 7, 0), Entry(OTHER, 7, 0), Entry(3, 7, 0)]
+                [
+                    AclEntry(USER_OBJ, 7, 0),
+                    AclEntry(GROUP_OBJ, 7, 0),
+                    AclEntry(OTHER, 7, 0),
+                    AclEntry(3, 7, 0),
+                ]
             ),
             errno.EINVAL,
         ),
@@ -197,14 +206,14 @@ async def test_an_acl_and_the_mode_stay_in_step_as_on_this_machine(
             path.chmod(0o751)
             await fs.setattr(ino, SetAttr(mode=0o751), ROOT)
             same()
-        minimal = acl.build([Entry(t, 5, UNDEFINED) for t in (USER_OBJ, GROUP_OBJ, OTHER)])
+        minimal = acl.build([AclEntry(t, 5, UNDEFINED) for t in (USER_OBJ, GROUP_OBJ, OTHER)])
         os.setxattr(path, acl.ACCESS, minimal)
         await fs.setxattr(ino, acl.ACCESS, minimal, 0, ROOT)
         same()
 
 
 async def test_a_default_acl_belongs_to_directories_only(tmp_path: Path) -> None:
-    value = acl.build([Entry(t, 5, UNDEFINED) for t in (USER_OBJ, GROUP_OBJ, OTHER)])
+    value = acl.build([AclEntry(t, 5, UNDEFINED) for t in (USER_OBJ, GROUP_OBJ, OTHER)])
     async with opened(tmp_path) as volume:
         fs = volume.fs
         handle, inode = await fs.create(1, b"f", 0o640, os.O_RDWR, ROOT)

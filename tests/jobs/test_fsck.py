@@ -120,9 +120,9 @@ async def test_what_is_broken_is_found_repaired_and_stays_repaired_everywhere(
 
 
 def _nothing(volume: Volume) -> Any:
-    from megafs.tree.ops import Attributes
+    from megafs.tree.ops import SetAttributes
 
-    return Attributes(ROOT, {})
+    return SetAttributes(ROOT, {})
 
 
 async def test_a_missing_pack_is_told_by_path_and_range(

@@ -152,10 +152,12 @@ async def test_what_is_named_again_is_no_garbage(
         # ... and whatever else names it takes the mark away.
         await write_file(volume.fs, "three", b"")
         inode = volume.replica.tree.inode(resolve(volume.fs, "three"))
-        from megafs.tree.ops import Contents
+        from megafs.tree.ops import SetContents
 
         volume.replica.record(
-            Contents(inode.ino, 0, volume.replica.number(), None, len(data), 1, 1, tuple(extents))
+            SetContents(
+                inode.ino, 0, volume.replica.number(), None, len(data), 1, 1, tuple(extents)
+            )
         )
         calendar.later(40 * DAY)
         assert (await gc(volume))["deleted"] == 0

@@ -59,7 +59,7 @@ def test_the_witness_notices_lost_bytes(tmp_path: Path, monkeypatch: pytest.Monk
     """A merge that drops what we wrote to a file that others changed is found out."""
     from megafs.tree.merge import Merge
 
-    def careless(self: Merge, op: ops.Contents) -> None:
+    def careless(self: Merge, op: ops.SetContents) -> None:
         inode = self.tree.find(op.ino)
         if inode is not None and inode.version == op.base:
             self._do(op)

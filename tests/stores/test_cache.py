@@ -34,7 +34,7 @@ from megafs.stores.disk_cache.cache_directory import (
     is_file_name,
 )
 from megafs.stores.disk_cache.cached_store import DiskCached
-from megafs.stores.disk_cache.open_file import OpenFile
+from megafs.stores.disk_cache.range_file import RangeFile
 from megafs.stores.limit import URGENT, background, current_level
 from megafs.stores.memory import MemoryStore
 from tests.fakes.faulty import Fault, Faulty, before, slow
@@ -558,9 +558,7 @@ def test_ranges_are_those_of_the_store_and_the_limit_holds(steps: list[Any], lim
                 await store.written()
                 assert du(directory) <= limit
                 assert store.stats()["queued_bytes"] == 0
-                assert store._contents.used == sum(
-                    s.cost for s in store._contents.segments.oldest()
-                )
+                assert store._index.used == sum(s.cost for s in store._index.entries.oldest())
         await store.written()
         await store.aclose()
         assert du(directory) <= limit
@@ -872,9 +870,9 @@ trio.run(main)
     assert store.stats()["state"] == "ok"
     assert store.stats()["entries"] > 0
     assert du(tmp_path / "cache") <= 1 << 22
-    for segment in tuple(store._contents.segments.oldest()):
-        number = segment.name.rpartition("-")[2].encode()
-        assert await store.get(segment.name, 0, segment.size) == number * 2000
+    for entry in tuple(store._index.entries.oldest()):
+        number = entry.name.rpartition("-")[2].encode()
+        assert await store.get(entry.name, 0, entry.size) == number * 2000
     await store.aclose()
 
 
@@ -1018,7 +1016,7 @@ async def test_a_hung_disk_costs_a_few_seconds_and_no_error(
     good = await store.get(ONE, 0, 5000)
     await store.written()
     release = __import__("threading").Event()
-    monkeypatch.setattr(OpenFile, "read", lambda self, offset, size: release.wait(20) and b"")
+    monkeypatch.setattr(RangeFile, "read", lambda self, offset, size: release.wait(20) and b"")
 
     with trio.fail_after(5):
         assert await store.get(ONE, 0, 5000) == good

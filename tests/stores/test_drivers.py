@@ -19,7 +19,7 @@ from megafs.stores.base import ObjectStore
 from megafs.stores.drivers import DRIVERS, Driver, Opener, is_url, known_options, location_of
 from megafs.stores.memory import MemoryStore
 from megafs.stores.stack import open_driver, open_store, preload
-from megafs.stores.urls import Location, named, path_only
+from megafs.stores.urls import Location, StoreOption, named, path_only
 
 
 class Box(MemoryStore, SpaceLeft):
@@ -45,7 +45,7 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
         module="box_driver",
         form=path_only,
         example="box:/path",
-        options=frozenset({"account"}),
+        described=(StoreOption("account", "1", "An account."),),
         abilities=(SpaceLeft,),
     )
     monkeypatch.setitem(DRIVERS, "box", row)

@@ -317,6 +317,67 @@ async def test_whatever_is_answered_is_an_error_of_ours(garbage: bytes) -> None:
 # TLS and proxies
 
 
+@asynccontextmanager
+async def answering(said: bytes) -> AsyncIterator[str]:
+    """A server that says one thing to whatever comes, and closes; its address without a scheme."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(said)
+        await stream.send_eof()
+        await stream.receive_some()
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        yield f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_tls_that_meets_plain_http_is_named() -> None:
+    async with (
+        answering(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n") as address,
+        session_to(f"https://{address}") as session,
+    ):
+        with pytest.raises(BadStore, match=r"does not speak TLS at this port: write http://"):
+            await session.request("GET", "/a", {}, limit=9)
+
+
+async def test_plain_http_that_meets_tls_is_named() -> None:
+    async with (
+        answering(b"\x15\x03\x01\x00\x02\x02\x46") as address,
+        session_to(f"http://{address}") as session,
+    ):
+        with pytest.raises(BadStore, match="speaks TLS at this port: write https://"):
+            await session.request("GET", "/a", {}, limit=9)
+
+
+async def test_a_server_that_hangs_up_without_a_word_may_speak_tls() -> None:
+    """So does OpenSSL 3, asked in plain HTTP."""
+    async with answering(b"") as address, session_to(f"http://{address}") as session:
+        with pytest.raises(Unavailable, match=r"is it https://\?"):
+            await session.request("GET", "/a", {}, limit=9)
+
+
+async def test_a_proxy_that_is_down_is_not_the_store(
+    server: Proxy, monkeypatch: pytest.MonkeyPatch, transport: str
+) -> None:
+    await server.refuse()
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, server.endpoint.replace("http://", "http://user:SECRET@"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    for scheme in ("http", "https"):
+        async with session_to(f"{scheme}://store.example.org") as session:
+            port = server.endpoint.rpartition(":")[2]
+            with pytest.raises(
+                Unavailable, match=rf"the proxy 127\.0\.0\.1:{port}, which the environment names"
+            ) as caught:
+                await session.request("GET", "/a", {}, limit=9)
+            assert "SECRET" not in str(caught.value)
+
+
 async def test_only_the_given_authority_is_trusted(tmp_path: Path) -> None:
     ours, theirs = authority(tmp_path / "ours"), authority(tmp_path / "theirs")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

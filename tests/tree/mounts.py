@@ -59,7 +59,7 @@ class Mount:
 
     def publish(self) -> None:
         """Follow, then commit everything."""
-        self.replica.seal()
+        self.replica.close_batch()
         self.follow()
         while self.replica.pending:
             draft = self.replica.next_commit()
@@ -124,7 +124,7 @@ class Mount:
         size = len(data) if offset is None else max(inode.size, start + len(data))
         piece = Extent(start, len(data), 0, 0, 0, len(data), 0, None, data)
         self.replica.record(
-            ops.Contents(
+            ops.SetContents(
                 ino,
                 inode.version,
                 self.replica.number(),
@@ -182,7 +182,7 @@ class Mount:
     def chmod(self, path: str, mode: int) -> None:
         inode = self.tree.inode(self.ino(path))
         mode |= stat.S_IFMT(inode.mode)
-        self.replica.record(ops.Attributes(inode.ino, {"mode": mode, "ctime": clock.now_ns()}))
+        self.replica.record(ops.SetAttributes(inode.ino, {"mode": mode, "ctime": clock.now_ns()}))
 
     def setxattr(self, path: str, name: bytes, value: bytes, flags: int = 0) -> None:
         self.replica.record(ops.SetXattr(self.ino(path), name, value, flags, clock.now_ns()))

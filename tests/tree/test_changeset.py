@@ -51,10 +51,10 @@ def create(ino: int, name: bytes, kind: int = stat.S_IFREG) -> ops.Create:
     return ops.Create(ROOT, name, ino, ino, kind | 0o644, 0, 0, 0, 5)
 
 
-def write(ino: int, base: int, version: int, length: int, pack: int = 0) -> ops.Contents:
+def write(ino: int, base: int, version: int, length: int, pack: int = 0) -> ops.SetContents:
     data = None if pack else bytes(length)
     piece = Extent(0, length, pack, 0, length, length, 0, None, data)
-    return ops.Contents(ino, base, version, 0, length, 6, 6, (piece,) if length else ())
+    return ops.SetContents(ino, base, version, 0, length, 6, 6, (piece,) if length else ())
 
 
 @pytest.mark.parametrize("table", REPLICATED, ids=lambda table: table.name)
@@ -105,7 +105,7 @@ def test_a_pack_that_goes_is_told_with_its_name() -> None:
 def test_rows_of_an_update_hold_what_changes() -> None:
     tree = new_tree()
     recorded(tree, create(7, b"a"))
-    changeset = recorded(tree, ops.Attributes(7, {"mode": stat.S_IFREG | 0o600, "ctime": 9}))
+    changeset = recorded(tree, ops.SetAttributes(7, {"mode": stat.S_IFREG | 0o600, "ctime": 9}))
     (change,) = row_changes(changeset)
     assert isinstance(change, InodeChange)
     assert change.old is not None
@@ -153,7 +153,7 @@ def _do(tree: Tree, step: str, ino: int, n: int, number: int) -> None:
     elif step == "remove":
         ops.Unlink(ROOT, name, ino, there.version, 7).apply(tree)
     elif step == "chmod":
-        ops.Attributes(ino, {"mode": stat.S_IFREG | n}).apply(tree)
+        ops.SetAttributes(ino, {"mode": stat.S_IFREG | n}).apply(tree)
     elif step == "xattr":
         ops.SetXattr(ino, b"user.x", bytes([n]), 0, 7).apply(tree)
 

@@ -96,7 +96,7 @@ anything = st.one_of(
         st.just(9),
         st.sampled_from((0, 3)),
     ),
-    st.builds(ops.Attributes, inos, st.just({"uid": 5, "ctime": 9})),
+    st.builds(ops.SetAttributes, inos, st.just({"uid": 5, "ctime": 9})),
     st.builds(
         ops.SetXattr, inos, names, st.binary(max_size=3), st.sampled_from((0, 1, 2)), st.just(4)
     ),
@@ -128,7 +128,7 @@ def made_of(tree: Tree, step: Any) -> ops.Operation | None:
                 laid.append(piece(start, length, pack))
         size = inode.size if cut is None else cut
         size = max([size + more] + [x.end for x in laid])
-        return ops.Contents(ino, inode.version, inode.version + 1, cut, size, 3, 3, tuple(laid))
+        return ops.SetContents(ino, inode.version, inode.version + 1, cut, size, 3, 3, tuple(laid))
     if isinstance(step, ops.Create) and tree.find(step.ino) is not None:
         return None
     if isinstance(step, ops.Link | ops.Rename) and tree.one(
@@ -189,7 +189,7 @@ def test_what_is_not_a_list_of_operations_is_corrupt() -> None:
 def test_an_operation_cannot_set_columns_it_has_no_business_with(tree: Tree) -> None:
     create(ROOT, b"a", 2).apply(tree)
     with pytest.raises(Corrupt):
-        ops.Attributes(2, {"nlink": 5}).apply(tree)
+        ops.SetAttributes(2, {"nlink": 5}).apply(tree)
 
 
 @pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"a\0b"])
@@ -212,7 +212,7 @@ def test_a_file_has_at_most_link_max_names(tree: Tree) -> None:
 
 def test_an_unlinked_file_lives_while_it_is_open_and_goes_with_reap(tree: Tree) -> None:
     create(ROOT, b"a", 2).apply(tree)
-    ops.Contents(2, 0, 1, None, 10, 3, 3, (piece(0, 10),)).apply(tree)
+    ops.SetContents(2, 0, 1, None, 10, 3, 3, (piece(0, 10),)).apply(tree)
     assert refuses(tree, ops.Reap(2)) == 16
     ops.Unlink(ROOT, b"a", 2, 1, 4, keep=9).apply(tree)
     assert tree.orphans(9) == [2] and tree.used == 10
@@ -223,13 +223,13 @@ def test_an_unlinked_file_lives_while_it_is_open_and_goes_with_reap(tree: Tree) 
 
 def test_contents_of_another_base_are_refused(tree: Tree) -> None:
     create(ROOT, b"a", 2).apply(tree)
-    assert refuses(tree, ops.Contents(2, 5, 6, None, 0, 3, 3, ())) == 116
+    assert refuses(tree, ops.SetContents(2, 5, 6, None, 0, 3, 3, ())) == 116
 
 
 def test_extents_are_cut_where_newer_ones_lie(tree: Tree) -> None:
     create(ROOT, b"a", 2).apply(tree)
-    ops.Contents(2, 0, 1, None, 300, 3, 3, (piece(0, 100, 7), piece(200, 100, 7))).apply(tree)
-    ops.Contents(2, 1, 2, None, 300, 3, 3, (piece(40, 20), piece(190, 20))).apply(tree)
+    ops.SetContents(2, 0, 1, None, 300, 3, 3, (piece(0, 100, 7), piece(200, 100, 7))).apply(tree)
+    ops.SetContents(2, 1, 2, None, 300, 3, 3, (piece(40, 20), piece(190, 20))).apply(tree)
     found = [(x.start, x.length, x.pack, x.skip) for x in tree.all_extents(2)]
     assert found == [
         (0, 40, 7, 2),
@@ -240,7 +240,7 @@ def test_extents_are_cut_where_newer_ones_lie(tree: Tree) -> None:
     ]
     assert tree.used == 210
     assert tree.allocated(2, 30, 205) == 70 + 15
-    ops.Contents(2, 2, 3, 50, 1000, 3, 3, ()).apply(tree)
+    ops.SetContents(2, 2, 3, 50, 1000, 3, 3, ()).apply(tree)
     assert [(x.start, x.length) for x in tree.all_extents(2)] == [(0, 40), (40, 10)]
 
 

@@ -37,7 +37,7 @@ def tree() -> Tree:
 def lay(tree: Tree, *pieces: Extent) -> None:
     inode = tree.inode(2)
     size = max(inode.size, *(piece.end for piece in pieces))
-    ops.Contents(2, inode.version, inode.version + 1, None, size, 1, 1, pieces).apply(tree)
+    ops.SetContents(2, inode.version, inode.version + 1, None, size, 1, 1, pieces).apply(tree)
 
 
 def marks(tree: Tree) -> dict[int, int]:

@@ -4,13 +4,13 @@ What is cached are the sealed bytes as they lie in the store, of objects named p
 others: those never change, and whoever reads them decrypts and thereby verifies them.  If that
 fails, the reader calls `forget()` and asks once more, and the bytes come from the store.
 
-The index lies in memory (contents.py), filled from cache_directory.py at the start; a reader's
+The index lies in memory (cache_index.py), filled from cache_directory.py at the start; a reader's
 bytes come by pread from files that are kept open.  However many readers want the same bytes, one
 fetches them.  Everything that writes happens in one background task, in batches, in threads: the
 reader that fetched does not wait for it.  Access times are written back now and then.
 
 The size limit is one for the whole directory, in blocks as du counts them, and holds at every
-moment: room is made before a write.  So is the free space that others on the file system need.
+moment: room is made before a write.  The same goes for the space that is left free for others.
 
 A cache that fails in any way (a full, broken, read-only or vanished disk, a damaged table) costs
 speed, never an error: reads go to the store, one line is logged, and it is tried again later.
@@ -40,10 +40,10 @@ from megafs.stores.disk_cache.cache_directory import (
     Measured,
     file_name,
 )
-from megafs.stores.disk_cache.contents import Contents, Drops
+from megafs.stores.disk_cache.cache_entries import CacheEntry
+from megafs.stores.disk_cache.cache_index import CacheIndex, Drops
 from megafs.stores.disk_cache.fetches import Fetch, Fetches
-from megafs.stores.disk_cache.open_file import OpenFile
-from megafs.stores.disk_cache.segments import Segment
+from megafs.stores.disk_cache.range_file import RangeFile
 from megafs.stores.limit import BACKGROUND, URGENT, at_priority, current_level
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ _PAUSE = 60.0
 
 
 # `list` is a method's name below.
-Row = list[Segment]
+Row = list[CacheEntry]
 Touches = list[tuple[float, str]]
 
 
@@ -107,7 +107,7 @@ class DiskCached(DiskCache):
         self._queue_limit = queue
 
         # Owned by the loop; the background task hands copies to its threads.
-        self._contents = Contents(handles, self._wake_writer)
+        self._index = CacheIndex(handles, self._wake_writer)
         self._scratch = memoryview(aligned(_IN_PLACE))
         self._fetches = Fetches()
         self._coming = 0  # bytes that read-ahead is fetching
@@ -140,7 +140,7 @@ class DiskCached(DiskCache):
             f"{name}_used",
             "Disk taken by cached ranges.",
             "bytes",
-            lambda: float(self._contents.used),
+            lambda: float(self._index.used),
         )
         metrics.gauge(f"{name}_limit", "The most disk the cache may take.", "bytes").set(size_limit)
 
@@ -153,9 +153,9 @@ class DiskCached(DiskCache):
         if not self._ready.is_set():
             await self._start()
         while True:
-            segments = self._contents.segments.cover(name, start, length)
-            if segments:
-                data = await self._read_all(segments, start, length)
+            entries = self._index.entries.cover(name, start, length)
+            if entries:
+                data = await self._read_all(entries, start, length)
                 if data is not None:
                     self._hits.add()
                     return data
@@ -188,7 +188,7 @@ class DiskCached(DiskCache):
 
     def _has_room(self, length: int) -> bool:
         """Whether so many bytes could wait to be written, too."""
-        return self._contents.queued + self._coming + length <= self._queue_limit
+        return self._index.queued + self._coming + length <= self._queue_limit
 
     async def _wait_for_room(self, length: int) -> bool:
         """Wait, but not long, until what is fetched now will be kept; False if it is no use.
@@ -209,7 +209,7 @@ class DiskCached(DiskCache):
             self._usable is not None
             and not self._closing
             and trio.current_time() >= self._paused_until
-            and self._contents.queued + self._coming > 0
+            and self._index.queued + self._coming > 0
             and self._hopeful
         )
 
@@ -231,39 +231,39 @@ class DiskCached(DiskCache):
             self._fetches.remove(fetch)
             fetch.done.set()
         if not fetch.stale:
-            self._keep(Segment(name, start, length, len(fetch.data)), fetch.data)
+            self._keep(CacheEntry(name, start, length, len(fetch.data)), fetch.data)
         return fetch.data
 
     async def _read_all(self, row: Row, start: int, length: int) -> bytes | None:
-        """Return the bytes that several segments hold together; None if one has lost them."""
+        """Return the bytes that several entries hold together; None if one has lost them."""
         if len(row) == 1:
             return await self._read(row[0], start, length)
         parts: list[bytes] = []
         end = start + length
-        for segment, then in zip(row, [*row[1:], None], strict=True):
-            if segment not in self._contents.segments:
+        for entry, then in zip(row, [*row[1:], None], strict=True):
+            if entry not in self._index.entries:
                 return None  # thrown out while the one before it was read
             stop = end if then is None else min(end, then.start)
-            data = await self._read(segment, start, stop - start)
+            data = await self._read(entry, start, stop - start)
             if data is None:
                 return None
             parts.append(data)
             start = stop
         return b"".join(parts)
 
-    async def _read(self, segment: Segment, start: int, length: int) -> bytes | None:
-        """Return the bytes from a segment; None, and it is dropped, if they cannot be had."""
-        offset = start - segment.start
-        size = min(length, segment.size - offset)
-        self._contents.use(segment)
-        if segment.data is not None:
-            data: bytes | None = segment.data[offset : offset + max(size, 0)]
+    async def _read(self, entry: CacheEntry, start: int, length: int) -> bytes | None:
+        """Return the bytes from an entry; None, and it is dropped, if they cannot be had."""
+        offset = start - entry.start
+        size = min(length, entry.size - offset)
+        self._index.use(entry)
+        if entry.data is not None:
+            data: bytes | None = entry.data[offset : offset + max(size, 0)]
             await trio.lowlevel.checkpoint()
             return data
         if size <= 0:
             await trio.lowlevel.checkpoint()
             return b""
-        handle: OpenFile | None = segment.handle
+        handle: RangeFile | None = entry.handle
         if handle is not None and size <= _IN_PLACE:
             data = handle.read_in_place(offset, size, self._scratch)
             if data is not None:
@@ -274,44 +274,44 @@ class DiskCached(DiskCache):
             try:
                 # Abandoned when we are cancelled: the thread keeps the handle it was given.
                 opened, found = await offload(
-                    _read_file, handle, self._path(segment), offset, size, kind="disk", abandon=True
+                    _read_file, handle, self._path(entry), offset, size, kind="disk", abandon=True
                 )
                 if len(found) == size:
                     if handle is None:
-                        self._contents.keep_open(segment, opened)
+                        self._index.keep_open(entry, opened)
                     return found
                 trouble = "lost a part of a file"
             except OSError as exc:
                 trouble = exc.strerror or str(exc)
-        log.debug("cache %s: %s: %s", self._directory, segment, trouble)
-        self._contents.discard(segment)
+        log.debug("cache %s: %s: %s", self._directory, entry, trouble)
+        self._index.discard(entry)
         if scope.cancelled_caught:
             self._stop_using("the disk does not answer")
         return None
 
     def peek(self, name: str, start: int, length: int) -> bytes | None:
-        segment = self._contents.segments.find(name, start, length)
-        if segment is None or length > _IN_PLACE:
+        entry = self._index.entries.find(name, start, length)
+        if entry is None or length > _IN_PLACE:
             return None
-        offset = start - segment.start
+        offset = start - entry.start
         data: bytes | None = None
-        if segment.data is not None:
-            data = segment.data[offset : offset + length]
+        if entry.data is not None:
+            data = entry.data[offset : offset + length]
         else:
-            if segment.handle is None:
-                opened = OpenFile.at_hand(self._path(segment))
+            if entry.handle is None:
+                opened = RangeFile.at_hand(self._path(entry))
                 if opened is not None:
-                    self._contents.keep_open(segment, opened)
-            if segment.handle is not None:
-                data = segment.handle.read_in_place(offset, length, self._scratch)
+                    self._index.keep_open(entry, opened)
+            if entry.handle is not None:
+                data = entry.handle.read_in_place(offset, length, self._scratch)
         if data is None or len(data) != length:
             return None
-        self._contents.use(segment)
+        self._index.use(entry)
         self._hits.add()
         return data
 
-    def _path(self, segment: Segment) -> str:
-        return os.path.join(self._directory, file_name(segment.key))
+    def _path(self, entry: CacheEntry) -> str:
+        return os.path.join(self._directory, file_name(entry.key))
 
     # Keeping.
 
@@ -331,21 +331,21 @@ class DiskCached(DiskCache):
         if not isinstance(data, Path | str):
             await trio.lowlevel.checkpoint()
             kept = bytes(data)
-            self._keep(Segment(name, start, len(kept), len(kept)), kept)
+            self._keep(CacheEntry(name, start, len(kept), len(kept)), kept)
             return
         try:
-            source = await offload(OpenFile.at, os.fspath(data), kind="disk")
+            source = await offload(RangeFile.at, os.fspath(data), kind="disk")
         except OSError as exc:
             log.debug("cache %s: %s: %s", self._directory, name, exc)
             return
         landed = trio.Event()
-        segment = Segment(name, start, source.size, source.size)
-        segment.landed = landed.set
-        if self._keep(segment, source):
+        entry = CacheEntry(name, start, source.size, source.size)
+        entry.landed = landed.set
+        if self._keep(entry, source):
             await landed.wait()
 
-    def _keep(self, segment: Segment, data: bytes | OpenFile) -> bool:
-        """Index a segment and queue it to be written; readers get it from memory until then.
+    def _keep(self, entry: CacheEntry, data: bytes | RangeFile) -> bool:
+        """Index an entry and queue it to be written; readers get it from memory until then.
 
         Returns whether it will be.
         """
@@ -353,14 +353,14 @@ class DiskCached(DiskCache):
         if (
             self._usable is None
             or self._closing
-            or segment.size == 0
+            or entry.size == 0
             or trio.current_time() < self._paused_until
-            or self._contents.queued + size > self._queue_limit
-            or len(self._contents.queue) >= 4096
+            or self._index.queued + size > self._queue_limit
+            or len(self._index.queue) >= 4096
         ):
             self._dropped.add()
             return False
-        if not self._contents.add(segment, data):
+        if not self._index.add(entry, data):
             return False
         self._wake_writer()
         return True
@@ -371,27 +371,27 @@ class DiskCached(DiskCache):
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        for segment in self._contents.segments.of(name):
-            self._contents.discard(segment)
+        for entry in self._index.entries.of(name):
+            self._index.discard(entry)
         self._fetches.forget(name)
 
     def cached(self, name: str, start: int, length: int) -> bool:
-        return bool(self._contents.segments.cover(name, start, length))
+        return bool(self._index.entries.cover(name, start, length))
 
     def pin(self, names: Iterable[str]) -> None:
         """Never evict ranges of these objects."""
-        self._contents.pinned.update(names)
+        self._index.pinned.update(names)
 
     def unpin(self, names: Iterable[str]) -> None:
         """Evict ranges of these objects again when room is needed."""
-        self._contents.pinned.difference_update(names)
+        self._index.pinned.difference_update(names)
 
     async def clear(self) -> None:
         """Throw out everything, pinned or not."""
         if not self._ready.is_set():
             await self._start()
-        for segment in tuple(self._contents.segments.oldest()):
-            self._contents.discard(segment)
+        for entry in tuple(self._index.entries.oldest()):
+            self._index.discard(entry)
         for name in self._fetches.names():
             self._forget(name)
         await self.written()
@@ -409,19 +409,19 @@ class DiskCached(DiskCache):
             "state": "ok" if self._usable is not None else "off",
             "trouble": self._trouble,
             "directory": self._directory,
-            "entries": len(self._contents.segments),
-            "bytes": self._contents.used,
+            "entries": len(self._index.entries),
+            "bytes": self._index.used,
             "limit": self._limit,
             "min_free": self._min_free,
-            "pinned": len(self._contents.pinned),
+            "pinned": len(self._index.pinned),
             "hits": int(self._hits.value),
             "misses": int(self._misses.value),
             "shared": int(self._shared.value),
             "evicted": int(self._evicted.value),
             "not_kept": int(self._dropped.value),
             "written_bytes": int(self._written.value),
-            "queued_bytes": self._contents.queued,
-            "open_files": len(self._contents.handles),
+            "queued_bytes": self._index.queued,
+            "open_files": len(self._index.handles),
         }
 
     def _wake_writer(self) -> None:
@@ -493,7 +493,7 @@ class DiskCached(DiskCache):
                             await self._wake.wait()
                         self._backoff = min(2 * self._backoff, _PAUSE)
         finally:
-            self._contents.empty()
+            self._index.empty()
             self._ended.set()
 
     async def _shut(self) -> None:
@@ -511,14 +511,14 @@ class DiskCached(DiskCache):
     async def _open(self) -> None:
         self._opened = directory = CacheDirectory(self._directory, self._limit)
         found = await offload(directory.open, kind="disk", abandon=True)
-        self._contents.empty()
-        for segment in found:
-            for old in self._contents.segments.add(segment) or ():
-                self._contents.throw_out(old)
-            if segment in self._contents.segments:
-                self._contents.used += segment.cost
+        self._index.empty()
+        for entry in found:
+            for old in self._index.entries.add(entry) or ():
+                self._index.throw_out(old)
+            if entry in self._index.entries:
+                self._index.used += entry.cost
             else:
-                self._contents.throw_out(segment)
+                self._index.throw_out(entry)
         self._usable = directory
         self._ready.set()
 
@@ -527,14 +527,14 @@ class DiskCached(DiskCache):
         assert self._usable is not None
         tick = trio.current_time() + _TICK
         while self._usable is not None:
-            if self._contents.queue or self._contents.drops or trio.current_time() >= tick:
+            if self._index.queue or self._index.drops or trio.current_time() >= tick:
                 if trio.current_time() >= tick:
                     tick = trio.current_time() + _TICK
                 await self._round(self._usable, flush=False)
                 continue
             self._quiet.set()
             if self._closing:
-                while self._contents.touched:
+                while self._index.touched:
                     await self._round(self._usable, flush=True)
                 return
             with trio.move_on_at(tick):
@@ -545,32 +545,31 @@ class DiskCached(DiskCache):
         measured = await offload(directory.measure, kind="disk", abandon=True)
         drops, writes = self._plan(directory, measured)
         touched: Touches = []
-        if flush or len(self._contents.touched) > 1024 or not writes:
-            while self._contents.touched and len(touched) < self._rows:
-                segment = self._contents.touched.pop()
-                touched.append((segment.access, segment.key))
+        if flush or len(self._index.touched) > 1024 or not writes:
+            while self._index.touched and len(touched) < self._rows:
+                entry = self._index.touched.pop()
+                touched.append((entry.access, entry.key))
         if not (drops or writes or touched):
             return
         values = [
-            (segment.key, segment.data if segment.data is not None else segment.handle)
-            for segment in writes
+            (entry.key, entry.data if entry.data is not None else entry.handle) for entry in writes
         ]
         results = await offload(directory.apply, drops, values, touched, kind="disk", abandon=True)
-        for segment, error in zip(writes, results, strict=True):
-            self._contents.queued -= len(segment.data or b"")
-            segment.let_go()
+        for entry, error in zip(writes, results, strict=True):
+            self._index.queued -= len(entry.data or b"")
+            entry.let_go()
             if error is not None:
-                self._contents.used -= segment.cost
-                self._contents.segments.remove(segment)
+                self._index.used -= entry.cost
+                self._index.entries.remove(entry)
                 self._dropped.add()
                 self._paused_until = trio.current_time() + _PAUSE
                 self._trouble = f"{error.strerror}; nothing is written for a minute"
                 self._report(self._trouble)
                 continue
-            self._written.add(segment.size)
-            segment.on_disk = True
-            if segment not in self._contents.segments:  # forgotten while it was written
-                self._contents.throw_out(segment)
+            self._written.add(entry.size)
+            entry.on_disk = True
+            if entry not in self._index.entries:  # forgotten while it was written
+                self._index.throw_out(entry)
         self._hopeful = True
         self._announce_room()
         if writes and not any(results):
@@ -580,50 +579,50 @@ class DiskCached(DiskCache):
         """Choose what to write now, and what to throw out so that it fits."""
         drops: Drops = []
         free = measured.free
-        while self._contents.drops and len(drops) < self._rows:
-            key, cost, handle = self._contents.drops.popleft()
+        while self._index.drops and len(drops) < self._rows:
+            key, cost, handle = self._index.drops.popleft()
             drops.append((key, handle))
-            self._contents.used -= cost
+            self._index.used -= cost
             free += cost
         room = self._limit - measured.overhead - self._slack
         # Of the file system, until others would miss it.
         spare = free - self._min_free - min(self._slack, 1 << 20)
-        if self._contents.drops:
+        if self._index.drops:
             return drops, []  # first things first: a long list of drops is room for all
         writes: Row = []
         planned = 0
-        while self._contents.queue and len(writes) < _BATCH_COUNT and planned < _BATCH_BYTES:
-            segment = self._contents.queue.popleft()
-            if segment not in self._contents.segments:  # forgotten before it was written
-                self._contents.queued -= len(segment.data or b"")
-                segment.let_go()
+        while self._index.queue and len(writes) < _BATCH_COUNT and planned < _BATCH_BYTES:
+            entry = self._index.queue.popleft()
+            if entry not in self._index.entries:  # forgotten before it was written
+                self._index.queued -= len(entry.data or b"")
+                entry.let_go()
                 continue
-            segment.cost = directory.cost(segment.size)
+            entry.cost = directory.cost(entry.size)
             spare += self._evict(
-                max(self._contents.used + segment.cost - room, segment.cost - spare), drops
+                max(self._index.used + entry.cost - room, entry.cost - spare), drops
             )
-            if self._contents.used + segment.cost > room or segment.cost > spare:
-                if segment.cost > spare:
+            if self._index.used + entry.cost > room or entry.cost > spare:
+                if entry.cost > spare:
                     self._trouble = (
                         f"nothing is written: the file system has {measured.free >> 20} MiB free,"
                         f" and {self._min_free >> 20} MiB are for others"
                     )
-                self._contents.queued -= len(segment.data or b"")
-                segment.let_go()
-                self._contents.segments.remove(segment)
+                self._index.queued -= len(entry.data or b"")
+                entry.let_go()
+                self._index.entries.remove(entry)
                 self._dropped.add()
                 continue
-            self._contents.used += segment.cost
-            spare -= segment.cost
-            planned += segment.size
-            writes.append(segment)
+            self._index.used += entry.cost
+            spare -= entry.cost
+            planned += entry.size
+            writes.append(entry)
         if not writes:
-            self._evict(max(self._contents.used - room, -spare), drops)
+            self._evict(max(self._index.used - room, -spare), drops)
         return drops, writes
 
     def _evict(self, wanted: int, drops: Drops) -> int:
         before = len(drops)
-        gained = self._contents.evict(wanted, drops)
+        gained = self._index.evict(wanted, drops)
         self._evicted.add(len(drops) - before)
         return gained
 
@@ -632,7 +631,7 @@ class DiskCached(DiskCache):
         self._trouble = why
         self._report(why)
         self._usable = None
-        self._contents.empty()
+        self._index.empty()
         self._announce_room()
         self._quiet.set()
         self._wake.set()
@@ -660,10 +659,10 @@ class DiskCached(DiskCache):
 
 
 def _read_file(
-    handle: OpenFile | None, path: str, offset: int, size: int
-) -> tuple[OpenFile, bytes]:
+    handle: RangeFile | None, path: str, offset: int, size: int
+) -> tuple[RangeFile, bytes]:
     if handle is None:
-        handle = OpenFile.at(path)
+        handle = RangeFile.at(path)
     return handle, handle.read(offset, size)
 
 

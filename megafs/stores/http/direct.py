@@ -9,7 +9,7 @@ import trio
 
 from megafs.stores import limit as limits
 from megafs.stores.http import http1
-from megafs.stores.http.errors import Step, failure
+from megafs.stores.http.errors import RequestStep, failure
 from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Timeouts
 
 # A laptop that wakes in another network has connections nobody answers on: the kernel finds out
@@ -44,14 +44,14 @@ class DirectTransport:
         """Send a request and receive the head of the answer.
 
         A server may close an idle connection just as it is taken: then it has not seen the request.
-        Only what changes nothing is sent once more without a thought.
+        Only a request that changes nothing is sent once more.
         """
         timing = limits.attempt.get()
         if timing is not None:
             timing.count()
         method = request.method.encode("ascii")
         while True:
-            step = Step.CONNECTING
+            step = RequestStep.CONNECTING
             connection = self._take()
             fresh = connection is None
             try:
@@ -59,9 +59,9 @@ class DirectTransport:
                     connection = await self._open()
                 if timing is not None:
                     connection.moved = timing.moved
-                step = Step.SENDING
+                step = RequestStep.SENDING
                 await connection.send(method, request.target, request.headers, request.body)
-                step = Step.RECEIVING
+                step = RequestStep.RECEIVING
                 head = await connection.head(method)
             except _FOREIGN as exc:
                 if connection is not None:
@@ -83,10 +83,18 @@ class DirectTransport:
         while self._idle:
             self._idle.pop().close()
 
-    def failure(self, request: Request, step: Step, exc: Exception) -> Exception:
+    def failure(self, request: Request, step: RequestStep, exc: Exception) -> Exception:
         """Return the error of megafs that *exc* is."""
         late = isinstance(exc, trio.TooSlowError)
-        return failure(request, step, exc, self._timeouts, late=late, trusted=self._trusted)
+        return failure(
+            request,
+            step,
+            exc,
+            self._timeouts,
+            late=late,
+            trusted=self._trusted,
+            secure=self._context is not None,
+        )
 
     def give_back(self, connection: http1.Connection) -> None:
         """Take a connection that may be used again."""
@@ -145,7 +153,7 @@ class DirectAnswer:
         try:
             body, more = await self._connection.body(self._head, limit, skip)
         except _FOREIGN as exc:
-            raise self._transport.failure(self._request, Step.RECEIVING, exc) from exc
+            raise self._transport.failure(self._request, RequestStep.RECEIVING, exc) from exc
         self._at_end = not more
         return body, more
 

@@ -35,6 +35,9 @@ _FIELD = re.compile(
 )
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?\Z")
 
+# How an alert and a handshake of TLS begin.
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+
 # The buffer of a connection, for heads and small bodies; larger ones are received where they stay.
 # malloc keeps such memory (mount/daemon.py, `harden`): in a fresh mapping page faults would cost as
 # much as deciphering.
@@ -50,7 +53,15 @@ _TOGETHER = 32 << 10
 
 
 class Garbled(Exception):
-    """What came is not HTTP as we know it, or ends too early."""
+    """The answer is not HTTP as we know it, or ends too early."""
+
+
+class HungUp(Garbled):
+    """The connection was closed without a word."""
+
+
+class AnswersInTls(Garbled):
+    """A request in plain HTTP was answered with a record of TLS: an alert or a handshake."""
 
 
 class Head(Struct, frozen=True):
@@ -256,8 +267,11 @@ class Connection:
         self._make_room(self._end - self._at + 1)
         got = await self._receive(self._view[self._end :])
         if not got:
-            raise Garbled("the connection was closed before the answer" if self._end == self._at
-                          else "the answer is cut short")  # fmt: skip
+            if bytes(self._view[self._at : self._end][:2]) in _TLS_RECORDS:
+                raise AnswersInTls("a record of TLS in place of an answer")
+            if self._end == self._at:
+                raise HungUp("the connection was closed before the answer")
+            raise Garbled("the answer is cut short")
         self._end += got
 
     def _make_room(self, size: int) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import httpx
 import trio
 
 from megafs.errors import BadStore, StoreError
 from megafs.stores.http.direct import SOCKET_OPTIONS
-from megafs.stores.http.errors import Step, failure, unavailable, unsendable
+from megafs.stores.http.errors import RequestStep, failure, unavailable, unsendable
+from megafs.stores.http.http1 import AnswersInTls, HungUp
 from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Timeouts
 
 # The body goes out in pieces, because the write timeout is per piece: 256 KiB in 30 s allows an
@@ -49,6 +51,7 @@ class HttpxTransport:
         context: ssl.SSLContext | None,
         proxy: str | None,
     ) -> None:
+        self._proxy = _shown(proxy) if proxy else ""
         self._base = httpx.URL(scheme=origin.scheme, host=origin.host, port=origin.port)
         self._timeouts = timeouts
         self._trusted = False
@@ -101,15 +104,27 @@ class HttpxTransport:
 
     def failure(self, request: Request, exc: Exception) -> StoreError:
         """Return the error of megafs that *exc* is."""
-        step = Step.RECEIVING
+        step = RequestStep.RECEIVING
         if isinstance(exc, _NOT_SENT):
-            step = Step.CONNECTING
+            step = RequestStep.CONNECTING
         elif isinstance(exc, httpx.WriteError | httpx.WriteTimeout):
-            step = Step.SENDING
+            step = RequestStep.SENDING
+        no_connection = isinstance(exc, httpx.ConnectError | httpx.ConnectTimeout)
+        if self._proxy and no_connection and not _about_tls(exc):
+            reason = f"the proxy {self._proxy}, which the environment names, does not answer"
+            return unavailable(request, step, f"{reason} ({str(exc)[:200]})")
         if isinstance(exc, httpx.ProxyError):
             return unavailable(request, step, f"the proxy answers {str(exc)[:200]}")
         late = isinstance(exc, httpx.TimeoutException)
-        return failure(request, step, exc, self._timeouts, late=late, trusted=self._trusted)
+        return failure(
+            request,
+            step,
+            _as_ours(exc),
+            self._timeouts,
+            late=late,
+            trusted=self._trusted,
+            secure=self._base.scheme == "https",
+        )
 
 
 class HttpxAnswer:
@@ -167,6 +182,35 @@ class _Pieces(httpx.AsyncByteStream):
             raise StopAsyncIteration
         self._at += len(piece)
         return piece  # type: ignore[return-value]  # h11 takes any buffer
+
+
+def _shown(proxy: str) -> str:
+    """A proxy's URL without name and password."""
+    try:
+        parts = urlsplit(proxy)
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.hostname}{port}"
+    except ValueError:
+        return "of the environment"
+
+
+def _as_ours(exc: Exception) -> Exception:
+    """The error that our own transport would raise, where httpx says it in words only."""
+    if isinstance(exc, httpx.RemoteProtocolError):
+        said = str(exc)
+        if "without sending a response" in said:
+            return HungUp(said)
+        if said == "illegal request line":  # h11 of a first byte that no answer in HTTP has
+            return AnswersInTls("a record of TLS in place of an answer")
+    return exc
+
+
+def _about_tls(exc: BaseException | None) -> bool:
+    while exc is not None:
+        if isinstance(exc, ssl.SSLError):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 def _proxy(url: str, scheme: str) -> httpx.Proxy:

@@ -30,7 +30,7 @@ from megafs.stores.http.proxy import proxy_for
 from megafs.stores.http.tls import client_context
 from megafs.stores.http.transport import Answer, Origin, Request, Timeouts, Transport
 
-__all__ = ["ERROR_LIMIT", "Reply", "Session", "Timeouts"]
+__all__ = ["ERROR_LIMIT", "Response", "Session", "Timeouts"]
 
 #: Of an answer that is not a success, no more than this is read.
 ERROR_LIMIT = 64 << 10
@@ -44,8 +44,8 @@ _BREAK = re.compile(rb"[\x00\r\n]")
 _AGENT = f"megafs/{__version__}".encode("ascii")
 
 
-class Reply(Struct, frozen=True):
-    """What the server answered.
+class Response(Struct, frozen=True):
+    """The answer of a server, read.
 
     headers: names in lower case.
     body: at most as much as was asked for.
@@ -99,7 +99,7 @@ class Session:
         *,
         limit: int = 0,
         start: int = 0,
-    ) -> Reply:
+    ) -> Response:
         """Send one request and return the answer, whatever its status.
 
         target: path and query, quoted; begins with `base_path`.
@@ -152,7 +152,7 @@ class Session:
             raise unsendable(f"{method} {self.host}")
         return Request(method, self.host, quoted, lines, memoryview(body).cast("B"))
 
-    async def _read(self, request: Request, answer: Answer, limit: int, start: int) -> Reply:
+    async def _read(self, request: Request, answer: Answer, limit: int, start: int) -> Response:
         status = answer.status
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in answer.headers}
         self._note_date(headers.get("date", ""))
@@ -162,7 +162,7 @@ class Session:
                 " although none was asked for; is a proxy compressing?"
             )
         if request.method == "HEAD" or status in (204, 304):
-            return Reply(status, headers, b"")
+            return Response(status, headers, b"")
         if "content-length" not in headers and "transfer-encoding" not in headers:
             raise Unavailable(
                 f"{self.host} does not say where its answer ends", maybe_done=request.may_change
@@ -172,7 +172,7 @@ class Session:
             limit = ERROR_LIMIT
         body, more = await answer.body(limit, skip)
         self.received += len(body)
-        return Reply(status, headers, body, more)
+        return Response(status, headers, body, more)
 
     def _note_date(self, date: str) -> None:
         if date != self._date:  # it changes once a second, and reading it takes 20 microseconds

@@ -1,4 +1,4 @@
-"""What S3's answers say: errors, listings and times, in XML.
+"""Read S3's answers: errors, listings and times, in XML.
 
 Expat expands entities, which can make gigabytes out of a line, and they can only be defined in a
 document type: none is allowed.  An element, an attribute, a line and a reference each cost up to
@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from megafs.errors import BadUsage, StoreError, Unavailable
 from megafs.stores.base import Entry, check_name
-from megafs.stores.http.session import Reply
+from megafs.stores.http.session import Response
 
 #: The most marks (`<`, `=`, `&` and ends of lines) in what says one thing.
 MARKS = 4096
@@ -52,7 +52,7 @@ def tag_of(element: ET.Element) -> str:
     return element.tag.rpartition("}")[2]  # engines differ in the namespace they give
 
 
-def child_text(reply: Reply, tag: str) -> str:
+def child_text(reply: Response, tag: str) -> str:
     """The text of a child of the answer's root, or ""."""
     root = parse(reply.body) if reply.body[:1] == b"<" else None
     if root is not None:
@@ -62,7 +62,7 @@ def child_text(reply: Reply, tag: str) -> str:
     return ""
 
 
-def error_of(reply: Reply) -> tuple[str, str]:
+def error_of(reply: Response) -> tuple[str, str]:
     """The code and the message of an error, "" where there is none; safe to print."""
     body = reply.body.lstrip()
     root = parse(body) if body[:1] == b"<" else None
@@ -97,7 +97,7 @@ class Listing(Struct, frozen=True):
     last: str
 
 
-def read_listing(reply: Reply, server: str, prefix: str, after: str, limit: int) -> Listing:
+def read_listing(reply: Response, server: str, prefix: str, after: str, limit: int) -> Listing:
     """Read a page of *limit* keys below *prefix* that begins behind the name *after*.
 
     server: its name for error texts.  Raises StoreError or Unavailable for what is not a listing,

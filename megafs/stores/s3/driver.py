@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NoReturn
 
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
-from megafs.stores.http.session import Reply, Session
+from megafs.stores.http.session import Response, Session
 from megafs.stores.s3.answers import Listing, child_text, error_of, read_listing, seconds_of
 from megafs.stores.s3.credentials import Chain, Source
 from megafs.stores.s3.errors import STALE_CREDENTIALS, error_for
@@ -51,7 +52,13 @@ _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 def open_driver(location: Location, options: Mapping[str, str], connections: int) -> S3Store:
     """Open s3://bucket/prefix: see stores/drivers.py."""
     settings = read_options(options)
-    credentials = Chain(options.get("profile", ""), at_aws=settings.at_aws)
+    file = options.get("credentials_file")
+    credentials = Chain(
+        options.get("profile", ""),
+        at_aws=settings.at_aws,
+        region=settings.region if settings.region_given or settings.at_aws else "",
+        file=Path(file).expanduser().absolute() if file else None,
+    )
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
@@ -143,7 +150,10 @@ class S3Store(ObjectStore):
         )
 
     async def create(self) -> None:
-        query = {"list-type": "2", "max-keys": "1"}
+        if not self._settings.check_bucket:
+            return
+        # With the prefix: a policy may allow to list that, and nothing else of the bucket.
+        query = {"list-type": "2", "prefix": self._prefix, "max-keys": "1"}
         reply = await self._ask("GET", "", query=query, limit=2 * _ENTRY)
         if reply.status == 200:
             return
@@ -196,7 +206,7 @@ class S3Store(ObjectStore):
         body: Buffer = b"",
         limit: int = _ENTRY,
         start: int = 0,
-    ) -> Reply:
+    ) -> Response:
         """Sign and send; once more if the clock or the credentials were stale."""
         if not len(body):
             sha256 = EMPTY_SHA256
@@ -208,6 +218,9 @@ class S3Store(ObjectStore):
         path = f"{self._root}/{key}" if key or not self._root else self._root
         where = target(path, query)
         shifted = renewed = False
+        sent = {"host": self._session.host, **(headers or {})}
+        if self._settings.requester_pays:
+            sent["x-amz-request-payer"] = "requester"
         while True:
             credentials = await self._credentials.current()
             offset = self._clock_offset
@@ -215,7 +228,7 @@ class S3Store(ObjectStore):
                 credentials,
                 method,
                 where,
-                {"host": self._session.host, **(headers or {})},
+                sent,
                 sha256,
                 clock.now() + offset,
             )
@@ -226,19 +239,23 @@ class S3Store(ObjectStore):
                 self._note_clock()
                 return reply
             code, _ = error_of(reply)
-            if code == "RequestTimeTooSkewed" and not shifted:
-                shifted = True
-                if self._shift_clock(reply, offset):
-                    continue
-            if code in STALE_CREDENTIALS and not renewed:
+            if code == "RequestTimeTooSkewed":
+                if not shifted:
+                    shifted = True
+                    if self._shift_clock(reply, offset):
+                        continue
+            # Not by the code alone: services differ in what they call a key that was taken back,
+            # and an answer to HEAD has none.
+            elif (reply.status in (401, 403) or code in STALE_CREDENTIALS) and not renewed:
                 renewed = True
                 if await self._credentials.renewed(credentials):
                     continue
             return reply
 
-    async def _put(self, name: str, data: Buffer, condition: Mapping[str, str]) -> Reply:
+    async def _put(self, name: str, data: Buffer, condition: Mapping[str, str]) -> Response:
         key = self._prefix + check_name(name)
-        return await self._ask("PUT", key, headers=condition, body=data)
+        headers = {**self._settings.attributes.headers(len(data)), **condition}
+        return await self._ask("PUT", key, headers=headers, body=data)
 
     async def _look(self, name: str) -> None:
         reply = await self._ask("HEAD", self._prefix + check_name(name))
@@ -263,7 +280,7 @@ class S3Store(ObjectStore):
 
     # What an answer means
 
-    def _check_range(self, name: str, reply: Reply, start: int, end: int) -> None:
+    def _check_range(self, name: str, reply: Response, start: int, end: int) -> None:
         """See that the bytes are those asked for, and all of them."""
         match = _RANGE.fullmatch(reply.headers.get("content-range", "").strip())
         if match:
@@ -274,12 +291,12 @@ class S3Store(ObjectStore):
                 return
         raise Unavailable(f"get {name}: {self._session.host} sent another range than asked for")
 
-    def _check_written(self, reply: Reply, what: str) -> None:
+    def _check_written(self, reply: Response, what: str) -> None:
         """Accept the success of a write; raise anything else, and errors dressed as success."""
         if not 200 <= reply.status < 300 or (reply.body and error_of(reply)[0]):
             self._refuse(reply, what, write=True)
 
-    def _refuse(self, reply: Reply, what: str, *, write: bool) -> NoReturn:
+    def _refuse(self, reply: Response, what: str, *, write: bool) -> NoReturn:
         """Raise the error that *reply* is."""
         exc = error_for(
             reply,
@@ -302,7 +319,7 @@ class S3Store(ObjectStore):
         if abs(skew - self._clock_offset) > _SKEW:
             self._clock_offset = skew if abs(skew) > _SKEW else 0.0
 
-    def _shift_clock(self, reply: Reply, used: float) -> bool:
+    def _shift_clock(self, reply: Response, used: float) -> bool:
         """Choose another offset after one was refused; False if there is none to try."""
         if self._clock_offset != used:
             return True  # another request has found the right one meanwhile

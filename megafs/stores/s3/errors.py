@@ -9,11 +9,21 @@ import re
 from email.utils import parsedate_to_datetime
 
 from megafs import clock
-from megafs.errors import BadStore, Denied, Full, Missing, NoStore, StoreError, Unavailable
-from megafs.stores.http.session import Reply
+from megafs.errors import (
+    BadStore,
+    Denied,
+    Full,
+    Missing,
+    NoStore,
+    StoreError,
+    TooLarge,
+    Unavailable,
+)
+from megafs.stores.http.session import Response
 from megafs.stores.s3.answers import child_text, error_of
 
-#: The store does not know us, or no longer: worth reading the credentials again, once.
+#: The store knows us no longer, said with another status than 401 or 403 (both mean that anyway):
+#: worth reading the credentials again, once.
 STALE_CREDENTIALS = frozenset(
     {
         "ExpiredToken",
@@ -21,7 +31,6 @@ STALE_CREDENTIALS = frozenset(
         "InvalidAccessKeyId",
         "InvalidToken",
         "RequestExpired",
-        "SignatureDoesNotMatch",
         "TokenRefreshRequired",
     }
 )
@@ -47,7 +56,25 @@ _WAIT = frozenset(
 _BUSY = frozenset(
     {"ServiceUnavailable", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests"}
 )
-_FULL = frozenset({"InsufficientStorage", "QuotaExceeded", "StorageFull", "XMinioStorageFull"})
+_FULL = frozenset(
+    {
+        "AccountProblem",  # MEGA S4: over quota; AWS: a bill that is not paid
+        "InsufficientStorage",
+        "QuotaExceeded",
+        "StorageFull",
+        "XMinioAdminBucketQuotaExceeded",
+        "XMinioStorageFull",
+    }
+)
+# Backblaze and Garage say it with AccessDenied.
+_FULL_TEXT = re.compile(r"\bquota\b|\bcap exceeded\b", re.IGNORECASE)
+_TOO_LARGE = frozenset({"EntityTooLarge", "MaxMessageLengthExceeded"})
+# Go, nginx and Apache, asked in plain HTTP at a port that speaks TLS.
+_SPEAKS_TLS = re.compile(
+    rb"HTTP request to an HTTPS server|plain HTTP request was sent to HTTPS|"
+    rb"speaking plain HTTP to an SSL-enabled",
+    re.IGNORECASE,
+)
 _ELSEWHERE = frozenset(
     {
         "AuthorizationHeaderMalformed",
@@ -59,7 +86,7 @@ _ELSEWHERE = frozenset(
 
 
 def error_for(
-    reply: Reply, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
+    reply: Response, what: str, *, server: str, bucket: str, region_in_use: str, write: bool
 ) -> StoreError:
     """Return the error that *reply* is.
 
@@ -76,12 +103,19 @@ def error_for(
         if region and region != region_in_use:
             return BadStore(f"{said}; the bucket's region is {region}: give region={region}")
         return BadStore(f"{said}; check the region and the endpoint")
-    if code in _FULL or status == 507:
-        return Full(said)
+    if code in _FULL or status == 507 or (status == 403 and _FULL_TEXT.search(message)):
+        return Full(f"{said}; is the account full, over its quota, or unpaid?")
+    if code in _TOO_LARGE or status == 413:
+        return TooLarge(
+            f"{said}; the server, or a proxy in front of it, takes no body of that size (nginx:"
+            " client_max_body_size)"
+        )
     if code == "NoSuchBucket":
         return NoStore(f"{said}; there is no bucket {bucket}")
     if code == "NoSuchKey":
         return Missing(said)
+    if status == 400 and _SPEAKS_TLS.search(reply.body[:1024]):
+        return BadStore(f"{said}; {server} speaks TLS at this port: write https:// in endpoint=")
     if status == 404:
         # HEAD has no body, and some engines send none.
         if not reply.body:
@@ -102,7 +136,12 @@ def error_for(
         )
     if code in ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"):
         return Denied(f"{said}; the credentials have expired: get new ones")
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
+    if code == "SignatureDoesNotMatch":
+        return Denied(
+            f"{said}; check the access key, the secret key and the region; a proxy in front of the"
+            f" server that rewrites the Host header ({server}) or the path causes this, too"
+        )
+    if code in ("InvalidAccessKeyId", "InvalidToken"):
         return Denied(f"{said}; check the access key, the secret key and the region")
     if status in (401, 403):
         return Denied(
@@ -116,7 +155,7 @@ def error_for(
     return StoreError(said)
 
 
-def retry_after(reply: Reply) -> float | None:
+def retry_after(reply: Response) -> float | None:
     """Return the seconds that the answer asks us to wait, or None."""
     value = reply.headers.get("retry-after", "").strip()
     if value.isdecimal():
@@ -129,7 +168,7 @@ def retry_after(reply: Reply) -> float | None:
     return max(0.0, moment - server_now)
 
 
-def _header_time(reply: Reply) -> float | None:
+def _header_time(reply: Response) -> float | None:
     try:
         return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
     except (ValueError, OverflowError):

@@ -1,22 +1,11 @@
 """The options of an s3 URL, and which server, address style and region they come to.
 
-All are optional (and named in the driver's row, stores/drivers.py):
+All are optional; option_table.py says what each is for.  Secrets are not among them: see
+credentials.py for where they are found.
 
-    endpoint        https://HOST[:PORT][/PATH]; without it AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL,
-                    and then AWS itself
-    region          without it AWS_REGION, AWS_DEFAULT_REGION, what the endpoint's name says, or
-                    us-east-1
-    path_style      yes: https://HOST/BUCKET/KEY, no: https://BUCKET.HOST/KEY; auto: no at AWS
-    profile         a profile of ~/.aws/config and ~/.aws/credentials
-    ca              a file of certificates to trust instead of the system's; or AWS_CA_BUNDLE
-    sign_payload    yes: sign a hash of every body; auto: only where there is no TLS, since a hash
-                    of 4 MiB costs 11 ms and megafs authenticates what it stores anyway
-    conditional_put no: for a store that refuses If-None-Match (Backblaze B2); put_new() then looks
-                    before it writes, which two machines at once can get wrong
-    connect_timeout, read_timeout
-                    seconds
-
-Secrets are not among them: see credentials.py for where they are found.
+A profile that the options name goes before the environment, with all that it says, since its keys
+are for its own server.  One that AWS_PROFILE names, or the default one, comes after the other
+variables, as in every AWS tool.
 """
 
 from __future__ import annotations
@@ -32,15 +21,46 @@ from msgspec import Struct
 
 from megafs.errors import BadStore
 from megafs.stores.http.session import Timeouts
+from megafs.stores.s3.profile import Profile, read_profile
+from megafs.stores.s3.providers import is_aws, region_of, wants_virtual_host
 
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}\Z")
 _PREFIX = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*\Z")
+
+#: From so many bytes on an object gets the storage class: what the cheaper classes bill at least.
+CLASS_FROM = 128 << 10
+
+_WORD = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_KEY_ID = re.compile(r"[A-Za-z0-9:/_-]{1,2048}\Z")
+_SSE = ("AES256", "aws:kms", "aws:kms:dsse")
+# What is stored in these cannot be read for minutes to hours.
+_ARCHIVES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+
+
+class ObjectAttributes(Struct, frozen=True):
+    """What the server is told about each object that it is given; "" for its own choice."""
+
+    storage_class: str = ""
+    sse: str = ""
+    sse_kms_key_id: str = ""
+    acl: str = ""
+
+    def headers(self, size: int) -> dict[str, str]:
+        """The headers of a PUT of *size* bytes."""
+        named = {
+            "x-amz-storage-class": self.storage_class if size >= CLASS_FROM else "",
+            "x-amz-server-side-encryption": self.sse,
+            "x-amz-server-side-encryption-aws-kms-key-id": self.sse_kms_key_id,
+            "x-amz-acl": self.acl,
+        }
+        return {name: value for name, value in named.items() if value}
 
 
 class S3Settings(Struct, frozen=True):
     """The options of an s3 URL as values; see the module's docstring.
 
     endpoint: "" for AWS.  path_style, sign_payload: None to decide by the endpoint.
+    region_given: whether the region was said, and not guessed.
     """
 
     endpoint: str = ""
@@ -50,43 +70,86 @@ class S3Settings(Struct, frozen=True):
     conditional_put: bool = True
     timeouts: Timeouts = Timeouts()
     ca: Path | None = None
+    region_given: bool = False
+    dualstack: bool = False
+    fips: bool = False
+    check_bucket: bool = True
+    requester_pays: bool = False
+    attributes: ObjectAttributes = ObjectAttributes()
 
     @property
     def at_aws(self) -> bool:
-        return not self.endpoint or _is_aws(self.endpoint)
+        return not self.endpoint or is_aws(self.endpoint)
 
 
 def read_options(options: Mapping[str, str]) -> S3Settings:
-    """Return what *options*, and the environment where they say nothing, come to."""
+    """Return what *options* come to, with the environment and the profile where they are silent."""
     environment = os.environ.get
-    endpoint = (
-        options.get("endpoint")
-        or environment("AWS_ENDPOINT_URL_S3")
-        or environment("AWS_ENDPOINT_URL")
-        or ""
-    )
+    profile = read_profile(options.get("profile", ""))
+    named = bool(options.get("profile"))
+
+    def first(option: str, of_profile: str, *variables: str) -> str:
+        if options.get(option):
+            return options[option]
+        of_environment = next((v for v in map(environment, variables) if v), "")
+        return (of_profile or of_environment) if named else (of_environment or of_profile)
+
+    endpoint = first("endpoint", profile.endpoint, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint and "://" not in endpoint:
         endpoint = f"https://{endpoint}"
-    region = (
-        options.get("region")
-        or environment("AWS_REGION")
-        or environment("AWS_DEFAULT_REGION")
-        or _region_of(endpoint)
-        or "us-east-1"
-    )
-    ca = options.get("ca") or environment("AWS_CA_BUNDLE")
+    region = first("region", profile.region, "AWS_REGION", "AWS_DEFAULT_REGION")
+    ca = first("ca", profile.ca, "AWS_CA_BUNDLE")
+    dualstack = first("dualstack", profile.dualstack, "AWS_USE_DUALSTACK_ENDPOINT")
+    fips = first("fips", profile.fips, "AWS_USE_FIPS_ENDPOINT")
     return S3Settings(
         endpoint=endpoint,
-        region=region,
-        path_style=_choice(options, "path_style"),
+        region=region or region_of(endpoint) or "us-east-1",
+        region_given=bool(region),
+        path_style=_path_style(options, profile),
         sign_payload=_choice(options, "sign_payload"),
         conditional_put=_choice(options, "conditional_put") is not False,
         timeouts=Timeouts(
             connect=_seconds_of(options, "connect_timeout", Timeouts().connect),
             read=_seconds_of(options, "read_timeout", Timeouts().read),
         ),
-        ca=Path(ca) if ca else None,
+        ca=Path(ca).expanduser() if ca else None,
+        dualstack=_choice({"dualstack": dualstack or "no"}, "dualstack") is True,
+        fips=_choice({"fips": fips or "no"}, "fips") is True,
+        check_bucket=_choice(options, "check_bucket") is not False,
+        requester_pays=_choice(options, "requester_pays") is True,
+        attributes=_object_attributes(options),
     )
+
+
+def _path_style(options: Mapping[str, str], profile: Profile) -> bool | None:
+    chosen = _choice(options, "path_style")
+    if chosen is None:
+        return {"path": True, "virtual": False}.get(profile.addressing_style)
+    return chosen
+
+
+def _object_attributes(options: Mapping[str, str]) -> ObjectAttributes:
+    attributes = ObjectAttributes(
+        storage_class=options.get("storage_class", "").upper(),
+        sse=options.get("sse", ""),
+        sse_kms_key_id=options.get("sse_kms_key_id", ""),
+        acl=options.get("acl", "").lower(),
+    )
+    for name, value in (("storage_class", attributes.storage_class), ("acl", attributes.acl)):
+        if value and not _WORD.match(value):
+            raise BadStore(f"{name}= takes one word, not {options[name]!r}")
+    if attributes.storage_class in _ARCHIVES:
+        raise BadStore(
+            f"storage_class={attributes.storage_class}: what lies in an archive cannot be read at"
+            " once; take STANDARD_IA, ONEZONE_IA, GLACIER_IR or INTELLIGENT_TIERING"
+        )
+    if attributes.sse and attributes.sse not in _SSE:
+        raise BadStore(f"sse= takes {', '.join(_SSE)}, not {attributes.sse!r}")
+    if attributes.sse_kms_key_id and not attributes.sse.startswith("aws:kms"):
+        raise BadStore("sse_kms_key_id= names a key for sse=aws:kms: give that, too")
+    if attributes.sse_kms_key_id and not _KEY_ID.match(attributes.sse_kms_key_id):
+        raise BadStore("sse_kms_key_id= takes the id, the ARN or the alias of a key")
+    return attributes
 
 
 def check_bucket(bucket: str, prefix: str) -> None:
@@ -112,14 +175,21 @@ class Address(Struct, frozen=True):
 
 def address_of(bucket: str, settings: S3Settings) -> Address:
     """Return where requests for *bucket* go: https://HOST/BUCKET/KEY or https://BUCKET.HOST/KEY."""
-    base = settings.endpoint or _aws_endpoint(settings.region)
+    base = settings.endpoint or _aws_endpoint(settings)
+    if settings.endpoint and (settings.dualstack or settings.fips):
+        raise BadStore("dualstack= and fips= choose among AWS's endpoints: leave endpoint= out")
     path_style = settings.path_style
+    if path_style is None and wants_virtual_host(base):
+        path_style = False
     if path_style is None:
         # A dot in the bucket's name is one label too many for the wildcard certificate.
         path_style = not settings.at_aws or "." in bucket
     if path_style:
         return Address(base, f"/{bucket}")
-    host = urlsplit(base).hostname or ""
+    try:
+        host = urlsplit(base).hostname or ""
+    except ValueError as exc:
+        raise BadStore(f"endpoint= is not a URL: {base!r}") from exc
     if _is_address(host):
         raise BadStore(f"path_style=no cannot work with the address {host}")
     return Address(base.replace("://", f"://{bucket}.", 1), "")
@@ -149,16 +219,15 @@ def _seconds_of(options: Mapping[str, str], name: str, default: float) -> float:
     return seconds
 
 
-def _aws_endpoint(region: str) -> str:
+def _aws_endpoint(settings: S3Settings) -> str:
+    region = settings.region
     if not re.fullmatch(r"[a-z0-9-]+", region):
         raise BadStore(f"not a region: {region!r}")
     tail = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
-    return f"https://s3.{region}.{tail}"
-
-
-def _is_aws(endpoint: str) -> bool:
-    host = urlsplit(endpoint).hostname or ""
-    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    service = "s3-fips" if settings.fips else "s3"
+    if settings.dualstack:
+        service += ".dualstack"
+    return f"https://{service}.{region}.{tail}"
 
 
 def _is_address(host: str) -> bool:
@@ -167,13 +236,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _region_of(endpoint: str) -> str:
-    """The region in the name of a well-known service's endpoint, or ""."""
-    host = urlsplit(endpoint).hostname or ""
-    if host.endswith(".r2.cloudflarestorage.com"):
-        return "auto"
-    # s3.eu-central-003.backblazeb2.com, s3.eu-central-1.s4.mega.io, s3.eu-west-1.amazonaws.com, ...
-    match = re.match(r"s3[.-]([a-z]{2}(?:-[a-z]+)+-\d+)\.", host)
-    return match.group(1) if match else ""
