@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterable
@@ -32,8 +33,9 @@ from pathlib import Path
 
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import DIGEST_SIZE, Keyring, digest
-from megafs.durable import sync_directory
+from megafs.durable import replace_file, sync_directory
 from megafs.errors import Corrupt
+from megafs.private_files import DAMAGED, expect_file, open_private, read_private
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ _FRAME = struct.Struct(">IQII")
 _PIECE = struct.Struct(">QQ")
 _IS_PIECE = 0xFFFFFFFF
 _SEGMENT_SIZE = 8 << 20
+_NAME = re.compile(r"ops-[0-9]{8}")
 
 
 #: (pack, offset, sealed bytes): a chunk that an operation names.
@@ -66,6 +69,8 @@ class OperationLog:
         # Frames that the disk would not take; `sync` tries again, and fails if it must.
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()
+        #: Whether there was more here than `read` could take up.
+        self.is_damaged = False
         #: How many frames were appended by this process; see `sync`.
         self.position = 0
 
@@ -77,7 +82,13 @@ class OperationLog:
         """
         found: dict[int, dict[int, bytes]] = {}
         for path in sorted(self._directory.glob("ops-*")):
+            if not _NAME.fullmatch(path.name):
+                continue  # an editor's copy
             number = int(path.name[4:])
+            if not expect_file(path):
+                self.is_damaged = True
+                self._current = max(self._current, number)
+                continue
             self._current = max(self._current, number)
             last = 0
             for batch, first, ops in self._frames(path, restore):
@@ -94,15 +105,17 @@ class OperationLog:
         """Make durable what `read` found: a process that was killed may not have got to it."""
         for number, last in self._segments.items():
             if last:
-                fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_private(self._path(number), os.O_RDONLY)
                 try:
                     os.fdatasync(fd)
                 finally:
                     os.close(fd)
 
     def _frames(self, path: Path, restore: Restore | None) -> list[tuple[int, int, bytes]]:
-        data = path.read_bytes()
-        at = 0
+        data = read_private(path)
+        if not data:
+            self.is_damaged = True  # a process that is killed hardly ever leaves it like that
+        at = end = 0
         frames = []
         while at + _FRAME.size <= len(data):
             size, batch, epoch, first = _FRAME.unpack_from(data, at)
@@ -122,13 +135,34 @@ class OperationLog:
                         path.name,
                     )
             except Corrupt:
-                log.warning(
-                    "%s: batch %d is not whole; what follows was never promised", path.name, batch
-                )
                 break
             frames.append((batch, first, ops))
             at += size
+            end = at
+        if any(data[end:]):  # zeros: what a power cut leaves of bytes that were never written
+            self._keep(path, len(data) - end)
         return frames
+
+    def _keep(self, path: Path, size: int) -> None:
+        """Keep a copy of a file whose last *size* bytes cannot be read: it is removed in the end.
+
+        A process that was killed in the middle of a write leaves such an end, of a frame that
+        nobody was told of; so does a disk that loses bytes, of frames that were promised.
+        """
+        self.is_damaged = True
+        data = read_private(path)
+        home = path.parent / DAMAGED
+        home.mkdir(mode=0o700, exist_ok=True)
+        to = home / f"{path.name}-{digest(data).hex()[:16]}"
+        if not to.exists():  # it may lie here for many mounts, if nothing can be committed
+            replace_file(to, data)
+        log.error(
+            "%s: the last %d bytes are not whole and cannot be taken up: what they held is not"
+            " in the store, unless nobody was told yet that it was kept; a copy lies in %s",
+            path,
+            size,
+            to,
+        )
 
     def append(self, batch: int, ops: bytes, first: int = 0, pieces: Iterable[Piece] = ()) -> None:
         """Write operations of a batch; durable only after `sync`, which says so if it cannot be.
@@ -225,7 +259,7 @@ class OperationLog:
         self._current += 1
         self._fd = os.open(
             self._path(self._current),
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
             0o600,
         )
         self._size = 0

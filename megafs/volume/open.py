@@ -139,6 +139,7 @@ async def open_volume(
             )
         lock = found.directory.lock()
         try:
+            found.directory.inspect()
             opening = _Opening(
                 url, store, requests, found, settings, host or socket.gethostname(), metrics, say
             )
