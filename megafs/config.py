@@ -63,6 +63,7 @@ class Settings(Struct, frozen=True):
         changes invalidate them as they are applied, so these only bound the damage of an
         invalidation that was lost.
     negative_timeout: how long the kernel may believe that a name does not exist.
+    pack_size: at which packs are cut, instead of what the volume says.
     uid, gid, umask: what every file is shown with, instead of what is recorded.
     """
 
@@ -83,6 +84,7 @@ class Settings(Struct, frozen=True):
     uploads: int = 12
     downloads: int = 24
     readahead: int = 8 * MIB
+    pack_size: int | None = None
     entry_timeout: float = 60.0
     attr_timeout: float = 60.0
     negative_timeout: float = 1.0

@@ -122,19 +122,20 @@ def check_directory(path: Path, *, instead: str) -> None:
     instead: how to choose another directory, for the error.
     """
     _check_ways(path, instead)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = os.fstat(fd)
-        # Root may use what a user keeps (sudo, a backup of homes); nobody else's is ours.
-        if found.st_uid != os.geteuid() and os.geteuid() != 0:
-            raise Denied(
-                f"{path} belongs to user {found.st_uid}, who could change what lies there: chown it"
-                f" to user {os.geteuid()}, or {instead}"
-            )
-        if found.st_mode & _OTHERS and found.st_uid == os.geteuid():
-            os.fchmod(fd, stat.S_IMODE(found.st_mode) & ~_OTHERS)
-    finally:
-        os.close(fd)
+    found = os.stat(path)
+    ours = found.st_uid == os.geteuid()
+    # Root may use what a user keeps (sudo, a backup of homes); nobody else's is ours.
+    if not ours and os.geteuid() != 0:
+        raise Denied(
+            f"{path} belongs to user {found.st_uid}, who could change what lies there: chown it"
+            f" to user {os.geteuid()}, or {instead}"
+        )
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise Denied(f"{path} is on a file system that is mounted read-only: {instead}")
+        raise Denied(f"{path}: {os.strerror(errno.EACCES)}; chmod u+rwx {path}, or {instead}")
+    if ours and found.st_mode & _OTHERS:
+        os.chmod(path, stat.S_IMODE(found.st_mode) & ~_OTHERS)
 
 
 def _check_ways(path: Path, instead: str) -> None:

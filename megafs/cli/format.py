@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from megafs.cli import arguments, output
 from megafs.config import DEFAULT_QUOTA, Parameters, parse_size
@@ -83,8 +84,12 @@ def command(
 
     from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import format_volume
+    from megafs.volume.header import check_parameters
 
     settings = chosen.settings
+    if settings.pack_size is not None:
+        parameters = replace(parameters, pack_size=settings.pack_size)
+    check_parameters(parameters)
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
 
     def show(made: Formatted) -> None:

@@ -107,7 +107,7 @@ OnStep = Callable[[int, str], None]
 
 @contextmanager
 def progress(title: str) -> Iterator[OnStep]:
-    """Show how something gets on: call what this gives with (what is left, text beside it).
+    """Show progress for the block; yields a function to call with (bytes left, text beside them).
 
     The whole is the most that was ever left, since more may be added while it works.
     """

@@ -225,7 +225,7 @@ class OpenSnapshotFile:
 
 
 class ClosedFile:
-    """What a handle stands for that nobody has opened."""
+    """Answers EBADF: what a handle stands for that was never given out, or is released."""
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         raise Refused(e.EBADF)

@@ -39,6 +39,7 @@ FILES = [
     "lock",
     "pins",
     "scrub",
+    "store-limits",
     "ops-*",
     "packs/*",
     "urls/*",
@@ -127,6 +128,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MemoryStor
             home = volume.replica.directory
             write_durably(home / "pins", b"[1]")
             write_durably(home / "scrub", b'{"started":1.0,"pack":1,"chunks":1,"bytes":1,"bad":[]}')
+            write_durably(home / "store-limits", b'{"largest_object": 1000000}')
             # As kill -9 leaves it: SQLite's log and its index are there.
             shutil.copytree(place, place.parent / "killed", dirs_exist_ok=True)
         return store
