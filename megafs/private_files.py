@@ -54,12 +54,13 @@ def read_private(path: str | Path, limit: int | None = None) -> bytes:
         return file.read(-1 if limit is None else limit)
 
 
-def set_aside(path: Path) -> Path:
-    """Move *path*, whatever it is, to the directory `damaged` beside it; return where it is now.
+def set_aside(path: Path, below: Path | None = None) -> Path:
+    """Move *path*, whatever it is, to the directory `damaged` beside it, or in *below*.
 
-    For what cannot be used and may yet be wanted: nothing that a user could miss is removed.
+    Returns where it is now.  For what cannot be used and may yet be wanted: nothing that a user
+    could miss is removed.
     """
-    home = path.parent / DAMAGED
+    home = (below or path.parent) / DAMAGED
     home.mkdir(mode=0o700, exist_ok=True)
     number = 1
     while os.path.lexists(to := home / f"{path.name}-{number}"):

@@ -231,7 +231,7 @@ class Stage:
                     log.error(
                         "%s: staged, and nothing that could be read names it: moved to %s",
                         path.name,
-                        set_aside(path),
+                        set_aside(path, self._directory.parent),
                     )
                 continue
             fd = open_private(path, os.O_RDWR)

@@ -81,7 +81,8 @@ class OperationLog:
         restore: given every chunk that came along: its pack, its offset there, its bytes.
         """
         found: dict[int, dict[int, bytes]] = {}
-        for path in sorted(self._directory.glob("ops-*")):
+        paths = sorted(self._directory.glob("ops-*"))
+        for path in paths:
             if not _NAME.fullmatch(path.name):
                 continue  # an editor's copy
             number = int(path.name[4:])
@@ -91,7 +92,9 @@ class OperationLog:
                 continue
             self._current = max(self._current, number)
             last = 0
-            for batch, first, ops in self._frames(path, restore):
+            for batch, first, ops in self._frames(
+                path, restore, restore is not None and path == paths[-1]
+            ):
                 last = max(last, batch)
                 if first == _IS_PIECE:
                     continue
@@ -111,9 +114,15 @@ class OperationLog:
                 finally:
                     os.close(fd)
 
-    def _frames(self, path: Path, restore: Restore | None) -> list[tuple[int, int, bytes]]:
+    def _frames(
+        self, path: Path, restore: Restore | None, may_be_torn: bool
+    ) -> list[tuple[int, int, bytes]]:
+        """The frames of a file.
+
+        may_be_torn: a power cut may have taken its end, which no sync had covered.
+        """
         data = read_private(path)
-        if not data:
+        if not data and not may_be_torn:
             self.is_damaged = True  # a process that is killed hardly ever leaves it like that
         at = end = 0
         frames = []
@@ -139,8 +148,12 @@ class OperationLog:
             frames.append((batch, first, ops))
             at += size
             end = at
-        if any(data[end:]):  # zeros: what a power cut leaves of bytes that were never written
-            self._keep(path, len(data) - end)
+        left = len(data) - end
+        if may_be_torn:
+            if left:
+                log.warning("%s: its end is not whole; what lies there was never promised", path)
+        elif any(data[end:]):
+            self._keep(path, left)
         return frames
 
     def _keep(self, path: Path, size: int) -> None:
