@@ -25,7 +25,7 @@ MAX_CHUNK: Final = 1 << 20
 
 
 def pack_name(name: bytes) -> str:
-    """What the store calls the pack with this random id."""
+    """The object name of the pack with this random id."""
     digits = name.hex()
     return f"packs/{digits[:2]}/{digits}"
 

@@ -1,4 +1,4 @@
-"""What people and programs see.
+"""Output of the commands, for people and for programs.
 
 Results go to stdout, everything else to stderr; every line on stderr starts with ``megafs: ``.
 Names and texts come from other machines and from the store, so what would move the cursor or begin

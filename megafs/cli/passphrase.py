@@ -8,6 +8,7 @@
 Never the command line itself.  From files and commands the first line counts, without its end.
 """
 
+# `megafs help passphrase` prints the text above.
 from __future__ import annotations
 
 import ctypes

@@ -154,7 +154,7 @@ class PartOpener:
         self._size = size
 
     def sealed_range(self, start: int, end: int) -> tuple[int, int]:
-        """Where the segments that hold plaintext [start, end) lie in the sealed bytes: [from, to).
+        """The range [from, to) of the sealed bytes that holds the plaintext [start, end).
 
         0 <= start < end <= the size of the plaintext.
         """

@@ -43,7 +43,7 @@ _AROUND = 1 << 20
 
 
 class FileParts(Struct):
-    """What the data of all files of one filesystem share.
+    """The parts that the data of all files of one filesystem share.
 
     account: called with every change in the number of bytes that wait in memory.
     note_inline: called with what a hurried flush put into the tree itself: (inode, start, bytes).
@@ -195,7 +195,7 @@ class FileData:
                 return self._assemble(offset, end, extents, chunks)
 
     def _around(self, extent: Extent, size: int) -> list[Extent]:
-        """What to fetch along with a chunk that a reader jumped to; nothing if it is here.
+        """The extents to fetch along with a chunk that a reader jumped to; none if it is here.
 
         Nothing at first: not before the jumps so far, counted at `_AROUND` bytes each, come to a
         sixteenth of the file.  From then on, as much as takes no longer than the round trip; and

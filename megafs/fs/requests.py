@@ -1,4 +1,4 @@
-"""What a request and its answer are made of, between the FUSE adapter and the filesystem."""
+"""The values that the FUSE adapter and the filesystem exchange."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Caller(Struct, frozen=True):
-    """Who asks.  umask: applied by the kernel already."""
+    """The caller of a request.  umask: applied by the kernel already."""
 
     uid: int = 0
     gid: int = 0

@@ -86,7 +86,7 @@ class _NamedTree(Struct):
 
 
 class SnapshotView:
-    """What lies below `.megafs`.
+    """The directories below `.megafs`.
 
     present_root: the root directory of the present tree.
     patience: seconds that a request waits for a tree to be read.

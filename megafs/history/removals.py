@@ -1,4 +1,4 @@
-"""What was removed, and what was removed together with it."""
+"""Removals, each with those that belong to it."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ class Limits(Struct):
 
 
 class Counts(Struct):
-    """What a run did, or with dry_run would do."""
+    """The work of a run, done or with dry_run only counted."""
 
     marked: int = 0
     unmarked: int = 0

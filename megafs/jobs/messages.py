@@ -1,4 +1,4 @@
-"""What each job is asked, and what it answers.
+"""The arguments and results of each job.
 
 The same fields go over a mount's control socket and into --json (docs/maintenance.md): a new one
 needs a default, for the command and the mount may be of different releases.  Only msgspec is
@@ -37,7 +37,7 @@ class JobKind(Generic[A, R]):
         self._results = results
 
     def args_of(self, message: dict[str, Any]) -> A:
-        """What *message* asks for; BadUsage if a field cannot be what it is."""
+        """The arguments in *message*; BadUsage if a field has a wrong type or value."""
         try:
             return msgspec.convert(message, self._args)
         except msgspec.ValidationError as exc:
@@ -175,7 +175,7 @@ class GcArgs(Struct, frozen=True):
 
 
 class GcResult(Struct, frozen=True):
-    """What was done, or with dry_run would be.  waiting: objects that another mount may need."""
+    """The work of a run, or of a dry run.  waiting: objects that another mount may need."""
 
     exit_code: int
     text: str
@@ -283,7 +283,7 @@ class RestoreArgs(Struct, frozen=True):
 
 
 class RestoreResult(Struct, frozen=True):
-    """What came back: where to, where from, as of which commit and its time."""
+    """The restored tree: where to, where from, as of which commit and its time."""
 
     path: str
     source: str = field(name="from")
@@ -408,7 +408,7 @@ class PinRow(Struct, frozen=True):
 
 
 class PinList(Struct, frozen=True):
-    """What is pinned on this machine."""
+    """The pinned subtrees of this machine."""
 
     exit_code: int
     pins: list[PinRow]
@@ -418,7 +418,7 @@ class PinList(Struct, frozen=True):
 
 
 class SalvageResult(Struct, frozen=True):
-    """What was exported.
+    """The result of an export.
 
     header: the key header that opened.  checkpoint, sequence: where the tree began and ended.
     stopped: why the journal could be followed no further, or "".  partial: rows of the tree are

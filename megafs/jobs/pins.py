@@ -167,7 +167,7 @@ async def unpin(volume: Volume, args: PinArgs, on_progress: OnProgress) -> Unpin
 
 
 async def list_pins(volume: Volume, args: Nothing, on_progress: OnProgress) -> PinList:
-    """What is pinned here, and how much of it is in the cache."""
+    """The pinned subtrees, and how much of each is in the cache."""
     cache = _cache(volume)
     tree = volume.replica.tree
     rows = []

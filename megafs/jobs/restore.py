@@ -49,7 +49,7 @@ async def restore(volume: Volume, args: RestoreArgs, on_progress: OnProgress) ->
 
 
 class _Inventory(Struct):
-    """What is to be made: how many inodes (directories among them), bytes; from which packs."""
+    """The size of a restore: inodes (directories among them), bytes, and the packs it needs."""
 
     inodes: int = 0
     directories: int = 0

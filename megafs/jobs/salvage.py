@@ -69,6 +69,9 @@ from megafs.volume.state_directory import HEADER, directory_of, remembered_fsid
 
 log = logging.getLogger(__name__)
 
+# What SQLite raises for rows that no megafs writes.
+_MISFITS = (apsw.ConstraintError, apsw.MismatchError, apsw.SQLError, OverflowError)
+
 #: Exit codes.
 WHOLE: Final = 0
 DAMAGED: Final = 4
@@ -82,7 +85,7 @@ _GAP: Final = 64 << 10
 
 
 class SalvageReport(Struct):
-    """What came out of it.
+    """The outcome of a salvage.
 
     damaged: bytes of files that could not be had.  lost: files without a
     name, as they are called in lost+found.  problems: what was wrong besides.
@@ -303,12 +306,12 @@ async def _load(
         on_progress(Progress(done, len(wanted), f"checkpoint {manifest.sequence}"))
         try:
             rows = await checkpoint.read_part(store, keyring, part)
-        except (Corrupt, Missing, TooNew) as exc:
+            checkpoint.check_rows(table, rows)
+            await offload(partial(rebuild.insert_rows, db, table.name, rows, skip_known=True))
+        except (Corrupt, Missing, TooNew, *_MISFITS) as exc:
             problems.append(
                 f"checkpoint {manifest.sequence}: {part.rows} rows of {table.name} are lost: {exc}"
             )
-            continue
-        await offload(partial(rebuild.insert_rows, db, table.name, rows, skip_known=True))
     return problems
 
 

@@ -123,7 +123,7 @@ class _NoWriter:
 
 
 @asynccontextmanager
-async def rescued(
+async def salvaged(
     store: ObjectStore,
     url: str,
     credential: Credential,

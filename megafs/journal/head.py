@@ -1,4 +1,4 @@
-"""What this machine has seen of a volume: the newest commit, and the key header it used.
+"""The head that this machine remembers: the newest commit it has seen, and the key header it used.
 
 `head` in the state directory, apart from the replica, so that a lost replica does not turn a known
 machine into a new one.  It is written, durably, before any fsync(2) that needs the commit returns,
@@ -65,7 +65,7 @@ class OpenedHeader(Struct, frozen=True):
 
 
 def read(directory: Path) -> RememberedHead | None:
-    """What was remembered, or None on a machine that has not seen the volume."""
+    """Return the remembered head; None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
         data = read_private(path, 2 * _SIZE + 1)
@@ -115,7 +115,7 @@ class HeadKeeper:
         self._syncs = Syncs()
 
     def at(self, sequence: int, newest: bytes, epoch: int) -> RememberedHead:
-        """What is remembered of a commit.  newest: its hash.  epoch: the journal's highest."""
+        """The head to remember at a commit.  newest: its hash.  epoch: the journal's highest."""
         if epoch >= self._rotating:
             self._rotating = 0
         opened = self._opened

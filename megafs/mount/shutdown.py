@@ -40,7 +40,7 @@ def progress_of(volume: Volume) -> DrainProgress:
 
 
 def unsent(volume: Volume) -> str:
-    """What the user should know of data that is not in the store, as the end of a sentence."""
+    """The warning about data that is not in the store, as the end of a sentence."""
     now = volume.progress()
     if now.done or volume.settings.read_only:
         return ""
@@ -98,7 +98,7 @@ class Shutdown:
 
         insist: detach what is in use, and go even if the store takes nothing; else raise Busy, or
             what the store said, and stay mounted.
-        say: told how far it is.
+        say: called with how far it is.
         """
         async with self._leaving:
             if self._attachment.gone.is_set():

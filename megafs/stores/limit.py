@@ -56,7 +56,7 @@ _priority: ContextVar[Priority] = ContextVar("store_priority", default=_FOREGROU
 
 @contextmanager
 def background() -> Iterator[None]:
-    """What the block asks of a store gives way to what programs wait for."""
+    """The block's requests to a store give way to those that programs wait for."""
     with at_priority(Priority(BACKGROUND)):
         yield
 
@@ -180,11 +180,11 @@ class _Waiter:
 class Gate:
     """Slots, given to the most urgent waiter first, in order of arrival among equals.
 
-    width: says how many there are, and how many of those work may take that is not urgent.
+    parallelism: says how many there are, and how many of those work may take that is not urgent.
     """
 
-    def __init__(self, width: Parallelism) -> None:
-        self.width = width
+    def __init__(self, parallelism: Parallelism) -> None:
+        self.parallelism = parallelism
         self.active = 0
         self._bulk = 0
         self._waiting: list[_Waiter] = []
@@ -234,11 +234,11 @@ class Gate:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.active < self.width.slots:
+        while self._waiting and self.active < self.parallelism.slots:
             # min() keeps the first among equals.
             waiter = min(self._waiting, key=lambda each: each.priority.level)
             if waiter.priority.level != URGENT:
-                room = self._bulk < self.width.bulk and self.active < self.width.shared
+                room = self._bulk < self.parallelism.bulk and self.active < self.parallelism.shared
                 if not room:
                     return
                 waiter.bulk = True
@@ -272,7 +272,7 @@ class Pace:
 
 
 class LineEstimate:
-    """What the way to the store is like, from how long the last gets took.
+    """Latency and rate of the way to the store, from how long the last gets took.
 
     A get of n bytes takes about latency + n / rate: the straight line through the samples with the
     least squares gives both.  Gets that run side by side share the rate, so it is what one of them
@@ -376,10 +376,10 @@ class Limited(Wrapper, LineAdvice):
         return self._line.latency_bytes()
 
     def useful_uploads(self) -> int:
-        return self._up.width.bulk
+        return self._up.parallelism.bulk
 
     def useful_downloads(self) -> int:
-        return self._down.width.bulk
+        return self._down.parallelism.bulk
 
     def health(self) -> Health:
         below = self.beneath.health()
@@ -388,9 +388,9 @@ class Limited(Wrapper, LineAdvice):
             "uploading": self._up.active,
             "downloading": self._down.active,
             "queued": self._up.waiting + self._down.waiting,
-            "uploads_at_once": self._up.width.bulk,
-            "downloads_at_once": self._down.width.bulk,
-            "requests_at_once": self._up.width.slots + self._down.width.slots,
+            "uploads_at_once": self._up.parallelism.bulk,
+            "downloads_at_once": self._down.parallelism.bulk,
+            "requests_at_once": self._up.parallelism.slots + self._down.parallelism.slots,
         }
         return Health(below.state, below.last_error, details)
 
@@ -437,14 +437,14 @@ class _Transfer:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._area = gate.area()
-        self._era = gate.width.era
+        self._era = gate.parallelism.era
         self.begun = trio.current_time()
         self.moved = 0
 
     def answered(self) -> None:
         seconds = trio.current_time() - self.begun
         active = (self._gate.area() - self._area) / seconds if seconds > 0 else self._gate.active
-        self._gate.width.answered(self._era, seconds, self.moved, active)
+        self._gate.parallelism.answered(self._era, seconds, self.moved, active)
 
     def failed(self) -> None:
-        self._gate.width.overloaded(self._era, self._gate.active)
+        self._gate.parallelism.overloaded(self._era, self._gate.active)

@@ -1,4 +1,4 @@
-"""What happens when two mounts disagree.
+"""The rules for operations that no longer fit, because another mount has changed the tree.
 
 A mount that loses a commit race undoes its pending operations, applies the winner's rows, and does
 its own operations again, one by one, through `Merge.redo`.  Most fit as they are.  For the rest the
@@ -33,6 +33,7 @@ from msgspec import Struct, field
 
 from megafs.errors import Refused
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
+from megafs.tree.mount_number import is_kin
 from megafs.tree.ops import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -114,6 +115,8 @@ class Merge:
     view: what the mount saw of the inodes that the others changed.
     number: gives a number never used before.  host, date: for the names of conflict copies.
     mount: whose operations they are.
+    is_ours: whether an operation that is still to be done made that version of a file: then it is
+        in the journal already, brought there by a process with a copy of it.
 
     aliases: directories of ours that became one with somebody else's of the same name.
     notes: one line for every rule that changed something.
@@ -127,16 +130,18 @@ class Merge:
         host: str,
         date: str,
         mount: int = 0,
+        is_ours: Callable[[int, int], bool] = lambda ino, version: False,
     ) -> None:
         self.tree = tree
         self.view = view
         self.number = number
         self.mount = mount
+        self.is_ours = is_ours
         self.label = f"conflict from {_plain(host)} {date}".encode()
         self.aliases: dict[int, int] = {}
         self.notes: list[str] = []
-        #: Files whose later contents are in already: in a conflict copy, or brought back.
-        self._settled: set[int] = set()
+        #: Files whose contents written here are kept already: in a conflict copy, or brought back.
+        self._kept: set[int] = set()
         self._revived: set[int] = set()
         #: Files whose operations come from the log, without a view of what this mount saw: their
         #: contents go to a conflict copy.  (Inode of the copy, our version that it holds.)
@@ -253,7 +258,7 @@ class Merge:
         """
         if ino in self._revived and self.tree.find(ino) is None:
             self._revived.discard(ino)
-            self._settled.discard(ino)
+            self._kept.discard(ino)
 
     def _rmdir(self, op: Rmdir) -> None:
         try:
@@ -315,7 +320,7 @@ class Merge:
         self._do(msgspec.structs.replace(moved, new_name=name, replaced=0, flags=RENAME_NOREPLACE))
 
     def _rename_moved(self, op: Rename, new_parent: int) -> None:
-        """What we renamed is no longer where it was."""
+        """Our rename no longer fits: the old name does not stand for that inode any more."""
         if self._present(op.ino) is not None:
             self._note(
                 f"{_show(op.name)} was renamed here to {_show(op.new_name)} and also elsewhere:"
@@ -333,7 +338,7 @@ class Merge:
         self._note(f"{_show(op.name)} was renamed here and removed elsewhere: it is {_show(name)}")
 
     def _contents(self, op: SetContents) -> None:
-        if op.ino in self._settled:
+        if op.ino in self._kept:
             return
         if op.ino in self._refused:
             self._create(self._refused.pop(op.ino))
@@ -352,6 +357,8 @@ class Merge:
         if inode is None:
             self._come_back(op)
             return
+        if inode.version == op.version or self.is_ours(op.ino, inode.version):
+            return  # it is done already, and so perhaps is what we did later
         if inode.nlink == 0:
             return  # nobody can reach an unlinked file but those who have it open
         if self.view.complete and op.ino not in self.view.seen:
@@ -412,7 +419,7 @@ class Merge:
                     tuple(extents),
                 )
             )
-            self._settled.add(op.ino)
+            self._kept.add(op.ino)
         self._note(
             f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
         )
@@ -422,7 +429,8 @@ class Merge:
         inode = self.tree.find(op.ino)
         if inode is None or inode.nlink or not inode.is_file:
             return
-        if self.tree.orphan_of(op.ino) == self.mount:
+        holder = self.tree.orphan_of(op.ino)
+        if holder is not None and is_kin(holder, self.mount):
             return  # we removed it ourselves
         extents, xattrs = self.tree.all_extents(op.ino), self.tree.xattrs(op.ino)
         self._do(Reap(op.ino))
@@ -483,7 +491,7 @@ class Merge:
             self._note(f"a file written here was removed elsewhere: it is lost+found/{_show(name)}")
             return
         if not seen.names:
-            self._settled.add(op.ino)
+            self._kept.add(op.ino)
             return  # it had no name on this machine either
         parent, name = seen.names[0]
         parent = self._directory(parent)
@@ -544,7 +552,7 @@ class Merge:
     def _revive_file(self, ino: int, parent: int, name: bytes, time_ns: int) -> None:
         """Make a removed file again, with attributes and contents as this mount saw them last.
 
-        Operations that wrote those contents need not be done again (`_settled`).
+        Operations that wrote those contents need not be done again (`_kept`).
         """
         seen = self.view.seen[ino]
         old = seen.inode
@@ -577,7 +585,7 @@ class Merge:
                     tuple(seen.extents),
                 )
             )
-            self._settled.add(ino)
+            self._kept.add(ino)
         self._revived.add(ino)
 
     def _lost_found(self, time_ns: int) -> int:

@@ -38,7 +38,7 @@ class Rewind:
         self._paths: dict[int, bytes | None] = {}
 
     def child(self, parent: int, name: bytes) -> int | None:
-        """What a name stood for."""
+        """The inode that a name stood for."""
         row = self._db.execute(
             "SELECT ino FROM names WHERE parent=? AND name=?", (parent, name)
         ).fetchone()
@@ -81,7 +81,7 @@ class Rewind:
         return (self.path(parent) or b"") + b"/" + name
 
     def walk(self, path: bytes) -> int | None:
-        """What a path stood for."""
+        """The inode that a path stood for."""
         ino: int | None = ROOT
         for name in path.split(b"/"):
             if name and ino is not None:

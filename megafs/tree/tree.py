@@ -268,7 +268,7 @@ class Tree:
             ino = found.parent
 
     def target(self, ino: int) -> bytes:
-        """What a symbolic link says; EINVAL for anything else."""
+        """The target of a symbolic link; EINVAL for anything else."""
         row = self.db.execute("SELECT target FROM inodes WHERE ino=?", (ino,)).fetchone()
         if row is None:
             raise Refused(e.ENOENT)

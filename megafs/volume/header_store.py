@@ -66,7 +66,7 @@ class SlotInfo(Struct, frozen=True):
 
 
 class Changed(SecretStruct, frozen=True):
-    """What a change of keys led to.
+    """The result of a change of keys.
 
     unlocked: the new header; remember it.
     slot_id: the slot that was made, if one was.

@@ -12,7 +12,7 @@ from megafs.errors import Corrupt
 from megafs.journal.database import remove_files
 from megafs.journal.replica import Replica
 from megafs.tree.ops import AddPack
-from megafs.volume.state_directory import StateDirectory
+from megafs.volume.state_directory import Process, StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,28 @@ def open_replica(
     chunk_size: int,
     host: str,
     unlogged: UnloggedChunks,
+    process: Process,
+    commit_size: int,
 ) -> Replica:
     """The replica as it was left, or an empty one if it is damaged.
 
     A large one is looked at later, by `upkeep.check_replica`.
     """
-    mount = directory.mount_number()
+
+    def opened() -> Replica:
+        return Replica(
+            directory.volume,
+            keyring,
+            chunk_size,
+            process.number,
+            host,
+            unlogged,
+            state_number=process.state_number,
+            commit_size=commit_size,
+        )
+
     try:
-        replica = Replica(directory.volume, keyring, chunk_size, mount, host, unlogged)
+        replica = opened()
         if replica.path.stat().st_size > CHECKED_AT_ONCE or replica.is_sound():
             return replica
         replica.reset()
@@ -45,7 +59,7 @@ def open_replica(
     except Corrupt as exc:
         log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
     remove_files(directory.volume)
-    return Replica(directory.volume, keyring, chunk_size, mount, host, unlogged)
+    return opened()
 
 
 def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, rebooted: bool) -> int:

@@ -1,4 +1,4 @@
-"""What goes on beside an open volume: checkpoints, the lease, and its numbers for Prometheus."""
+"""Tasks beside an open volume: checkpoints, the lease; and its numbers for Prometheus."""
 
 from __future__ import annotations
 
@@ -47,6 +47,12 @@ async def keep_checkpoints(volume: Volume) -> None:
             await write_checkpoint(volume)
         elif replica.sequence - replica.checkpoint >= CHECKPOINT_EVERY:
             await write_checkpoint(volume)
+
+
+async def reap_after(volume: Volume, predecessor: int) -> None:
+    """Remove what an earlier mount kept open without a name, once it is known to be dead."""
+    await volume.heartbeats.buried.wait()
+    await volume.fs.reap_orphans(predecessor)
 
 
 async def write_checkpoint(volume: Volume) -> int | None:

@@ -27,11 +27,12 @@ from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
+from megafs.tree.mount_number import is_kin
 from megafs.volume.header import Header
 
 
 class Unsent(Struct, frozen=True):
-    """What is still on its way to the store.  error: why it does not get on, or ""."""
+    """The amount that is still on its way to the store.  error: why it does not get on, or ""."""
 
     staged_bytes: int
     pending_operations: int
@@ -72,7 +73,7 @@ class Volume(Struct):
         return self.header.parameters
 
     def progress(self) -> Unsent:
-        """What is not in the store yet."""
+        """The amount that is not in the store yet."""
         error = self.writer.frozen or self.writer.last_error or self.stage.last_error
         waiting = self.stage.staged_bytes + self.fs.writeback.dirty
         operations = sum(info.operations for info in self.replica.pending.values())
@@ -122,7 +123,7 @@ class Volume(Struct):
         return self.chunks.size + self.fs.writeback.dirty
 
     def status(self) -> dict[str, Any]:
-        """What `megafs status` shows; JSON-able."""
+        """The status that `megafs status` shows; JSON-able."""
         replica = self.replica
         time_ns, host, mount = replica.last_commit()
         now = self.progress()
@@ -146,7 +147,7 @@ class Volume(Struct):
             "head_words": head.words(replica.head),
             "head_time": time_ns / 1e9,
             "head_host": host,
-            "head_is_ours": mount == replica.mount,
+            "head_is_ours": is_kin(mount, replica.mount),
             "mount_id": replica.mount,
             "host": replica.host,
             "read_only": (
