@@ -6,6 +6,7 @@
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
+# make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make clean    remove what the targets above made in the checkout
 #
@@ -19,7 +20,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test lint acceptance soak bench launchday dav-races setup setup-test clean
+.PHONY: demo test test-engines engines lint acceptance soak bench launchday dav-races setup setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -30,6 +31,12 @@ demo: setup
 COVERAGE ?= -p tests.branch_coverage
 test: lint
 	$(BIN)/python -m pytest $(COVERAGE) $(PYTEST_ARGS)
+
+engines:
+	@tools/engines.sh
+
+test-engines: setup-test engines
+	$(BIN)/python -m pytest $(PYTEST_ARGS) tests/engines/test_servers.py
 
 lint: setup-test
 	$(BIN)/ruff check .

@@ -56,6 +56,9 @@ _SMALL = 32 << 10
 #: What is fetched around a small one, in each direction: less than a round trip's worth of a
 #: 100 Mbit line.
 _AROUND = 128 << 10
+#: Plaintext that is opened along with a chunk, at most.  Zeros take next to no room in a pack: 300
+#: MiB of them lie in one `_AROUND`.
+_ALONG = 4 << 20
 
 
 class _Loading:
@@ -116,6 +119,7 @@ class ChunkStore:
         self._whole: dict[Key, None] = {}
         self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
         self._ahead = trio.CapacityLimiter(_AHEAD)
+        self._ahead_size = 0  # plaintext, in bytes, that is being read ahead
         self.hits = 0
         self.misses = 0
         #: How often a reader came for what somebody else was fetching.
@@ -184,7 +188,7 @@ class ChunkStore:
                 if opener is None:
                     return None
             begin, stop = start + chunk_format.HEAD.size, end + chunk_format.HEAD.size
-            at, upto = opener.place(begin, stop)
+            at, upto = opener.sealed_range(begin, stop)
             sealed = self._peek(pack, extent.offset + at, upto - at)
             return None if sealed is None else opener.open(begin, stop, sealed)
         except Corrupt:
@@ -293,6 +297,7 @@ class ChunkStore:
         here = next((n for n, e in enumerate(around) if e.offset == wanted.offset), None)
         if here is None:  # only a snapshot names it
             return
+        room = _ALONG
         for way in (around[here + 1 :], around[here::-1]):
             last = wanted
             for extent in way:
@@ -303,6 +308,9 @@ class ChunkStore:
                 last = extent
                 key = (extent.pack, extent.offset)
                 if key not in self._opened and key not in self._loading:
+                    room -= extent.plain
+                    if room < 0:
+                        return
                     self._loading[key] = _Loading()
                     mine[key] = extent
 
@@ -452,15 +460,21 @@ class ChunkStore:
         missing = [e for e in extents if e.pack and not self.has(e)]
         if not missing:
             return
+        size = sum(extent.plain for extent in missing)
+        if self._ahead_size and self._ahead_size + size > self._limit:
+            return  # more would push out of memory what was read ahead before anybody reads it
         self._ahead.total_tokens = max(_AHEAD, self.at_once)
-        async with self._ahead:
-            missing = [e for e in missing if not self.has(e)]
-            if missing:
-                try:
+        self._ahead_size += size
+        try:
+            async with self._ahead:
+                missing = [e for e in missing if not self.has(e)]
+                if missing:
                     with background():
                         await self._load(missing, piece=min(piece, _RANGE))
-                except Fault as exc:
-                    log.debug("read-ahead: %s", exc)
+        except Fault as exc:
+            log.debug("read-ahead: %s", exc)
+        finally:
+            self._ahead_size -= size
 
     def clear(self) -> None:
         """Forget every opened chunk."""

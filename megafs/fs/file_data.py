@@ -6,7 +6,7 @@ the new extents over the old.  So after a crash a file is as it was at some flus
 one.  While a flush is under way its blocks are still read from memory; new writes go to new blocks.
 
 Between two awaits nothing changes: `write` and the steps around an operation are synchronous, and a
-read that had to wait looks again at whether the extents it planned with still hold (`generation`).
+read that had to wait looks again at whether the extents it planned with still hold (`revision`).
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ _FRAGMENTS = 8
 #: Flushes up to this size leave their plaintext in the memory cache: small files are often read
 #: right after they were written; a big one would only push others out.
 _KEEP_OPEN = 1 << 20
+#: A flush seals about so much at a time.  A page that was written into a block with many extents
+#: makes a whole block to seal: those of a full `dirty_limit` together would be a gigabyte.
+_STEP = 8 << 20
 #: The most that is fetched around an offset that a reader jumped to.
 _AROUND = 1 << 20
 
 
 class FileParts(Struct):
-    """What the data of all files of one filesystem share.
+    """The parts that the data of all files of one filesystem share.
 
     account: called with every change in the number of bytes that wait in memory.
     note_inline: called with what a hurried flush put into the tree itself: (inode, start, bytes).
@@ -77,7 +80,7 @@ class FileData:
         self._size = 0
         self._mtime = 0
         self._jumps = 0
-        self.generation = 0
+        self.revision = 0
         self.opens = 0
         #: Calls under way that need no handle: this object must outlive them.
         self.users = 0
@@ -182,22 +185,21 @@ class FileData:
             if offset >= size or length <= 0:
                 return b""
             end = min(size, offset + length)
-            generation = self.generation
+            revision = self.revision
             extents = self.extents(offset, end)
             if self.is_dirty:
                 extents = [x for x in extents if not self._hidden(x, offset, end)]
             along = self._around(extents[0], size) if jump and len(extents) == 1 else ()
             chunks = await self._chunks.read(extents, along) if extents else []
-            if generation == self.generation:
+            if revision == self.revision:
                 return self._assemble(offset, end, extents, chunks)
 
     def _around(self, extent: Extent, size: int) -> list[Extent]:
         """What to fetch along with a chunk that a reader jumped to; nothing if it is here.
 
-        Nothing before the reader's jumps, `_AROUND` each, would make up a sixteenth of the file:
-        whoever jumps about in that much will want more of it.  Then as much as costs no more than
-        the round trip; after jumps to an eighth of the chunks `_AROUND`, for most of the file will
-        be read.
+        Nothing at first: not before the jumps so far, counted at `_AROUND` bytes each, come to a
+        sixteenth of the file.  From then on, as much as takes no longer than the round trip; and
+        after jumps to an eighth of the chunks `_AROUND`, for most of the file will be read.
         """
         if self._chunks.has(extent) or extent.pack == 0:
             return []
@@ -292,7 +294,7 @@ class FileData:
             try:
                 while (cut := self._tree.far_cut(self.ino, size)) is not None:
                     await self._flush(cut, time_ns)
-                    self._replica.seal()
+                    self._replica.close_batch()
                 await self._flush(size, time_ns)
             except Refused:
                 raise  # there is no such file any more
@@ -354,7 +356,7 @@ class FileData:
             self._put_back(taken)
             raise
         self._flushing = {}
-        self.generation += 1
+        self.revision += 1
         self._count(-dirty)
         for piece in pieces:
             if not piece.pack and piece.length > self._inline:
@@ -368,7 +370,7 @@ class FileData:
     def _discard(self) -> None:
         self._written = {}
         self._count(-self.dirty)
-        self.generation += 1
+        self.revision += 1
 
     def _put_back(self, taken: dict[int, DirtyBlock]) -> None:
         """A flush failed: its blocks go below what was written since."""
@@ -381,26 +383,42 @@ class FileData:
             self._count(grown - newer.size)
         self._written = taken
         self._flushing = {}
-        self.generation += 1
+        self.revision += 1
 
     async def _seal(self, blocks: dict[int, DirtyBlock], size: int, inline: int) -> list[Extent]:
         """Seal what blocks hold; return the extents, in order.
 
         inline: a piece up to this size is kept in its extent instead.
         """
+        result: list[Extent] = []
         pieces: list[tuple[int, bytes | bytearray | memoryview]] = []
+        total = 0
         for number in sorted(blocks):
             block = blocks[number]
             base = number * self._chunk
             whole = await self._whole(block, base, size)
             if whole is not None:
                 pieces.append((base, whole))
-                continue
-            for a, b in block.ranges:
-                if b - a == len(block.data):
-                    pieces.append((base + a, block.data))
-                else:
-                    pieces.append((base + a, block.part(a, b)))
+                total += len(whole)
+            else:
+                total += block.size
+                for a, b in block.ranges:
+                    if b - a == len(block.data):
+                        pieces.append((base + a, block.data))
+                    else:
+                        pieces.append((base + a, block.part(a, b)))
+            if total >= _STEP:
+                result += await self._seal_pieces(pieces, inline, keep=False)
+                pieces = []
+                total = 0
+        if pieces:
+            result += await self._seal_pieces(pieces, inline, keep=not result)
+        return result
+
+    async def _seal_pieces(
+        self, pieces: list[tuple[int, bytes | bytearray | memoryview]], inline: int, *, keep: bool
+    ) -> list[Extent]:
+        """Seal (start, bytes); see `_seal`.  keep: in the memory cache too, if they are few."""
         extents: list[Extent | None] = []
         large: list[tuple[int, bytes | bytearray | memoryview]] = []
         for start, data in pieces:
@@ -413,7 +431,7 @@ class FileData:
                 continue
             extents.append(None)
             large.append((start, data))
-        total = sum(len(data) for _, data in large)
+        keep = keep and sum(len(data) for _, data in large) <= _KEEP_OPEN
         sealed = iter(await self._stage.put([data for _, data in large]) if large else [])
         sources = iter(large)
         result: list[Extent] = []
@@ -423,7 +441,7 @@ class FileData:
                 extent = next(sealed)._replace(start=start)
                 if self._duplicates is not None:
                     self._duplicates.add(data, extent)
-                if total <= _KEEP_OPEN:
+                if keep:
                     self._chunks.remember(extent, bytes(data))
             result.append(extent)
         return result

@@ -47,7 +47,7 @@ _FILES = 1 << 40
 
 
 class _Tree(Protocol):
-    """What can be asked of the present tree and of the snapshots alike."""
+    """The questions that the present tree and the snapshots both answer."""
 
     def lookup(self, parent: int, name: bytes) -> Inode: ...
     def getattr(self, ino: int, /) -> Inode: ...
@@ -117,8 +117,9 @@ class FileSystem:
         return self._tree_of(ino).getattr(ino)
 
     async def load_snapshot(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
-        """Have what `lookup`, `opendir` and the like need: to be awaited right before one of them
-        when *ino* belongs to a snapshot (`in_snapshots`), whose tree has to be read first.
+        """Read the tree that *ino*, an inode of a snapshot (`in_snapshots`), belongs to.
+
+        Await it right before `lookup`, `opendir` and the like, which are synchronous.
         """
         await self._of_snapshots().load_snapshot(ino, name, attributes=attributes)
 
@@ -212,7 +213,7 @@ class FileSystem:
         flags: int,
         caller: Caller,
     ) -> Awaitable[None]:
-        return self._names.rename(parent, name, new_parent, new_name, flags)
+        return self._names.rename(parent, name, new_parent, new_name, flags, caller)
 
     # ---- attributes -------------------------------------------------------------------------
 
@@ -296,9 +297,9 @@ class FileSystem:
         """This mount's number, if the file's bytes outlive its last name; 0 if not."""
         return self._orphans.keeps(ino)
 
-    async def reap_orphans(self) -> None:
+    async def reap_orphans(self, mount: int) -> None:
         """Remove the files that an earlier process of this mount kept open without a name."""
-        await self._orphans.remove_left()
+        await self._orphans.remove_left(mount)
 
     # ---- other mounts' commits, and the kernel ----------------------------------------------
 
@@ -325,7 +326,7 @@ class FileSystem:
             if ino in news.contents:
                 changed = core.files.get(ino)
                 if changed is not None:
-                    changed.generation += 1
+                    changed.revision += 1
                 if ino in kernel:
                     kernel.stale.add(ino)
             if ino in kernel:

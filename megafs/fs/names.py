@@ -20,6 +20,7 @@ from megafs.tree.inode import NAME_MAX, SYMLINK_MAX, Inode
 
 RENAME_NOREPLACE: Final = ops.RENAME_NOREPLACE
 RENAME_EXCHANGE: Final = ops.RENAME_EXCHANGE
+RENAME_WHITEOUT: Final = ops.RENAME_WHITEOUT
 
 #: How often a strict operation is decided anew because others were faster.
 _STRICT_ATTEMPTS = 16
@@ -158,10 +159,16 @@ class Names:
         return inode
 
     async def rename(
-        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int,
+        caller: Caller,
     ) -> None:
         replaced = await self._change(
-            lambda t: self._rename(t, parent, name, new_parent, new_name, flags)
+            lambda t: self._rename(t, parent, name, new_parent, new_name, flags, caller)
         )
         if replaced is not None:
             self._orphans.unlinked(replaced)
@@ -174,10 +181,15 @@ class Names:
         new_parent: int,
         new_name: bytes,
         flags: int,
+        caller: Caller,
     ) -> Inode | None:
         """Rename; return the inode whose name was taken over, if any."""
         self._core.check_writable()
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == 3:
+        whiteout = bool(flags & RENAME_WHITEOUT)
+        flags &= ~RENAME_WHITEOUT
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise Refused(e.EINVAL)
+        if whiteout and flags == RENAME_EXCHANGE:
             raise Refused(e.EINVAL)
         parent, new_parent = self._core.changeable(parent), self._core.changeable(new_parent)
         moved = self._child(parent, name)
@@ -211,6 +223,22 @@ class Names:
             ),
             outcome,
         )
+        if whiteout:
+            # Nothing is awaited between the two, so one batch holds both, and so does one commit.
+            self._replica.record(
+                ops.Create(
+                    parent,
+                    name,
+                    self._replica.number(),
+                    self._replica.number(),
+                    stat.S_IFCHR,
+                    caller.uid,
+                    caller.gid,
+                    0,
+                    clock.now_ns(),
+                ),
+                outcome,
+            )
         return None if exchange else replaced
 
     async def _change(self, change: Callable[[StrictOutcome | None], T]) -> T:
@@ -235,7 +263,7 @@ class Names:
                 if attempt or not await self._writer.catch_up():
                     raise no
                 continue
-            await self._writer.committed(self._replica.seal(), self._settings.deadline)
+            await self._writer.committed(self._replica.close_batch(), self._settings.deadline)
             if outcome.refused is None:
                 return result
             if outcome.refused.errno not in (e.ESTALE, e.ENOENT, e.EEXIST):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from megafs.errors import BadUsage, Missing
 from megafs.history.backwards import Backwards
 from megafs.history.file_events import Event, path_events
@@ -16,6 +18,7 @@ from megafs.jobs.messages import (
 )
 from megafs.progress import OnProgress
 from megafs.tree import paths, queries_history
+from megafs.tree.mount_number import is_kin
 from megafs.tree.queries_history import KnownCommit
 from megafs.volume.volume import Volume
 
@@ -46,6 +49,7 @@ async def log(volume: Volume, args: LogArgs, on_progress: OnProgress) -> LogOfCo
             [_shown(event) for event in events[:limit]],
             more=len(events) > limit,
             cut_short=backwards.cut_short,
+            path_b64=paths.exact(path),
         )
     finally:
         backwards.close()
@@ -62,6 +66,8 @@ def _shown(event: Event) -> LogEvent:
         event.size,
         event.old_size,
         event.text,
+        paths.exact(event.path),
+        UNSET if event.was is None else paths.exact(event.was),
     )
 
 
@@ -85,7 +91,7 @@ async def _commits(volume: Volume, since: int, limit: int) -> LogOfCommits:
                 sequence,
                 found.time_ns / 1e9,
                 found.host,
-                found.mount == volume.replica.mount,
+                is_kin(found.mount, volume.replica.mount),
                 found.operations,
                 found.hash.hex(),
             )

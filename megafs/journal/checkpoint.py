@@ -74,7 +74,7 @@ class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint is made of.
+    """The contents of a checkpoint.
 
     head: hash of the commit `sequence`.  last: of that commit, its time in ns, host and mount.
     epoch: of the key that sealed the newest commits.
@@ -207,9 +207,10 @@ async def load_newest(
     """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at
     all.
 
-    say: told how far it is.  least_epoch: a checkpoint that a key of an earlier epoch sealed is not
-    taken, for whoever was locked out by the rotation has that key; then the whole journal is to be
-    read, which later commits vouch for.
+    say: called with how far it is.
+    least_epoch: a checkpoint that a key of an earlier epoch sealed is not taken, for whoever was
+        locked out by the rotation has that key.  Without another one the whole journal is read,
+        which later commits vouch for.
     Raises Corrupt if there are checkpoints and none is whole.
     """
     broken: Fault | TooNew | None = None
@@ -314,7 +315,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
 
 
 class _Plan(Struct):
-    """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
+    """The parts of the next checkpoint: those that are kept, and runs of rows to write anew."""
 
     sequence: SequenceNumber
     head: bytes
@@ -325,9 +326,15 @@ class _Plan(Struct):
 
 
 class Checkpointer:
-    """Writes checkpoints of one replica."""
+    """Writes checkpoints of one replica.
 
-    def __init__(self, replica: Replica, store: ObjectStore, keyring: Keyring) -> None:
+    part_size: bytes of rows that end a part.
+    """
+
+    def __init__(
+        self, replica: Replica, store: ObjectStore, keyring: Keyring, part_size: int = PART_SIZE
+    ) -> None:
+        self._part_size = part_size
         self._replica = replica
         self._store = store
         self._keyring = keyring
@@ -417,7 +424,9 @@ class Checkpointer:
         async with one_error_nursery() as nursery:
             for table in REPLICATED:
                 for low, high in plan.runs[table.name]:
-                    async with aclosing(_run(reader, table, low, high)) as parts_of_run:
+                    async with aclosing(
+                        _run(reader, table, low, high, self._part_size)
+                    ) as parts_of_run:
                         async for begin, rows in parts_of_run:
                             holder = object()
                             await room.acquire_on_behalf_of(holder)
@@ -452,13 +461,19 @@ def _seal_part(keyring: Keyring, part_id: bytes, rows: list[tuple[Any, ...]]) ->
 
 
 async def _run(
-    reader: apsw.Connection, table: Any, low: Key, high: Key | None
+    reader: apsw.Connection, table: Any, low: Key, high: Key | None, part_size: int
 ) -> AsyncGenerator[tuple[Key, list[tuple[Any, ...]]], None]:
     """The rows with low <= key < high, in parts: (where it begins, its rows)."""
     after: Key | None = None
     while True:
         rows, more = await offload(
-            _rows, reader, table, low if after is None else after, high, after is not None
+            _rows,
+            reader,
+            table,
+            low if after is None else after,
+            high,
+            after is not None,
+            part_size,
         )
         if rows:
             # The first part of a run begins where the run does, so that no key falls between two
@@ -470,7 +485,12 @@ async def _run(
 
 
 def _rows(
-    reader: apsw.Connection, table: Any, low: Key, high: Key | None, exclusive: bool
+    reader: apsw.Connection,
+    table: Any,
+    low: Key,
+    high: Key | None,
+    exclusive: bool,
+    part_size: int,
 ) -> tuple[list[tuple[Any, ...]], bool]:
     """Up to PART_ROWS rows with low <= key < high (or low < key), and whether more may follow."""
     key = ", ".join(table.columns[: table.key])
@@ -493,7 +513,7 @@ def _rows(
     while block := list(islice(cursor, min(_BLOCK, PART_ROWS - len(rows)))):
         rows.extend(block)
         size += len(msgspec.msgpack.encode(block))
-        if len(rows) >= PART_ROWS or size >= PART_SIZE:
+        if len(rows) >= PART_ROWS or size >= part_size:
             return rows, True
     return rows, False
 

@@ -1,4 +1,4 @@
-"""Commits of other mounts go beneath what this mount has done since.
+"""Puts the commits of other mounts beneath this mount's pending batches.
 
 The pending batches are undone, the commits are applied, and the batches are done again, one
 operation after the other, by the rules of tree/merge.py.  All of it is one transaction.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import apsw
@@ -15,13 +16,13 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.errors import Corrupt, Refused
-from megafs.journal.batches import PendingBatches
+from megafs.journal.batches import BatchOrigin, PendingBatches
 from megafs.journal.checkpoint_parts import Parts
 from megafs.journal.database import ReplicaDatabase
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import Merge, SeenInodes
-from megafs.tree.ops import AddPack, Operation
+from megafs.tree.ops import AddPack, Operation, SetContents
 from megafs.tree.schema import BY_NAME, Ino
 from megafs.tree.tree import Tree
 
@@ -52,7 +53,7 @@ class OpenBatch(Protocol):
 
 
 class Rebase:
-    """Changes the tree beneath, and the batches on top of it; the caller's transaction is open.
+    """Undoes pending batches, applies commits, does the batches again; in the caller's transaction.
 
     aliases: directories of ours that became one with somebody else's of the same name.
     gone_packs: packs that others dropped as garbage, or that are staged here: (random id, epoch).
@@ -88,7 +89,7 @@ class Rebase:
                 changes.changeset, self._db, filter=BY_NAME.__contains__, conflict=_no_conflict
             )
         except apsw.FullError:
-            raise  # the caller goes back to the last sealed batch
+            raise  # the caller goes back to the last closed batch
         except apsw.Error as exc:
             raise Corrupt(f"{what} does not fit the tree: {exc}") from exc
         self._tree.charge(changes.used, changes.files)
@@ -123,28 +124,44 @@ class Rebase:
         left = list(self._batches.infos)
         if not left:
             return
-        merge = self._merge(view)
+        merge = self._merge(view, self._is_pending)
         merge.aliases = dict(self.aliases)
         for batch in left:
-            self._redo_batch(batch, self._batches.operations(batch), merge, remote)
+            origin = self._batches.infos[batch].origin
+            self._redo_batch(batch, self._batches.operations(batch), origin, merge, remote)
         self.aliases = merge.aliases
         self._log_conflicts(merge.notes, remote)
 
-    def redo_logged(self, batches: list[tuple[int, list[Operation]]]) -> None:
-        """Do batches again that only the log of operations holds: (number, operations)."""
+    def redo_logged(self, batches: list[tuple[int, list[Operation], BatchOrigin]]) -> None:
+        """Do batches again that only the log of operations holds: (number, operations, whose)."""
         remote = RemoteChanges()
-        merge = self._merge(SeenInodes())
-        for batch, ops in batches:
-            self._redo_batch(batch, ops, merge, remote)
+        merge = self._merge(
+            SeenInodes(),
+            lambda ino, version: any(_makes(ops, ino, version) for _, ops, _ in batches),
+        )
+        for batch, ops, origin in batches:
+            self._redo_batch(batch, ops, origin, merge, remote)
         self.aliases.update(merge.aliases)
         self._log_conflicts(merge.notes, remote)
 
-    def _merge(self, view: SeenInodes) -> Merge:
+    def _merge(self, view: SeenInodes, is_ours: Callable[[int, int], bool]) -> Merge:
         date = _date(clock.now_ns())
-        return Merge(self._tree, view, self._open_batch.number, self._host, date, self._mount)
+        number = self._open_batch.number
+        return Merge(self._tree, view, number, self._host, date, self._mount, is_ours)
+
+    def _is_pending(self, ino: int, version: int) -> bool:
+        """Whether a pending operation makes that version of a file."""
+        return any(
+            _makes(self._batches.operations(batch), ino, version) for batch in self._batches.infos
+        )
 
     def _redo_batch(
-        self, batch: int, ops: list[Operation], merge: Merge, remote: RemoteChanges
+        self,
+        batch: int,
+        ops: list[Operation],
+        origin: BatchOrigin,
+        merge: Merge,
+        remote: RemoteChanges,
     ) -> None:
         """Do one batch's operations again, inside the open transaction, as a batch of its own."""
         self._database.record()
@@ -156,6 +173,8 @@ class Rebase:
                 done.extend(merge.redo(op))
                 continue
             try:
+                if outcome.refused is not None:
+                    raise outcome.refused  # of several operations of one call none is done
                 merge.check_unchanged(op)
                 op.apply(self._tree)
             except Refused as no:
@@ -174,15 +193,20 @@ class Rebase:
                     again = AddPack(pack, *self.gone_packs[pack])
                     again.apply(self._tree)
                     done.insert(0, again)
-        changeset = self.finish(batch, tree_ops.encode(done), len(done), packs)
+        changeset = self.finish(batch, tree_ops.encode(done), len(done), packs, origin)
         self.note(Changes.of(changeset), remote)
 
-    def finish(self, batch: int, ops: bytes, count: int, packs: frozenset[int]) -> bytes:
+    def finish(
+        self, batch: int, ops: bytes, count: int, packs: frozenset[int], origin: BatchOrigin
+    ) -> bytes:
         """End the open batch: it is pending from here on.  Returns its changeset."""
-        self._tree.set_last_batch(self._mount, batch, self._host)
         changeset = self._database.recorded()
-        self._batches.put(batch, ops, count, changeset, packs)
+        self._batches.put(batch, ops, count, changeset, packs, origin)
         return changeset
+
+    def add_note(self, note: str) -> None:
+        """Something that the user should know of, for `megafs status`."""
+        self._log_conflicts([note], RemoteChanges())
 
     def _log_conflicts(self, notes: list[str], remote: RemoteChanges) -> None:
         now = clock.now_ns()
@@ -190,6 +214,12 @@ class Rebase:
             log.warning("conflict settled: %s", note)
             self._db.execute("INSERT INTO conflicts(time, text) VALUES(?,?)", (now, note))
         remote.notes.extend(notes)
+
+
+def _makes(operations: list[Operation], ino: int, version: int) -> bool:
+    return any(
+        isinstance(op, SetContents) and op.ino == ino and op.version == version for op in operations
+    )
 
 
 def _no_conflict(_reason: int, _change: apsw.TableChange) -> int:

@@ -18,7 +18,6 @@ from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, TooNew, Unavailable
 from megafs.journal import commit as commit_format
-from megafs.journal.batches import CommitDraft
 from megafs.journal.commit import Commit
 from megafs.journal.follower import TAIL_TRUST, Follower, Subscriber, Trust
 from megafs.journal.replica import Replica
@@ -168,7 +167,7 @@ class Writer:
         """Wait until there is work, and a little longer to collect more of it."""
         if pause:
             await trio.sleep(clock.uniform(pause / 2, pause))
-        while not self._replica.unsealed and not self._replica.pending:
+        while not self._replica.open_operations and not self._replica.pending:
             self._urgent = False
             await self._poked.wait()
             self._poked = trio.Event()
@@ -180,11 +179,11 @@ class Writer:
 
     async def commit_all(self) -> None:
         """Bring everything that was done until now into the journal."""
-        target = self._replica.seal()
+        target = self._replica.close_batch()
         self._packs.cut()
         while self._replica.committed < target and self._replica.pending:
-            draft = self._replica.next_commit(self._packs.blocked)
-            if draft is None:
+            first = self._replica.first_to_commit(self._packs.blocked)
+            if first is None:
                 error = self._packs.last_error
                 if error is not None:
                     raise error
@@ -192,14 +191,14 @@ class Writer:
                 self._packs.cut()
                 await self._packs.wait_change()
                 continue
-            await self._publish(draft)
+            await self._publish(first)
 
-    async def _publish(self, draft: CommitDraft) -> None:
+    async def _publish(self, first: int) -> None:
         replica, follower = self._replica, self.follower
         async with follower.turn:
             if self.frozen is not None:
                 raise Corrupt(f"the mount is read-only: {self.frozen}")
-            if replica.committed >= draft.first or draft.first not in replica.pending:
+            if replica.committed >= first or first not in replica.pending:
                 return  # the follower changed what is pending while we waited for our turn
             if follower.trust is Trust.DOUBTFUL:
                 await follower.apply_new()
@@ -229,6 +228,7 @@ class Writer:
             ):
                 # Nobody could read it: the journal would end here for every mount.
                 raise Full(f"a commit of {len(data)} bytes is too large for the journal")
+            replica.attempt(sequence, digest(data))
             try:
                 await self._store.put_new(commit_format.object_name(sequence), data)
             except Exists:
@@ -256,7 +256,7 @@ class Writer:
         follower.announce()
 
     async def _withdraw_if_folded(self, sequence: SequenceNumber) -> None:
-        """Our commit took so long that its place may have been in the past already."""
+        """Delete our commit if gc had folded its number before it was created."""
         page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
         if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:
             await self._store.delete(commit_format.object_name(sequence))

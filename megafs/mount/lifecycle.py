@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import trio
 
-from megafs import garbage
+from megafs import garbage, memory
 from megafs.errors import MegafsError, Stopped
 from megafs.jobs import pins
 from megafs.mount import mountpoint
@@ -136,6 +136,7 @@ async def _serve(
             nursery.start_soon(shutdown.report_draining, notify, stopping.is_set)
             nursery.start_soon(shutdown.watch_elsewhere)
             nursery.start_soon(pins.keep, volume)
+            nursery.start_soon(memory.give_back, lambda: volume.memory_in_use)
             await _first(stopping.wait, attachment.gone.wait)
             if not attachment.gone.is_set():
                 await shutdown.leave(insist=True)

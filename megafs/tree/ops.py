@@ -26,6 +26,9 @@ from megafs.tree.tree import Extent, Tree
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+#: Leave a whiteout, a character device 0/0, under the old name: what an overlayfs hides a name of
+#: its lower layer with.  No flag of `Rename`: it is a rename and a `Create` in one batch.
+RENAME_WHITEOUT = 4
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 

@@ -24,20 +24,23 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
+from megafs.chunks.pack_size import PackSize
 from megafs.chunks.stage import Adopter, Stage, StageLimits
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
-from megafs.config import Settings
+from megafs.config import MIB, Settings
+from megafs.errors import BadUsage
 from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
 from megafs.history.earlier_trees import History
 from megafs.journal import head
-from megafs.journal.checkpoint import Checkpointer
+from megafs.journal.batches import COMMIT_SIZE
+from megafs.journal.checkpoint import PART_SIZE, Checkpointer
 from megafs.journal.follower import Follower
 from megafs.journal.head import HeadKeeper, OpenedHeader
-from megafs.journal.heartbeat import Heartbeats
+from megafs.journal.heartbeat import Heartbeats, Predecessor
 from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
@@ -46,6 +49,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
+from megafs.stores.retry import CONTACT
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
@@ -53,7 +57,15 @@ from megafs.volume.catch_up import Expected, catch_up, check_head
 from megafs.volume.header import Credential, Header, check_epoch
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.recovery import open_replica, recover
-from megafs.volume.state_directory import HEADER, StateDirectory, keep_durably, remember_fsid
+from megafs.volume.state_directory import (
+    HEADER,
+    STORE_LIMITS,
+    Process,
+    StateDirectory,
+    keep_durably,
+    remember_fsid,
+    remembered_fsid,
+)
 from megafs.volume.unlock import UnlockedVolume, ask_early, unlock
 from megafs.volume.volume import Volume
 
@@ -64,13 +76,16 @@ Say = Callable[[str], None]
 
 #: Seconds that leaving a volume may take to say good-bye to the store.
 _LEAVE_WITHIN = 5
+#: Seconds for the first connection, on a machine that knows the volume: then it goes on without.
+_CONTACT_IF_KNOWN = 1.0
 
 
 class _Opening(Struct, frozen=True):
-    """What a volume is opened from, once its keys are known.
+    """The inputs to opening a volume, once its keys are known.
 
     store: with its cache, if it has one.  early: the same store, with requests that are under way
     already.  host: what other machines see as this one's name.
+    own_store: whether it was opened here, by its URL.
     """
 
     url: str
@@ -81,6 +96,7 @@ class _Opening(Struct, frozen=True):
     host: str
     metrics: Registry
     say: Say
+    own_store: bool
 
 
 class _Journal(Struct, frozen=True):
@@ -91,6 +107,7 @@ class _Journal(Struct, frozen=True):
     follower: Follower
     writer: Writer
     heads: HeadKeeper
+    pack_size: PackSize
 
 
 @asynccontextmanager
@@ -118,16 +135,7 @@ async def open_volume(
     metrics = Registry()
     own = store is None
     if store is None:
-        store = open_store(
-            url,
-            settings.store_options,
-            Traffic(
-                patience=settings.deadline,
-                uploads=settings.uploads,
-                downloads=settings.downloads,
-            ),
-            metrics,
-        )
+        store = open_store(url, settings.store_options, _traffic(url, settings), metrics)
     requests = EarlyRequests(store)
     try:
         ask_early(requests, url, settings)
@@ -140,7 +148,15 @@ async def open_volume(
         lock = found.directory.lock()
         try:
             opening = _Opening(
-                url, store, requests, found, settings, host or socket.gethostname(), metrics, say
+                url,
+                store,
+                requests,
+                found,
+                settings,
+                host or socket.gethostname(),
+                metrics,
+                say,
+                own,
             )
             async with _opened(opening) as volume:
                 yield volume
@@ -153,19 +169,38 @@ async def open_volume(
                 await store.aclose()
 
 
+def _traffic(url: str, settings: Settings) -> Traffic:
+    """How the store is used; a volume that this machine knows is opened without it, too."""
+    known = remembered_fsid(settings.state_dir, url) is not None
+    return Traffic(
+        patience=settings.deadline,
+        uploads=settings.uploads,
+        downloads=settings.downloads,
+        contact=_CONTACT_IF_KNOWN if known else CONTACT,
+    )
+
+
 @asynccontextmanager
 async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     """Open the volume step by step; its tasks run for the block."""
     found, settings = opening.found, opening.settings
     keyring, header = found.unlocked.keyring, found.unlocked.header
     unlogged = UnloggedChunks()
+    process = found.directory.begin()
+    pack_size = _pack_size(opening)
     replica = open_replica(
-        found.directory, keyring, header.parameters.chunk_size, opening.host, unlogged
+        found.directory,
+        keyring,
+        header.parameters.chunk_size,
+        opening.host,
+        unlogged,
+        process,
+        min(COMMIT_SIZE, pack_size.others),
     )
     try:
         if not settings.accept_state:
             check_epoch(header, replica.epoch, "this machine's copy of the tree is of")
-        journal = _wire_journal(opening, replica, unlogged)
+        journal = _wire_journal(opening, replica, unlogged, pack_size)
         rebooted = found.directory.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
@@ -184,23 +219,33 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         taken = recover(replica, journal.stage, found.directory, rebooted=rebooted)
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
-        volume = _wire_volume(opening, journal, offline=offline)
-        if not settings.read_only:
-            await volume.fs.reap_orphans()
+        if process.moved:
+            log.warning(
+                "%s is at another place than when it was used last: it was moved or copied. What"
+                " waits in it is brought to the store, unless another copy of it has done so",
+                found.directory.volume,
+            )
+        volume = _wire_volume(opening, journal, process, offline=offline)
+        if process.is_dead and not settings.read_only:
+            await volume.fs.reap_orphans(process.predecessor)
         check_head(replica, settings.expect_head)
         await _remember(opening, journal)
         upkeep.register_gauges(volume)
         if volume.lease is not None:
             await upkeep.take_lease(volume, volume.lease, opening.say)
         async with volume.background.running() as nursery:
-            _start_tasks(volume, journal, nursery)
+            _start_tasks(volume, journal, process, nursery)
+            if opening.own_store and not settings.read_only and not journal.pack_size.known:
+                nursery.start_soon(upkeep.prove_store, volume, journal.pack_size)
             yield volume
         await _leave(volume)
     finally:
         replica.close()
 
 
-def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks) -> _Journal:
+def _wire_journal(
+    opening: _Opening, replica: Replica, unlogged: UnloggedChunks, pack_size: PackSize
+) -> _Journal:
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
@@ -210,7 +255,9 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
         keyring,
         replica,
         unlogged,
-        StageLimits.of(header.parameters, settings),
+        StageLimits.of(
+            header.parameters, settings, pack_size, may_overwrite=not header.create_if_absent
+        ),
         _adopter(DiskCache.of(store)),
     )
     opened = OpenedHeader(
@@ -234,7 +281,7 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
         interval=settings.sync_interval,
         generation=header.generation,
     )
-    return _Journal(replica, stage, follower, writer, heads)
+    return _Journal(replica, stage, follower, writer, heads, pack_size)
 
 
 def _rotating(found: UnlockedVolume) -> int:
@@ -242,7 +289,29 @@ def _rotating(found: UnlockedVolume) -> int:
     return found.last_head.rotating if found.last_head is not None else 0
 
 
-def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volume:
+def _pack_size(opening: _Opening) -> PackSize:
+    """How large packs are made; small ones while this machine does not know what the store takes.
+
+    Who brings a store along (tests) knows it.
+    """
+    params, wanted = opening.found.unlocked.header.parameters, opening.settings.pack_size
+    if wanted is not None and not params.chunk_size <= wanted <= 64 * MIB:
+        raise BadUsage(
+            f"pack_size={wanted}: from one chunk of this volume ({params.chunk_size >> 10}K) to 64M"
+        )
+    made = PackSize(
+        wanted or params.pack_size,
+        params.chunk_size,
+        opening.found.directory.volume / STORE_LIMITS,
+    )
+    if opening.own_store and not made.known:
+        made.be_cautious()
+    return made
+
+
+def _wire_volume(
+    opening: _Opening, journal: _Journal, process: Process, *, offline: bool
+) -> Volume:
     """Make the filesystem over the journal, the past beside it, and the volume around them."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
@@ -286,8 +355,16 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
         stage=stage,
         chunks=chunks,
         writer=writer,
-        checkpointer=Checkpointer(replica, store, keyring),
-        heartbeats=Heartbeats(replica, store, keyring, read_only=settings.read_only),
+        checkpointer=Checkpointer(
+            replica, store, keyring, min(PART_SIZE, journal.pack_size.others)
+        ),
+        heartbeats=Heartbeats(
+            replica,
+            store,
+            keyring,
+            read_only=settings.read_only,
+            predecessor=Predecessor(process.predecessor, process.is_dead, process.moved),
+        ),
         history=history,
         metrics=opening.metrics,
         background=background,
@@ -297,7 +374,9 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
     )
 
 
-def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> None:
+def _start_tasks(
+    volume: Volume, journal: _Journal, process: Process, nursery: trio.Nursery
+) -> None:
     """Start everything that goes on while the volume is open."""
     nursery.start_soon(journal.follower.run)
     if not volume.settings.read_only:
@@ -305,6 +384,8 @@ def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> No
         nursery.start_soon(volume.writer.run)
         nursery.start_soon(volume.fs.writeback.run)
         nursery.start_soon(upkeep.keep_checkpoints, volume)
+        if not process.is_dead:
+            nursery.start_soon(upkeep.reap_after, volume, process.predecessor)
     nursery.start_soon(volume.heartbeats.run)
     if volume.lease is not None:
         nursery.start_soon(upkeep.keep_lease, volume, volume.lease)
@@ -359,7 +440,7 @@ def _write_remembered(
 
 
 def _adopter(cache: DiskCache | None) -> Adopter | None:
-    """What gives a pack that was uploaded to the cache, if there is one."""
+    """Return the function that gives an uploaded pack to the cache; None without a cache."""
     if cache is None:
         return None
 

@@ -27,11 +27,12 @@ from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
+from megafs.tree.mount_number import is_kin
 from megafs.volume.header import Header
 
 
 class Unsent(Struct, frozen=True):
-    """What is still on its way to the store.  error: why it does not get on, or ""."""
+    """The amount that is still on its way to the store.  error: why it does not get on, or ""."""
 
     staged_bytes: int
     pending_operations: int
@@ -72,11 +73,13 @@ class Volume(Struct):
         return self.header.parameters
 
     def progress(self) -> Unsent:
-        """What is not in the store yet."""
+        """The amount that is not in the store yet."""
         error = self.writer.frozen or self.writer.last_error or self.stage.last_error
         waiting = self.stage.staged_bytes + self.fs.writeback.dirty
         operations = sum(info.operations for info in self.replica.pending.values())
-        return Unsent(waiting, operations + self.replica.unsealed, str(error) if error else "")
+        return Unsent(
+            waiting, operations + self.replica.open_operations, str(error) if error else ""
+        )
 
     async def drain(self, progress: Callable[[Unsent], None] | None = None) -> None:
         """Return when everything is in the store.
@@ -104,7 +107,7 @@ class Volume(Struct):
                     await self.writer.committed(batch, 5.0)
                 except (Unavailable, Corrupt):
                     continue
-                if not self.fs.writeback.dirty and not self.replica.unsealed:
+                if not self.fs.writeback.dirty and not self.replica.open_operations:
                     break
             nursery.cancel_scope.cancel()
         if progress is not None:
@@ -114,8 +117,13 @@ class Volume(Struct):
         if self.writer.barred is not None and not self.progress().done:
             raise Busy(f"not everything could be written: {self.writer.barred}")
 
+    @property
+    def memory_in_use(self) -> int:
+        """Bytes of contents in memory: opened chunks, and what was written and is not staged."""
+        return self.chunks.size + self.fs.writeback.dirty
+
     def status(self) -> dict[str, Any]:
-        """What `megafs status` shows; JSON-able."""
+        """The status that `megafs status` shows; JSON-able."""
         replica = self.replica
         time_ns, host, mount = replica.last_commit()
         now = self.progress()
@@ -139,7 +147,7 @@ class Volume(Struct):
             "head_words": head.words(replica.head),
             "head_time": time_ns / 1e9,
             "head_host": host,
-            "head_is_ours": mount == replica.mount,
+            "head_is_ours": is_kin(mount, replica.mount),
             "mount_id": replica.mount,
             "host": replica.host,
             "read_only": (

@@ -18,6 +18,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from megafs.chunks import codec as chunk_format
+from megafs.chunks.pack_size import PackSize
 from megafs.chunks.stage import Adopter, Stage, StageLimits
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
@@ -84,6 +85,7 @@ class Registry:
     def __init__(self, tree: Tree) -> None:
         self._numbers = itertools.count(1)
         self.announce_pack = tree.add_pack
+        self.chunks_of = lambda number: tree.extents_of_pack(number, 0, 1 << 62)
 
     def number(self) -> int:
         return next(self._numbers)
@@ -116,6 +118,8 @@ async def parts(
         "uploads": 2,
         "compress": True,
     }
+    chosen |= settings
+    chosen["pack_size"] = PackSize(chosen["pack_size"], CHUNK)
     unlogged = UnloggedChunks()
     stage = Stage(
         place / "packs",
@@ -123,7 +127,7 @@ async def parts(
         KEYRING,
         Registry(tree),
         unlogged,
-        StageLimits(**(chosen | settings)),
+        StageLimits(**chosen),
         adopt,
     )
     chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)
@@ -705,3 +709,34 @@ async def test_as_many_read_aheads_as_the_store_has_use_for(
                         for extent in extents:
                             nursery.start_soon(p.chunks.fetch_ahead, [extent])
                 assert p.gets() - before == together
+
+
+async def test_chunks_that_take_no_room_in_a_pack_are_not_all_opened(tmp_path: Path) -> None:
+    """Hundreds of MiB of zeros lie within what is fetched around a small chunk."""
+    async with parts(tmp_path, memory_cache=64 << 20) as p:
+        extents = await p.put([bytes(CHUNK)] * 1000)
+        for ino, extent in enumerate(extents, 10):
+            p.tree.db.execute("INSERT INTO extents VALUES(?,?,?,?,?,?,?,?,?,?)", (ino, *extent))
+        assert await read(p, [extents[500]]) == [bytes(CHUNK)]
+        assert CHUNK < p.chunks.size <= 5 << 20
+
+
+async def test_what_is_read_ahead_at_once_is_bounded(tmp_path: Path) -> None:
+    """Many readers of large files: more than the cache holds would only push itself out."""
+    limit = 20 * CHUNK
+    async with parts(tmp_path, memory_cache=limit) as p:
+        extents = await p.put(pieces(60))
+        under_way: list[int] = []
+
+        async def ahead(first: int) -> None:
+            await p.chunks.fetch_ahead(extents[first : first + 10])
+
+        async with trio.open_nursery() as nursery:
+            for first in range(0, 60, 10):
+                nursery.start_soon(ahead, first)
+            for _ in range(50):
+                under_way.append(sum(p.chunks.has(extent) for extent in extents))
+                await trio.lowlevel.checkpoint()
+        assert max(under_way) <= 30
+        assert p.chunks.size <= limit
+        assert p.chunks.size >= 10 * CHUNK

@@ -152,7 +152,7 @@ async def together(machines: list[Machine]) -> None:
     for machine in machines:
         machine.link.cut = False
     while len({m.volume.replica.head for m in machines}) > 1 or any(
-        m.volume.replica.pending or m.volume.replica.unsealed for m in machines
+        m.volume.replica.pending or m.volume.replica.open_operations for m in machines
     ):
         for machine in machines:
             await machine.volume.drain()

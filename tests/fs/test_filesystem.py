@@ -15,12 +15,13 @@ import pytest
 import trio
 
 from megafs import clock, concurrency
-from megafs.config import KIB, Parameters
+from megafs.config import KIB, MIB, Parameters
 from megafs.errors import Refused
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.requests import Caller
 from megafs.journal.operation_log import OperationLog
 from megafs.tree.inode import FILE_SIZE_MAX, SetAttr
+from megafs.tree.tree import Extent
 from tests.fs.opened import CHUNK, ROOT, SMALL, USER, contents, new_store_here, opened, put_file
 from tests.tree.invariants import check
 
@@ -513,3 +514,34 @@ async def test_equal_chunks_are_stored_once_if_the_volume_says_so(tmp_path: Path
         volume.chunks.clear()
         assert await contents(volume.fs, one) == await contents(volume.fs, two) == data
         check(volume.replica.tree)
+
+
+async def test_a_flush_of_many_fragmented_blocks_takes_little_memory(tmp_path: Path) -> None:
+    """A page in a block with many extents makes the whole block to seal; not all at once."""
+    large = Parameters(chunk_size=256 * KIB, pack_size=8 * MIB, inline_limit=64, quota=None)
+    async with opened(tmp_path, params=large) as volume:
+        fs = volume.fs
+        blocks, chunk = 120, 256 * KIB
+        handle, inode = await fs.create(1, b"f", 0o644, os.O_RDWR, ROOT)
+        for page in range(8):
+            for block in range(blocks):
+                await fs.write(handle, block * chunk + page * 8 * KIB, b"%d" % page * 100)
+            await fs.flush(handle)
+        put, sizes = volume.stage.put, []
+
+        async def measured(pieces: list[bytes | bytearray | memoryview]) -> list[Extent]:
+            sizes.append(sum(map(len, pieces)))
+            return await put(pieces)
+
+        volume.stage.put = measured  # type: ignore[method-assign]
+        for block in range(blocks):
+            await fs.write(handle, block * chunk + 200 * KIB, b"x" * 100)
+        await fs.flush(handle)
+        await fs.release(handle)
+        assert sum(sizes) >= (blocks - 1) * 200 * KIB, "the blocks were not sealed as a whole"
+        assert max(sizes) <= 9 * MIB
+        found = await contents(fs, inode.ino)
+        assert len(found) == (blocks - 1) * chunk + 200 * KIB + 100
+        for block in range(blocks):
+            assert found[block * chunk + 200 * KIB :][:100] == b"x" * 100
+            assert found[block * chunk + 8 * KIB :][:100] == b"1" * 100

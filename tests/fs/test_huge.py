@@ -26,7 +26,7 @@ async def test_removing_a_huge_file_takes_several_small_batches(
         with trio.fail_after(20):
             while volume.replica.tree.find(ino) is not None:
                 await trio.sleep(0.01)
-        assert volume.replica.seal() - before >= 6
+        assert volume.replica.close_batch() - before >= 6
         check(volume.replica.tree)
         assert volume.replica.tree.used == 0
         await volume.drain()

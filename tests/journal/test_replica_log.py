@@ -1,7 +1,7 @@
 """The log of operations and the batch that is open: each operation is done once, whatever was lost.
 
 A batch is written to the log piece by piece while SQLite's transaction is open; "lost" below means
-that the process ended, so that only the log has what came after the last sealed batch.
+that the process ended, so that only the log has what came after the last closed batch.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def again(mount: Mount, directory: Path, base: Path, name: str) -> Mount:
 def logged(directory: Path) -> list[tuple[int, list[ops.Operation]]]:
     """What another process would find in the log."""
     log = OperationLog(directory, KEYRING, 1)
-    return [(batch, [op for f in frames for op in ops.decode(f)]) for batch, frames in log.read()]
+    return [
+        (batch, [op for frame in frames for op in ops.decode(frame.operations)])
+        for batch, frames in log.read()
+    ]
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_frames_of_an_open_batch_are_one_batch_to_the_next_process(
         assert list(found.replica.pending) == [batch]
         assert found.files() == states[-1]
         mount.unlink(f"/not logged {n}")
-    assert mount.replica.seal() == batch
+    assert mount.replica.close_batch() == batch
     assert again(mount, first, tmp_path, "sealed").files() == states[-1]
 
 
@@ -108,7 +111,7 @@ def test_a_process_that_ends_between_the_log_and_sqlites_commit(
         return finish(*args)
 
     monkeypatch.setattr(rebase, "finish", copied)
-    batch = mount.replica.seal()
+    batch = mount.replica.close_batch()
 
     found = Mount(mount.journal, tmp_path / "between", 1, "a")
     assert found.files() == {}
@@ -130,7 +133,7 @@ def test_a_full_disk_at_the_seal_logs_nothing_twice(
             mount.replica, "_put_state", lambda: (_ for _ in ()).throw(apsw.FullError("full"))
         )
         with pytest.raises(Full):
-            mount.replica.seal()
+            mount.replica.close_batch()
     assert mount.files() == {"/a": b"a", "/b": b"b"}
     assert mount.replica.pending == {}
     mount.create("/c", b"c")
@@ -138,7 +141,7 @@ def test_a_full_disk_at_the_seal_logs_nothing_twice(
     mount.create("/d", b"d")
     copy = again(mount, tmp_path / "a", tmp_path, "copy")
 
-    assert mount.replica.seal() == batch
+    assert mount.replica.close_batch() == batch
     ((number, found),) = logged(tmp_path / "a")
     assert number == batch
     assert found == mount.replica.operations(batch)
@@ -153,7 +156,7 @@ def test_the_end_of_a_batch_that_only_sqlite_has_is_logged_again(
     mount.replica.log()
     half = (tmp_path / "a" / "ops-00000001").stat().st_size
     mount.mkdir("/d/e")
-    mount.replica.seal()
+    mount.replica.close_batch()
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     with (tmp_path / "b" / "ops-00000001").open("r+b") as file:
         file.truncate(half)
@@ -175,7 +178,7 @@ def test_what_was_dropped_within_a_batch_stays_dropped(tmp_path: Path, mount: Mo
         mount.replica.log()
     found = again(mount, tmp_path / "a", tmp_path, "b")
     found.mkdir("/later")
-    found.replica.seal()
+    found.replica.close_batch()
     batch = min(found.replica.pending)
     third = next(
         n
@@ -203,13 +206,13 @@ def test_a_batch_that_nobody_commits_does_not_grow_for_ever(
         mount.create(f"/f{n}")
         batches.add(mount.replica.log())
     assert len(mount.replica.pending) >= 4
-    assert mount.replica.unsealed < 10
+    assert mount.replica.open_operations < 10
     assert batches >= set(mount.replica.pending)
     monkeypatch.setattr(replica_module, "_BATCH_OPERATIONS", 10**6)
     monkeypatch.setattr(replica_module, "_BATCH_MEMORY", 1000)
     mount.create("/large", bytes(2000))
     mount.replica.log()
-    assert mount.replica.unsealed == 0
+    assert mount.replica.open_operations == 0
 
 
 def test_a_batch_that_others_commits_changed_is_taken_up_once(tmp_path: Path, mount: Mount) -> None:
@@ -274,7 +277,7 @@ def test_any_lives_end_where_the_log_was(
         elif step == "unlink" and files:
             mount.unlink(rng.choice(files))
         elif step in ("log", "seal", "publish"):
-            batch = mount.replica.log() if step == "log" else mount.replica.seal()
+            batch = mount.replica.log() if step == "log" else mount.replica.close_batch()
             assert batch >= max(mount.replica.pending, default=0)
             if step == "publish":
                 mount.publish()
@@ -312,7 +315,8 @@ def test_a_further_frame_of_another_place_does_not_open(tmp_path: Path) -> None:
     path.write_bytes(data)
     again = OperationLog(directory, KEYRING, 1)
 
-    assert again.read() == [(7, [b"a"])]
+    ((batch, frames),) = again.read()
+    assert (batch, [frame.operations for frame in frames]) == (7, [b"a"])
 
 
 @pytest.mark.parametrize("tidied", [True, False])
@@ -326,7 +330,7 @@ def test_sqlites_own_log_stays_short(
     copied = 0
     for n in range(200):
         mount.create(f"/f{n}", b"%d" % n)
-        mount.replica.seal()
+        mount.replica.close_batch()
         tidying = mount.replica.wal_copier() if tidied else None
         if tidying is not None:
             thread = threading.Thread(target=tidying)

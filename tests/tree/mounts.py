@@ -59,7 +59,7 @@ class Mount:
 
     def publish(self) -> None:
         """Follow, then commit everything."""
-        self.replica.seal()
+        self.replica.close_batch()
         self.follow()
         while self.replica.pending:
             draft = self.replica.next_commit()

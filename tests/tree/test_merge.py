@@ -413,9 +413,9 @@ def test_what_only_the_log_holds_is_taken_up_beside_anothers_change(tmp_path: Pa
     first, later = pair(tmp_path)
     share((first, later), lambda m: m.create("/f", b"0" * 10))
     later.write("/f", b"one", 0)
-    later.replica.seal()
+    later.replica.close_batch()
     later.write("/f", b"two", 5)
-    later.replica.seal()
+    later.replica.close_batch()
     later.replica.oplog.sync()
     later.replica.db.close()
     for path in (tmp_path / "later").glob("replica.db*"):
@@ -502,7 +502,7 @@ class Program:
                     for ino in list(mount.opened):
                         mount.close(ino)
                 case ("seal",):
-                    mount.replica.seal()
+                    mount.replica.close_batch()
         except Refused:
             pass
 

@@ -108,7 +108,7 @@ class Watched:
                 case ("log",):
                     replica.log()
                 case ("seal",):
-                    replica.seal()
+                    replica.close_batch()
                 case ("rewind",):
                     replica.rewind()
                 case ("reader",):
@@ -130,7 +130,7 @@ class Watched:
 
         replica._put_state = fails  # type: ignore[method-assign]
         try:
-            replica.seal()
+            replica.close_batch()
         except Full:
             pass
         finally:

@@ -21,7 +21,6 @@ from megafs import clock
 from megafs.concurrency import one_error_nursery
 from megafs.errors import Exists, StoreError, Unavailable
 from megafs.stores.base import Buffer
-from megafs.stores.probe import RACERS
 from megafs.stores.webdav.layout import FILE, FOLDER, INSIDE, TEMPORARY, base_of, parent_of
 from megafs.stores.webdav.server import NO_PARENT, Server, Vanished
 
@@ -45,9 +44,10 @@ class Way(Enum):
 
 #: Surest first, and a conditional PUT last: a server may show half of it under its name.
 CANDIDATES = (Way.MOVE_FOLDER, Way.MKCOL, Way.MOVE_FILE, Way.PUT)
-#: Names raced for.  Apache's MOVE of a file has two winners in a third of the rounds: it would pass
+#: Names raced for, and how many race for each.  Apache's MOVE of a file has two winners in a third of the rounds: it would pass
 #: once in 100,000 times.
 ROUNDS = 30
+RACERS = 8
 _SIZE = 4096
 
 #: A folder that was made and holds nothing: seconds after which it counts as left by a writer that
