@@ -44,8 +44,8 @@ class Way(Enum):
 
 #: Surest first, and a conditional PUT last: a server may show half of it under its name.
 CANDIDATES = (Way.MOVE_FOLDER, Way.MKCOL, Way.MOVE_FILE, Way.PUT)
-#: Names raced for, and how many race for each.  Apache's MOVE of a file has two winners in a third of the rounds: it would pass
-#: once in 100,000 times.
+#: Names raced for, and how many race for each.  Apache's MOVE of a file has two winners in a third
+#: of the rounds: it would pass once in 100,000 times.
 ROUNDS = 30
 RACERS = 8
 _SIZE = 4096
@@ -184,30 +184,34 @@ async def _put(server: Server, path: str, data: Buffer) -> None:
 
 
 async def _claim(server: Server, path: str, data: Buffer, temporary: str) -> None:
-    folder = parent_of(path)
+    refused: StoreError | None = None
     try:
-        for again in (False, True):
-            await server.ensure(parent_of(folder), again=again)
-            reply = await server.ask("MKCOL", f"{folder}/")
-            if reply.status == 201:
-                break
-            if await _is_taken(server, folder, path):
-                raise Exists(f"{path}: the name is taken")
-            if again or (reply.status != 405 and reply.status not in NO_PARENT):
-                raise server.error(reply, f"claim {folder}", write=True)
-        claimed = trio.current_time()
-        reply = await server.move(temporary, path, replace=False)
-    except StoreError:
+        await _claim_and_fill(server, path, data, temporary)
+    except StoreError as exc:
+        refused = exc
+    if refused is not None:
         await server.discard(temporary)
-        raise
+        raise refused
+
+
+async def _claim_and_fill(server: Server, path: str, data: Buffer, temporary: str) -> None:
+    folder = parent_of(path)
+    for again in (False, True):
+        await server.ensure(parent_of(folder), again=again)
+        reply = await server.ask("MKCOL", f"{folder}/")
+        if reply.status == 201:
+            break
+        if await _is_taken(server, folder, path):
+            raise Exists(f"{path}: the name is taken")
+        if again or (reply.status != 405 and reply.status not in NO_PARENT):
+            raise server.error(reply, f"claim {folder}", write=True)
+    claimed = trio.current_time()
+    reply = await server.move(temporary, path, replace=False)
     late = trio.current_time() - claimed > CLAIM_HOLDS
     if reply.status in (200, 201, 204) and not late:
         return
-    if await server.settle(reply, path, data, temporary):
-        return
-    raise Unavailable(
-        f"store {path}: {server.session.host} answers {reply.status}", maybe_done=late
-    )
+    if not await server.settle(reply, path, data, temporary):
+        raise server.error(reply, f"store {path}", write=True)
 
 
 async def _is_taken(server: Server, folder: str, path: str) -> bool:

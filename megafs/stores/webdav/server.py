@@ -214,25 +214,35 @@ class Server:
 
         in_folder: it is a folder, and becomes the one in which the file *path* lies.
         """
-        target, slash = (parent_of(path), "/") if in_folder else (path, "")
+        refused: StoreError | None = None
         try:
-            for again in (False, True):
-                await self.ensure(parent_of(target), again=again)
-                reply = await self.move(temporary, target, replace=replace, folder=in_folder)
-                if reply.status in (200, 201, 204):
-                    if in_folder:
-                        await self._check_moved(path, data)
-                    return
-                if await self.settle(reply, path, data, temporary + slash, replace=replace):
-                    break
-                if again or reply.status not in NO_PARENT:
-                    raise self.error(reply, f"store {path}", write=True)
+            if not await self._name(temporary, path, data, replace, in_folder):
+                return
         except StoreError as exc:
-            # After a lost answer nobody knows what was moved; the sweep does, a day later.
-            if not isinstance(exc, Unavailable):
-                await self.discard(temporary, folder=in_folder)
-            raise
+            if isinstance(exc, Unavailable) and exc.maybe_done:
+                raise  # nobody knows what was moved; the sweep finds it, a day later
+            refused = exc
         await self.discard(temporary, folder=in_folder)
+        if refused is not None:
+            raise refused
+
+    async def _name(
+        self, temporary: str, path: str, data: Buffer, replace: bool, in_folder: bool
+    ) -> bool:
+        """Move it, and say whether something may be left of it."""
+        target, slash = (parent_of(path), "/") if in_folder else (path, "")
+        for again in (False, True):
+            await self.ensure(parent_of(target), again=again)
+            reply = await self.move(temporary, target, replace=replace, folder=in_folder)
+            if reply.status in (200, 201, 204):
+                if in_folder:
+                    await self._check_moved(path, data)
+                return False
+            if await self.settle(reply, path, data, temporary + slash, replace=replace):
+                return True
+            if again or reply.status not in NO_PARENT:
+                break
+        raise self.error(reply, f"store {path}", write=True)
 
     async def _check_moved(self, path: str, data: Buffer) -> None:
         """See that the folder became *path*'s, and was not moved into another's (exclusive.py)."""
