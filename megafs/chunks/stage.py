@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
 from msgspec import Struct
 
-from megafs import clock
+from megafs import clock, supervisor
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.pack_size import PackSize
 from megafs.chunks.unlogged import UnloggedChunks
@@ -34,7 +35,16 @@ from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
-from megafs.errors import Corrupt, Exists, Fault, Full, Missing, StoreError, TooLarge
+from megafs.errors import (
+    Corrupt,
+    Exists,
+    Fault,
+    Full,
+    Missing,
+    StoreError,
+    TooLarge,
+    Unavailable,
+)
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -65,6 +75,10 @@ class Adopter(Protocol):
     """Takes over the bytes of a pack that the store now has: the disk cache."""
 
     async def __call__(self, name: str, path: Path, size: int) -> None: ...
+
+
+# A staged pack's file: number, random id, epoch.
+_FILE: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{32})-([0-9]{1,9})\Z", re.ASCII)
 
 
 class StagedPack(Struct):
@@ -222,15 +236,10 @@ class Stage:
                 os.close(restored)
         self._restoring.clear()
         for path in sorted(self._directory.iterdir()):
-            try:
-                number, name, epoch = path.name.split("-")
-                pack_number, pack_name, pack_epoch = (
-                    int(number, 16),
-                    bytes.fromhex(name),
-                    int(epoch),
-                )
-            except ValueError:
+            identity = _identity_of(path.name)
+            if identity is None:
                 continue
+            pack_number, pack_name, pack_epoch = identity
             if not wanted(pack_number):
                 path.unlink(missing_ok=True)
                 continue
@@ -486,6 +495,14 @@ class Stage:
                         log.warning("cannot bring a pack to the store, will go on trying: %s", exc)
                     self.last_error = exc
                     self._tell()
+                except Exception as exc:
+                    if supervisor.raises():
+                        raise
+                    # The pack must get there all the same, and the others not wait for it.
+                    if self.last_error is None:
+                        log.exception("cannot bring a pack to the store; this is a bug")
+                    self.last_error = Unavailable(f"{type(exc).__name__}: {exc}")
+                    self._tell()
                 await trio.sleep(clock.uniform(pause / 2, pause))
                 pause = min(_PAUSE, pause * 2)
             self.last_error = None
@@ -645,15 +662,23 @@ async def _close(fds: list[int]) -> None:
     await offload(close, kind="disk")
 
 
+def _identity_of(file_name: str) -> tuple[int, bytes, int] | None:
+    """The number, random id and epoch of the pack in a staged file; None if it is no such file."""
+    match = _FILE.match(file_name)
+    if match is None:
+        return None
+    number, epoch = int(match[1], 16), int(match[3])
+    return (number, bytes.fromhex(match[2]), epoch) if 0 < number < 2**63 else None
+
+
 def staged_ids(directory: Path) -> dict[int, tuple[bytes, int]]:
     """The packs that lie in *directory*: by number, the random id and the epoch."""
     found = {}
     for path in directory.iterdir():
-        try:
-            number, name, epoch = path.name.split("-")
-            found[int(number, 16)] = (bytes.fromhex(name), int(epoch))
-        except ValueError:
-            continue
+        identity = _identity_of(path.name)
+        if identity is not None:
+            number, name, epoch = identity
+            found[number] = (name, epoch)
     return found
 
 

@@ -21,6 +21,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from megafs import clock
+from megafs.crypto.volume_keys import FSID_SIZE
 from megafs.durable import replace_file, sync_directory
 from megafs.errors import Busy, Denied, Full, Stopped
 from megafs.tree.mount_number import fresh_number
@@ -183,9 +184,10 @@ def _boot_id() -> str:
 def remembered_fsid(state_dir: Path, url: str) -> bytes | None:
     """The volume that *url* had when it was last opened here."""
     try:
-        return bytes.fromhex(json.loads(_url_path(state_dir, url).read_text())["fsid"])
-    except (OSError, ValueError, KeyError, TypeError):
+        fsid = bytes.fromhex(json.loads(_url_path(state_dir, url).read_text())["fsid"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return fsid if len(fsid) == FSID_SIZE else None
 
 
 def remember_fsid(state_dir: Path, url: str, fsid: bytes) -> None:

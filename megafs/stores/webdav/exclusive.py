@@ -48,6 +48,8 @@ CANDIDATES = (Way.MOVE_FOLDER, Way.MKCOL, Way.MOVE_FILE, Way.PUT)
 #: of the rounds: it would pass once in 100,000 times.
 ROUNDS = 30
 RACERS = 8
+# How often a race is begun that the server does not answer to the end.
+_ATTEMPTS = 2
 _SIZE = 4096
 
 #: A folder that was made and holds nothing: seconds after which it counts as left by a writer that
@@ -106,15 +108,18 @@ async def choose(server: Server, *, rounds: int = ROUNDS) -> Way:
     """Race the candidates, and return the first that holds."""
     trouble: StoreError | None = None
     for way in CANDIDATES:
-        try:
-            if await holds(server, way, rounds=rounds):
-                return way
-        except Vanished:
-            pass  # replaced by another racer
-        except Unavailable as exc:
-            trouble = trouble or exc
-        except StoreError:
-            pass  # the server cannot do that at all
+        for _ in range(_ATTEMPTS):
+            try:
+                if await holds(server, way, rounds=rounds):
+                    return way
+            except Vanished:
+                pass  # replaced by another racer
+            except Unavailable as exc:
+                trouble = trouble or exc
+                continue
+            except StoreError:
+                pass  # the server cannot do that at all
+            break
     if trouble is not None:
         raise trouble
     return Way.NONE
@@ -198,7 +203,7 @@ async def _claim_and_fill(server: Server, path: str, data: Buffer, temporary: st
     folder = parent_of(path)
     for again in (False, True):
         await server.ensure(parent_of(folder), again=again)
-        reply = await server.ask("MKCOL", f"{folder}/")
+        reply = await server.claim(folder)
         if reply.status == 201:
             break
         if await _is_taken(server, folder, path):

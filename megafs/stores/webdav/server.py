@@ -32,6 +32,9 @@ NO_PARENT = (403, 404, 405, 409, 500)
 _READ_IN_PLACE = 64 << 10
 # Logging in, a nonce that ended, and a password that was changed meanwhile.
 _LOGINS = 3
+# How often what is locked is tried again, and after how many seconds at most.
+_LOCK_TRIES = 10
+_LOCK_WAIT = 0.2
 # An answer without objects in it.
 _SMALL = 64 << 10
 
@@ -190,14 +193,25 @@ class Server:
     ) -> Response:
         """Give a file, or a folder, another name.  The folder of that name must be there."""
         slash = "/" if folder else ""
-        return await self.ask(
-            "MOVE",
-            source + slash,
-            headers={
-                "destination": f"{self._address}{self._root}/{destination}{slash}",
-                "overwrite": "T" if replace else "F",
-            },
-        )
+        headers = {
+            "destination": f"{self._address}{self._root}/{destination}{slash}",
+            "overwrite": "T" if replace else "F",
+        }
+        return await self._unlocked("MOVE", source + slash, headers)
+
+    async def claim(self, path: str) -> Response:
+        """Ask for a new folder *path*."""
+        return await self._unlocked("MKCOL", f"{path}/", {})
+
+    async def _unlocked(self, method: str, path: str, headers: Mapping[str, str]) -> Response:
+        """Ask, again while another request has the resource locked, which takes milliseconds."""
+        reply = await self.ask(method, path, headers=headers)
+        for _ in range(_LOCK_TRIES):
+            if reply.status != 423:
+                break
+            await trio.sleep(clock.uniform(0, _LOCK_WAIT))
+            reply = await self.ask(method, path, headers=headers)
+        return reply
 
     async def place(self, data: Buffer, path: str, *, replace: bool) -> None:
         """Store *data* as the file *path*, whole or not at all; its folders are made.
