@@ -254,7 +254,8 @@ def _mount() -> Iterable[Option]:
     yield Option(
         "fsname",
         "mount",
-        "What df and mount show as the source; default the URL.",
+        "What df and mount show as the source; default the URL, with `%3A` for its colon: programs"
+        " take a source with a colon for a remote one.",
         as_text,
         "fsname",
         example="home",
@@ -337,7 +338,8 @@ def _ignored() -> Iterable[Option]:
 
 
 _REFUSED = {
-    "remount": "a megafs mount cannot be changed while it runs: unmount it and mount it again",
+    "remount": "mount -o remount changes ro, rw and the kernel's flags of what is mounted; the rest"
+    " of a megafs mount cannot be changed while it runs: unmount it and mount it again",
     "bind": "a bind mount is made by mount --bind, not by megafs",
     "rbind": "a bind mount is made by mount --rbind, not by megafs",
     "move": "a mount is moved by mount --move, not by megafs",
