@@ -1,4 +1,4 @@
-"""What tasks share: the one door to threads, background tasks, a nursery that raises one error.
+"""Concurrency: the one door to threads, background tasks, a nursery that raises one error.
 
 trio's autojump clock takes a running worker thread for idleness and jumps ahead, so every hop
 goes through `offload()`, which the tests run in place (`in_place()`).  A hop costs 90 to 170
@@ -86,7 +86,7 @@ async def one_error_nursery() -> AsyncIterator[trio.Nursery]:
 
 
 class Background:
-    """Starts tasks that end with whoever runs this, a mount mostly.
+    """Starts tasks that end when the block of `running` does.
 
     Made before the parts that start tasks, and run (`running`) when all of them are there.
     """

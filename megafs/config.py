@@ -1,4 +1,4 @@
-"""What can be chosen: once for a volume (`Parameters`), or for each mount (`Settings`).
+"""Choices of the user: once for a volume (`Parameters`), or for each mount (`Settings`).
 
 Parameters are recorded in the volume's header, authenticated, and never change the meaning of data
 already written.  Settings are read from a file, the environment and ``-o`` options, in that order;
@@ -36,7 +36,7 @@ Atime = Literal["noatime", "relatime", "strictatime"]
 
 
 class Parameters(Struct, frozen=True):
-    """What was decided when the volume was made.  Sizes in bytes.
+    """Choices made for good when the volume was made.  Sizes in bytes.
 
     chunk_size: the most plaintext that is sealed as one unit; a power of two, 16 KiB to 1 MiB.
     pack_size: chunks are collected up to about this size before they go to the store.
@@ -56,13 +56,14 @@ class Parameters(Struct, frozen=True):
 
 
 class Settings(Struct, frozen=True):
-    """What one mount was asked for.  Sizes in bytes, times in seconds.
+    """Choices for one mount.  Sizes in bytes, times in seconds.
 
     fsync, consistency, atime: see their types.
     entry_timeout, attr_timeout: how long the kernel may believe a name or attributes; other mounts'
         changes invalidate them as they are applied, so these only bound the damage of an
         invalidation that was lost.
     negative_timeout: how long the kernel may believe that a name does not exist.
+    pack_size: at which packs are cut, instead of what the volume says.
     uid, gid, umask: what every file is shown with, instead of what is recorded.
     """
 
@@ -83,6 +84,7 @@ class Settings(Struct, frozen=True):
     uploads: int = 12
     downloads: int = 24
     readahead: int = 8 * MIB
+    pack_size: int | None = None
     entry_timeout: float = 60.0
     attr_timeout: float = 60.0
     negative_timeout: float = 1.0
@@ -121,7 +123,7 @@ def parse_duration(text: str) -> float:
 
 
 def state_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
-    """Where state is kept by default: what must survive a reboot.
+    """The default state directory, for files that must survive a reboot.
 
     MEGAFS_STATE_DIR, else /var/lib/megafs for root, else $XDG_STATE_HOME/megafs.
     """
@@ -131,7 +133,7 @@ def state_home(environ: Mapping[str, str] | None = None, *, root: bool | None = 
 
 
 def cache_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
-    """Where the cache is kept by default: what may be deleted at any time.
+    """The default cache directory, for files that may be deleted at any time.
 
     MEGAFS_CACHE_DIR, else /var/cache/megafs for root, else $XDG_CACHE_HOME/megafs.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names of new files durable: a power cut may take them with the bytes left behind."""
+    """Make the names of new files durable: a power cut may take a name and leave the bytes."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

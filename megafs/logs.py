@@ -1,8 +1,10 @@
 """Where log lines go, and what they must never hold.
 
 stderr, with systemd's priority prefixes (``<3>``, sd-daemon(3)) when that is the journal; syslog;
-or a file.  Every line passes `redacted`, the last of several guards: no text in megafs is made from
-a passphrase, a key, a token or a signed URL in the first place.
+or a file.  A record is one line, whatever names and answers of servers its text holds
+(megafs/printable.py); the lines of a traceback follow it, indented.  Every line passes `redacted`,
+the last of several guards: no text in megafs is made from a passphrase, a key, a token or a signed
+URL in the first place.
 """
 
 from __future__ import annotations
@@ -12,9 +14,14 @@ import logging
 import logging.handlers
 import os
 import re
+import stat
 import sys
 from collections.abc import Mapping
+from io import TextIOWrapper
 from pathlib import Path
+
+from megafs.printable import indented, printable
+from megafs.private_files import others_may_write
 
 # Compiled when the first line is written: they take 3 ms, of every start.
 _SECRETS = (
@@ -54,12 +61,37 @@ def redacted(text: str) -> str:
     return text
 
 
-class _Redacting(logging.Formatter):
+class _Escaping(logging.Formatter):
+    """A record's text on one line, its traceback indented below it, without secrets."""
+
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        record.message = record.getMessage()
+        if self.usesTime():
+            record.asctime = self.formatTime(record, self.datefmt)
+        lines = [printable(self.formatMessage(record))]
+        if record.exc_info:
+            lines += indented(self.formatException(record.exc_info))
+        if record.stack_info:
+            lines += indented(self.formatStack(record.stack_info))
+        return redacted("\n".join(lines))
 
 
-class _Journal(_Redacting):
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A file for the owner alone, each time anew after it was rotated away."""
+
+    def _open(self) -> TextIOWrapper:
+        # A link is the administrator's to make, not anybody's in /tmp.
+        link = os.O_NOFOLLOW if others_may_write(os.path.dirname(self.baseFilename)) else 0
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | link
+        fd = os.open(self.baseFilename, flags | os.O_NONBLOCK, 0o600)
+        os.set_blocking(fd, True)
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
+            os.fchmod(fd, 0o600)
+        return TextIOWrapper(open(fd, "ab"), self.encoding, self.errors)
+
+
+class _Journal(_Escaping):
     """Every line with its priority, so that a traceback is not one error and fifty notices."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -108,18 +140,19 @@ def _handler(target: str, environ: Mapping[str, str]) -> logging.Handler:
             "/dev/log", facility=logging.handlers.SysLogHandler.LOG_DAEMON
         )
         handler.ident = f"megafs[{os.getpid()}]: "
-        handler.setFormatter(_Redacting("%(message)s"))
+        handler.setFormatter(_Escaping("%(message)s"))
     elif target == "terminal":
         handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_Redacting("megafs: %(message)s"))
+        handler.setFormatter(_Escaping("megafs: %(message)s"))
     elif target == "stderr":
         handler = logging.StreamHandler(sys.stderr)
         if in_journal(environ):
             handler.setFormatter(_Journal("%(name)s: %(message)s"))
         else:
-            handler.setFormatter(_Redacting("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+            handler.setFormatter(_Escaping("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
     else:
-        handler = logging.handlers.RotatingFileHandler(target, maxBytes=FILE_SIZE, backupCount=2)
-        os.chmod(target, 0o600)
-        handler.setFormatter(_Redacting("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+        handler = _LogFile(
+            target, maxBytes=FILE_SIZE, backupCount=2, encoding="utf-8", errors="backslashreplace"
+        )
+        handler.setFormatter(_Escaping("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
     return handler

@@ -1,10 +1,10 @@
 """One chunk: a piece of a file's contents, sealed for its offset in a pack.
 
-What is sealed is:  length of the data u32 big-endian | codec u8 | the data, perhaps compressed.
+The plaintext is:  length of the data u32 big-endian | codec u8 | the data, perhaps compressed.
 Codecs: 0 as it is, 1 zstd.  The key is derived from the pack's random id and the chunk's offset
 in it, and both are in the context, so a chunk opens only where it was put.  A pack is sealed
-chunks, one behind the other, then random bytes up to a Padmé size: it tells nothing of the sizes
-of files.
+chunks, one behind the other, then random bytes up to a Padmé size, which does not tell the sizes of
+files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_CHUNK: Final = 1 << 20
 
 
 def pack_name(name: bytes) -> str:
-    """What the store calls the pack with this random id."""
+    """The object name of the pack with this random id."""
     digits = name.hex()
     return f"packs/{digits[:2]}/{digits}"
 
@@ -76,7 +76,7 @@ def is_plain(extent: Extent) -> bool:
 def part_opener(
     pack_key: bytes, fsid: bytes, epoch: int, pack: bytes, extent: Extent, header: bytes
 ) -> aead.PartOpener:
-    """What opens parts of a chunk; header: its first `aead.HEADER_SIZE` sealed bytes.
+    """Return an opener for parts of a chunk.  header: its first `aead.HEADER_SIZE` sealed bytes.
 
     A byte at some offset of the data lies `HEAD.size` further on in the plaintext.
     """

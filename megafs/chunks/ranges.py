@@ -22,7 +22,7 @@ class Located(Protocol):
 
 
 class SealedRange(NamedTuple):
-    """Where a sealed chunk lies, when no more of it is needed."""
+    """The location of a sealed chunk, for whoever needs nothing else of its extent."""
 
     pack: int
     offset: int

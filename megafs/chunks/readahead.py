@@ -1,10 +1,10 @@
 """Read-ahead: which bytes of a file a program will want next.  A pure plan, no I/O.
 
 A handle that reads on from where it stopped gets a window that grows eightfold with every hit up
-to a limit, and closes on the first jump.  The limit itself grows while the reader still catches up
-with what is under way: then the line is longer or faster than the window.  The kernel sends the
-requests of its own read-ahead from several threads, so one that comes a little early or late still
-counts as sequential.
+to a limit, and closes on the first jump.  The limit itself grows while the reader still has to wait
+for bytes that are under way: then the line is longer or faster than the window.  The kernel sends
+the requests of its own read-ahead from several threads, so one that comes a little early or late
+still counts as sequential.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ReadAhead(Struct):
             self.limit = min(self.most, self.limit * 2)
 
     def jumped(self, end: int) -> None:
-        """A read that ended at *end* was answered without asking here; it did not go on."""
+        """Note a read that ended at *end*, after a jump, and that was answered without `after`."""
         self._window = 0
         self._fetched = self._next = end
 

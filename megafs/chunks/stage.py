@@ -1,12 +1,13 @@
 """Packs on their way to the store: sealed chunks collect in files of the state directory.
 
-A pack file `<number>-<random id>-<epoch>` (hex) grows as chunks are sealed into it; at its target
-size, or when a commit wants what is in it, it is cut: padded, uploaded whole in one put, and
-removed once a commit names it: should this machine be away for long in between, and the garbage
-collector of another take the pack for nobody's, it is uploaded again.  Until then reads of its
-chunks are answered from the file.  Nothing in it is plaintext.  What lies here survives kill -9;
-after `sync`, a power cut.  Small chunks need no sync of their pack: they travel in the log of
-operations with what names them (unlogged.py), and come back from there (`restore`).
+A pack file `<number>-<random id>-<epoch>` (hex) grows as chunks are sealed into it.  At its target
+size, or when a commit needs its chunks, it is cut: padded, and uploaded whole in one put.  The file
+stays until a commit names the pack, for two reasons: reads of its chunks are answered from it, and
+if this machine is away so long that another one's gc removes the pack, it is uploaded again.
+
+Pack files hold no plaintext.  They survive kill -9, and a power cut after `sync`.  Small chunks
+need no sync of their pack: the log of operations carries them beside the operation that names them
+(unlogged.py), and they are written back into the pack from there (`restore`).
 
 Order: a pack is in the store before any commit names it (docs/ordering.md); `blocked` tells the
 writer which packs are not.
@@ -26,13 +27,14 @@ from msgspec import Struct
 
 from megafs import clock
 from megafs.chunks import codec as chunk_format
+from megafs.chunks.pack_size import PackSize
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import offload, one_error_nursery
 from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
-from megafs.errors import Corrupt, Exists, Fault, Full, StoreError
+from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, TooLarge
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -53,8 +55,8 @@ _WORTH = 2 << 20
 #: Bytes after which the disk is asked again how much is free: a statvfs(2) takes 4 us on a local
 #: disk and may take far longer on others, beside the 20 us of a small write.
 _ROOM_STEP = 4 << 20
-#: Plaintext that is sealed before the size of the open pack is looked at again.
-_GROUP = 2 << 20
+# What sealing adds to a chunk is less.
+_SEAL = 64
 
 
 class Adopter(Protocol):
@@ -64,7 +66,8 @@ class Adopter(Protocol):
 
 
 class StagedPack(Struct):
-    """One pack file.  size: bytes given out to chunks; busy: puts that may still write into it.
+    """One pack file.  size: bytes given out to chunks; promised: the most that they can become with
+    what is being sealed; busy: puts that may still write into it.
 
     stored: when the store took it, in seconds since 1970.  adopted: being taken over by the cache,
     which wants the file.
@@ -77,6 +80,7 @@ class StagedPack(Struct):
     fd: int
     key: bytes
     size: int = 0
+    promised: int = 0
     busy: int = 0
     cut: bool = False
     stored: float = 0.0
@@ -103,21 +107,21 @@ class PackRegistry(Protocol):
 class StageLimits(Struct, frozen=True):
     """How packs are made, and how much of the machine they may take.  Sizes in bytes.
 
-    pack_size: a pack is cut when it is about as large.  compress: chunks, where that helps.
+    pack_size: at which a pack is cut.  compress: chunks, where that helps.
     staged: packs that may wait for the store.  min_free: what must stay free on the disk.
     uploads: packs that may be in memory at once, on their way.
     """
 
-    pack_size: int
+    pack_size: PackSize
     compress: bool
     staged: int
     min_free: int
     uploads: int
 
     @classmethod
-    def of(cls, params: Parameters, settings: Settings) -> StageLimits:
+    def of(cls, params: Parameters, settings: Settings, pack_size: PackSize) -> StageLimits:
         return cls(
-            params.pack_size,
+            pack_size,
             params.compression == "zstd",
             settings.stage_limit,
             settings.stage_min_free,
@@ -275,9 +279,10 @@ class Stage:
         """
         results: list[Extent] = []
         first = 0
+        group = self._limits.pack_size.group
         while first < len(pieces):
             last, size = first, 0
-            while last < len(pieces) and (last == first or size < _GROUP):
+            while last < len(pieces) and (last == first or size < group):
                 size += len(pieces[last])
                 last += 1
             results.extend(await self._put_group(pieces[first:last], size))
@@ -288,7 +293,7 @@ class Stage:
         self, pieces: list[bytes | bytearray | memoryview], size: int
     ) -> list[Extent]:
         """Seal pieces, *size* bytes in all, into the open pack."""
-        pack = self._ready()
+        pack = self._ready(size + len(pieces) * _SEAL)
         pack.busy += 1  # from here on an upload of this pack waits for us
         try:
             if size < _OFFLOAD_FROM:
@@ -312,11 +317,18 @@ class Stage:
     def _wanted(self) -> int:
         """The size at which the open pack is cut: less while the line would only wait for it."""
         idle = not self.uploading and not self._queue
-        return min(self._limits.pack_size, _WORTH) if idle else self._limits.pack_size
+        size = self._limits.pack_size.size
+        return min(size, _WORTH) if idle else size
 
-    def _ready(self) -> StagedPack:
-        """The open pack, a new one if need be."""
+    def _ready(self, size: int) -> StagedPack:
+        """The open pack, a new one if need be, with room for *size* bytes more."""
         pack = self._open
+        if pack is not None:
+            if pack.promised + size > self._limits.pack_size.size + self._limits.pack_size.group:
+                self.cut()
+                pack = None
+            else:
+                pack.promised += size
         if pack is None:
             number = self._registry.number()
             name = clock.random_bytes(16)
@@ -327,6 +339,7 @@ class Stage:
             except OSError as exc:
                 raise Full(f"{self._directory}: {exc.strerror}") from exc
             pack = StagedPack(number, name, epoch, path, fd, self._keyring.pack_key(name, epoch))
+            pack.promised = size
             self._new_files = True
             self._registry.announce_pack(number, name, epoch)
             self._packs[number] = pack
@@ -409,7 +422,7 @@ class Stage:
     def cut(self) -> None:
         """Send the open pack, if there is anything in it, as soon as its chunks are written."""
         pack = self._open
-        if pack is None or pack.size == 0:
+        if pack is None or not (pack.size or pack.busy):
             return
         pack.cut = True
         self._open = None
@@ -478,6 +491,9 @@ class Stage:
             await self._store.put_new(name, data)
         except Exists:
             there = b""
+        except TooLarge:
+            self._limits.pack_size.refused(len(data))
+            raise
         if there is not None:
             # An earlier process stored it and died before it could note that; the name is random.
             # What it padded it with was random too, so only what chunks lie in is compared.
@@ -551,7 +567,7 @@ class Stage:
 
 
 async def _shared(work: Callable[[int], T], count: int) -> list[T]:
-    """What *work* makes of 0 to *count* - 1, in two threads: more gain nothing."""
+    """The results of *work* for 0 to *count* - 1, in two threads: more gain nothing."""
     made: dict[int, T] = {}
 
     def some(first: int) -> None:

@@ -188,7 +188,7 @@ class ChunkStore:
                 if opener is None:
                     return None
             begin, stop = start + chunk_format.HEAD.size, end + chunk_format.HEAD.size
-            at, upto = opener.place(begin, stop)
+            at, upto = opener.sealed_range(begin, stop)
             sealed = self._peek(pack, extent.offset + at, upto - at)
             return None if sealed is None else opener.open(begin, stop, sealed)
         except Corrupt:

@@ -13,7 +13,7 @@ LIMIT = 4 << 20
 
 
 class UnloggedChunks:
-    """What `Stage` gives and `Replica` takes; by pack and offset."""
+    """Sealed chunks by pack and offset: `Stage` adds them, `Replica` takes them."""
 
     def __init__(self) -> None:
         self._sealed: dict[tuple[int, int], bytes] = {}
@@ -32,7 +32,7 @@ class UnloggedChunks:
         return full
 
     def take(self, extent: Extent) -> bytes | None:
-        """The sealed chunk, if it has to go into the log of operations with what names it."""
+        """Take out the sealed chunk of *extent*; None if its pack is synced instead."""
         sealed = self._sealed.pop((extent.pack, extent.offset), None)
         if sealed is not None:
             self._size -= len(sealed)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec.structs import replace
 
 from megafs.cli import arguments, output
 from megafs.config import DEFAULT_QUOTA, Parameters, parse_size
@@ -83,8 +84,12 @@ def command(
 
     from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import format_volume
+    from megafs.volume.header import check_parameters
 
     settings = chosen.settings
+    if settings.pack_size is not None:
+        parameters = replace(parameters, pack_size=settings.pack_size)
+    check_parameters(parameters)
     profile = kdf or os.environ.get("MEGAFS_KDF") or "default"
 
     def show(made: Formatted) -> None:
@@ -156,7 +161,7 @@ def _show(url: str, made: Formatted, no_recovery_key: bool) -> None:
     how = "as Mega gave everyone" if quota == DEFAULT_QUOTA else ""
     output.show(f"volume {made.fsid.hex()} made at {url}")
     output.show(
-        output.rows(
+        *output.rows(
             [
                 ("quota", f"{output.size(quota)}{f' ({how})' if how else ''}"),
                 ("chunk size", f"{made.parameters.chunk_size >> 10} KiB"),
@@ -172,8 +177,12 @@ def _show(url: str, made: Formatted, no_recovery_key: bool) -> None:
         )
     if not no_recovery_key:
         output.show(
-            "\nRecovery key, shown this once. It opens the volume without the passphrase; write it"
-            "\ndown with the volume's id and keep it away from this machine:\n"
-            f"\n    {made.recovery_key}\n    volume {made.fsid.hex()}\n"
+            "",
+            "Recovery key, shown this once. It opens the volume without the passphrase; write it",
+            "down with the volume's id and keep it away from this machine:",
+            "",
+            f"    {made.recovery_key}",
+            f"    volume {made.fsid.hex()}",
+            "",
         )
     sys.stdout.flush()

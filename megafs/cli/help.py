@@ -19,10 +19,11 @@ def command(ctx: click.Context, topic: str | None) -> None:
     if topic == "exit-codes":
         from megafs.cli.main import EXIT_CODES
 
-        output.show("\n".join(f"{code:>4}  {text}" for code, text in EXIT_CODES))
+        output.show(*(f"{code:>4}  {text}" for code, text in EXIT_CODES))
         output.show(
-            "\nmount.megafs, which mount(8) calls, uses mount(8)'s codes instead:"
-            " 1 usage, 4 bug, 8 interrupted, 32 failed."
+            "",
+            "mount.megafs, which mount(8) calls, uses mount(8)'s codes instead:"
+            " 1 usage, 4 bug, 8 interrupted, 32 failed.",
         )
     elif topic == "options":
         from megafs.mount.option_table import OPTIONS
@@ -40,19 +41,19 @@ def command(ctx: click.Context, topic: str | None) -> None:
             names = [o for o in OPTIONS.values() if o.kind == kind]
             for option in names:
                 value = f"={option.example}" if option.value is not None else ""
-                output.show(f"  {option.name}{value}\n      {option.text.replace('`', '')}")
+                output.show(f"  {option.name}{value}", f"      {option.text.replace('`', '')}")
             output.show("")
         for driver in DRIVERS.values():
             if driver.described:
                 output.show(f"Of {driver.prefix} stores:")
             for own in driver.described:
                 text = own.text.replace("`", "")
-                output.show(f"  {own.name}={own.example}\n      {text}")
+                output.show(f"  {own.name}={own.example}", f"      {text}")
     elif topic == "passphrase":
         from megafs.cli import passphrase
 
-        output.show((passphrase.__doc__ or "").strip())
+        output.show(*(passphrase.__doc__ or "").strip().splitlines())
     else:
         assert ctx.parent is not None
-        output.show(ctx.parent.get_help())
-        output.show(f"\nmegafs help TOPIC, with TOPIC one of {', '.join(TOPICS)}")
+        output.show(*ctx.parent.get_help().splitlines(), "")
+        output.show(f"megafs help TOPIC, with TOPIC one of {', '.join(TOPICS)}")

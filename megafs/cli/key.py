@@ -68,9 +68,10 @@ def list_slots(
 ) -> None:
     """List the key slots of the volume at URL, as the store shows them; asks for no passphrase."""
     from megafs.volume import header_store
+    from megafs.volume.unlock import load_header
 
     chosen = arguments.mount_options(url, options, state_dir=state_dir, cache_dir=cache_dir)
-    header = _with_store(url, chosen, header_store.load)
+    header = _with_store(url, chosen, lambda store: load_header(store, url, chosen.settings))
     slots = header_store.list_slots(header)
     if as_json:
         output.show_json(
@@ -83,7 +84,7 @@ def list_slots(
         return
     output.show(f"volume {header.fsid.hex()}, key header {header.generation}")
     output.show(
-        output.table(
+        *output.table(
             ["SLOT", "KIND", "MADE", "COST", "LABEL"],
             [
                 [
@@ -380,5 +381,5 @@ def _show_change(changed: Changed, as_json: bool) -> None:
         return
     output.show(changed.text)
     if changed.recovery:
-        output.show(f"\nRecovery key, shown this once:\n\n    {changed.recovery}\n")
+        output.show("", "Recovery key, shown this once:", "", f"    {changed.recovery}", "")
     sys.stdout.flush()

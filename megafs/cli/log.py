@@ -74,7 +74,7 @@ def command(
         ]
         heads = ["commit", "time", "host", "what", ""]
     if lines:
-        output.show(output.table(heads, lines))
+        output.show(*output.table(heads, lines))
     if result.more:
         output.note(f"there is more: --limit {limit} ends it here")
     if result.cut_short:

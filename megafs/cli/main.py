@@ -20,6 +20,8 @@ import megafs
 from megafs import garbage
 from megafs.cli import output
 from megafs.errors import BadUsage, MegafsError, leaf
+from megafs.hardening import protect_memory
+from megafs.printable import indented
 
 #: name: (module, what it does)
 COMMANDS = {
@@ -118,6 +120,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit."""
+    protect_memory()
     args = list(sys.argv[1:] if argv is None else argv)
     sys.exit(run(args))
 
@@ -154,7 +157,8 @@ def report_error(exc: BaseException, *, as_json: bool, debug: bool) -> int:
     code = cause.exit_code if isinstance(cause, MegafsError) else MegafsError.exit_code
     text = str(cause) if ours else f"{type(cause).__name__}: {cause}"
     if debug:
-        traceback.print_exception(exc)
+        for line in indented("".join(traceback.format_exception(exc))):
+            sys.stderr.write(f"{line}\n")
     if as_json and not output.document_is_out:
         output.show_json({"error": {"text": text, "exit_code": code, "kind": type(cause).__name__}})
         return code

@@ -1,6 +1,8 @@
-"""What people and programs see.
+"""Output of the commands, for people and for programs.
 
 Results go to stdout, everything else to stderr; every line on stderr starts with ``megafs: ``.
+Names and texts come from other machines and from the store, so what would move the cursor or begin
+a line of its own is shown escaped (megafs/printable.py): pass each line by itself.
 With --json stdout holds exactly one JSON document, an error included.  Colours and moving bars only
 on a terminal; elsewhere progress is a plain line every few seconds.  rich is imported when needed.
 """
@@ -15,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from megafs import clock
+from megafs.printable import printable
 
 #: Seconds between two lines of progress where there is no terminal.
 LINE_EVERY = 5.0
@@ -26,10 +29,10 @@ PREFIX = "megafs: "
 document_is_out = False
 
 
-def note(text: str) -> None:
+def note(*lines: str) -> None:
     """Tell the user something on stderr."""
-    for line in text.splitlines() or [""]:
-        sys.stderr.write(f"{PREFIX}{line}\n")
+    for line in lines:
+        sys.stderr.write(f"{PREFIX}{printable(line)}\n")
     sys.stderr.flush()
 
 
@@ -38,9 +41,10 @@ def warn(text: str) -> None:
     note(f"warning: {text}")
 
 
-def show(text: str) -> None:
+def show(*lines: str) -> None:
     """Print a result."""
-    sys.stdout.write(text + "\n")
+    for line in lines:
+        sys.stdout.write(printable(line) + "\n")
 
 
 def show_json(value: Any) -> None:
@@ -51,19 +55,20 @@ def show_json(value: Any) -> None:
     sys.stdout.flush()
 
 
-def rows(pairs: list[tuple[str, str]], indent: str = "  ") -> str:
+def rows(pairs: list[tuple[str, str]], indent: str = "  ") -> list[str]:
     """Return *pairs* as lines with aligned values."""
     width = max((len(name) for name, _ in pairs), default=0)
-    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in pairs)
+    return [f"{indent}{name:<{width}}  {value}" for name, value in pairs]
 
 
-def table(heads: list[str], lines: list[list[str]]) -> str:
-    """Return a plain table."""
-    widths = [max(len(line[i]) for line in [heads, *lines]) for i in range(len(heads))]
-    return "\n".join(
+def table(heads: list[str], lines: list[list[str]]) -> list[str]:
+    """Return the lines of a plain table."""
+    shown = [[printable(cell) for cell in line] for line in [heads, *lines]]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [heads, *lines]
-    )
+        for line in shown
+    ]
 
 
 def size(n: float | None) -> str:
@@ -102,7 +107,7 @@ OnStep = Callable[[int, str], None]
 
 @contextmanager
 def progress(title: str) -> Iterator[OnStep]:
-    """Show how something gets on: call what this gives with (what is left, text beside it).
+    """Show progress for the block; yields a function to call with (bytes left, text beside them).
 
     The whole is the most that was ever left, since more may be added while it works.
     """
@@ -141,7 +146,7 @@ def _bar(title: str) -> Iterator[OnStep]:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[beside]}"),
+        TextColumn("{task.fields[beside]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
@@ -151,6 +156,6 @@ def _bar(title: str) -> Iterator[OnStep]:
         def step(left: int, text: str) -> None:
             nonlocal whole
             whole = max(whole, left)
-            bar.update(task, total=whole, completed=whole - left, beside=text)
+            bar.update(task, total=whole, completed=whole - left, beside=printable(text))
 
         yield step

@@ -8,6 +8,7 @@
 Never the command line itself.  From files and commands the first line counts, without its end.
 """
 
+# `megafs help passphrase` prints the text above.
 from __future__ import annotations
 
 import ctypes
@@ -21,6 +22,7 @@ from pathlib import Path
 from megafs.cli import output
 from megafs.errors import BadUsage
 from megafs.mount.options import Secrets
+from megafs.printable import printable
 from megafs.volume.header import Credential
 
 VARIABLE = "MEGAFS_PASSPHRASE"
@@ -202,6 +204,7 @@ def _has_terminal() -> bool:
 def _asked(prompt: str, *, new: bool, may_be_empty: bool) -> str:
     if not _has_terminal():
         raise BadUsage(f"no passphrase, and no terminal to ask for one: {WAYS}")
+    prompt = printable(prompt)
     hint = " (empty: the key file alone)" if may_be_empty else ""
     while True:
         try:

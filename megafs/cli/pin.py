@@ -36,7 +36,7 @@ def command(path: str, listing: bool, as_json: bool, **given: Any) -> int:
     if as_json:
         run_job.show_json(listed)
     else:
-        output.show("\n".join(lines) or "nothing is pinned")
+        output.show(*(lines or ["nothing is pinned"]))
     return 0
 
 

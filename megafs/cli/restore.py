@@ -54,7 +54,7 @@ def command(
 
 
 def restored_line(target: VolumePath, result: RestoreResult) -> str:
-    """What came back, as one line."""
+    """The restored path and its origin, as one line."""
     parts = []
     for number, one, many in (
         (result.directories, "directory", "directories"),

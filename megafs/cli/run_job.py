@@ -22,6 +22,7 @@ from megafs.config import Settings
 from megafs.jobs.messages import Damage, JobKind, as_message
 from megafs.mount import control_client
 from megafs.mount.control_messages import JobRequest
+from megafs.printable import printable
 from megafs.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
@@ -154,14 +155,16 @@ def _bar(title: str) -> Iterator[OnProgress]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[beside]}"),
+        TextColumn("{task.fields[beside]}", markup=False),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
         task = bar.add_task(title, total=None, beside="")
 
         def update(now: Progress) -> None:
-            bar.update(task, total=now.total or None, completed=now.done, beside=now.text)
+            bar.update(
+                task, total=now.total or None, completed=now.done, beside=printable(now.text)
+            )
 
         yield update
 

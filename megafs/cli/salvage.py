@@ -55,8 +55,9 @@ def command(
     opened_by = credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     if mountpoint is not None:
-        from megafs.mount import salvage_mount
+        from megafs.mount import daemon, salvage_mount
 
+        daemon.harden()
         salvage_mount.run(url, mountpoint, opened_by, chosen.settings, at, output.note)
         return 0
     assert to is not None

@@ -46,7 +46,7 @@ def listing(where: str, as_json: bool, **given: Any) -> int:
         run_job.show_json(result)
     elif result.snapshots:
         output.show(
-            output.table(
+            *output.table(
                 ["name", "time", "commit"],
                 [
                     [row.name, output.moment(row.time), str(row.sequence)]

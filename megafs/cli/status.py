@@ -42,18 +42,19 @@ def command(mountpoint: str | None, metrics: bool, as_json: bool) -> None:
         if as_json:
             output.show_json([_json_of(record) for record in found])
         elif found:
-            output.show("\n\n".join(_text(_status_of(record)) for record in found))
+            for i, record in enumerate(found):
+                output.show(*([""] if i else []), *_lines(_status_of(record)))
         else:
             output.note("nothing is mounted by this user")
         return
     record = _find(mountpoint)
     if metrics:
         numbers = control_client.ask(record, MetricsRequest(), MetricsResult, patience=PATIENCE)
-        output.show(numbers.text.rstrip("\n"))
+        output.show(*numbers.text.splitlines())
     elif as_json:
         output.show_json(_ask(record, JsonObject))
     else:
-        output.show(_text(_ask(record, MountStatus)))
+        output.show(*_lines(_ask(record, MountStatus)))
 
 
 def _find(path: str) -> MountRecord:
@@ -125,13 +126,13 @@ def _state_unanswered(record: MountRecord) -> str:
     return "not answering" if is_alive(record) else "dead"
 
 
-def _text(status: MountStatus) -> str:
+def _lines(status: MountStatus) -> list[str]:
     heading = f"{status.mountpoint}  {status.url}"
     if status.sequence is None:
         pairs = [("state", f"{status.state} (process {status.pid})")]
         if status.state == "dead":
             pairs.append(("", f"megafs umount {status.mountpoint} cleans up"))
-        return f"{heading}\n{output.rows(pairs)}"
+        return [heading, *output.rows(pairs)]
     pairs = [
         ("state", _state(status)),
         ("head", _head(status)),
@@ -149,7 +150,7 @@ def _text(status: MountStatus) -> str:
     for entries, title in ((status.conflicts, "conflict"), (status.errors, "error")):
         for entry in entries[-5:]:
             pairs.append((title, f"{output.ago(entry.time)}: {entry.text}"))
-    return f"{heading}\n{output.rows(pairs)}"
+    return [heading, *output.rows(pairs)]
 
 
 def _head(status: MountStatus) -> str:

@@ -150,12 +150,12 @@ class _Waiting:
         except MegafsError:
             return
         output.note(
-            f"the store takes nothing: {now.error}\n"
+            f"the store takes nothing: {now.error}",
             f"{output.size(now.staged_bytes)} and {now.pending_operations} operations are safe in"
-            f" {status.state_dir} on this machine, and go to the store when it takes them\n"
-            "this waits for the store; Ctrl-C leaves it mounted\n"
-            f"megafs umount --lazy {at} takes the directory away and goes on sending\n"
-            f"megafs umount --force {at} ends the mount; the next mount sends what is left"
+            f" {status.state_dir} on this machine, and go to the store when it takes them",
+            "this waits for the store; Ctrl-C leaves it mounted",
+            f"megafs umount --lazy {at} takes the directory away and goes on sending",
+            f"megafs umount --force {at} ends the mount; the next mount sends what is left",
         )
 
 

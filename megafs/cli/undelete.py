@@ -68,7 +68,7 @@ def command(
         for item in result.removed
     ]
     if lines:
-        output.show(output.table(["removed", "host", "size", "", "what", ""], lines))
+        output.show(*output.table(["removed", "host", "size", "", "what", ""], lines))
     else:
         output.note(f"nothing was removed below {target.as_typed(target.path)}")
     if result.more:

@@ -43,7 +43,7 @@ class VolumePath(Struct, frozen=True):
 
 
 def of(where: str, path: str | None) -> VolumePath:
-    """What WHERE and PATH mean together.
+    """The volume and the path inside it that WHERE and PATH name together.
 
     moment: what a path below .megafs/snapshots names, "monday" in .megafs/snapshots/monday/f.
     """

@@ -153,8 +153,8 @@ class PartOpener:
         self._base = int.from_bytes(derived[KEY_SIZE : KEY_SIZE + _NONCE], "big")
         self._size = size
 
-    def place(self, start: int, end: int) -> tuple[int, int]:
-        """Where the segments that hold plaintext [start, end) lie in the sealed bytes: [from, to).
+    def sealed_range(self, start: int, end: int) -> tuple[int, int]:
+        """The range [from, to) of the sealed bytes that holds the plaintext [start, end).
 
         0 <= start < end <= the size of the plaintext.
         """
@@ -163,8 +163,8 @@ class PartOpener:
         return _HEADER + first * (_SEGMENT + _TAG), min(stop, self._size)
 
     def open(self, start: int, end: int, sealed: Buffer) -> bytes | memoryview:
-        """The plaintext [start, end), given what lies at `place(start, end)`."""
-        at, stop = self.place(start, end)
+        """The plaintext [start, end), given what lies at `sealed_range(start, end)`."""
+        at, stop = self.sealed_range(start, end)
         first = start // _SEGMENT
         if len(sealed) != stop - at:
             raise self._corrupt()

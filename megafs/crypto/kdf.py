@@ -46,7 +46,7 @@ PASSPHRASE_MAX: Final = 1024
 
 
 class Cost(Struct, frozen=True):
-    """What one guess costs.  time: passes over the memory.  memory: KiB.  lanes: threads."""
+    """The cost of one guess.  time: passes over the memory.  memory: KiB.  lanes: threads."""
 
     time: int
     memory: int
@@ -112,7 +112,7 @@ def normalised(passphrase: str) -> bytes:
 
 
 class Task(SecretStruct, frozen=True):
-    """What one guess is made of: the arguments of Argon2id, checked."""
+    """The arguments of Argon2id for one guess, checked."""
 
     data: bytes
     salt: bytes
@@ -153,7 +153,7 @@ def derive(task: Task) -> bytes:
 
 
 def no_memory(cost: Cost) -> str:
-    """What to say where a key cannot be derived."""
+    """The error text for a key that cannot be derived for want of memory."""
     return (
         f"the key slot needs {cost.memory >> 10} MiB of memory to open, and this machine "
         "cannot give them now; add a slot with the low-memory profile elsewhere"

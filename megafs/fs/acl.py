@@ -25,7 +25,7 @@ _UNDEFINED_ID = 0xFFFFFFFF
 
 
 class AclEntry(NamedTuple):
-    """Who (tag and id), and which of rwx (4, 2, 1)."""
+    """One entry: a tag and an id say for whom, the permissions are of rwx (4, 2, 1)."""
 
     tag: int
     permissions: int

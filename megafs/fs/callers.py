@@ -1,4 +1,4 @@
-"""What the kernel knows of a caller and its request does not say: groups and capabilities.
+"""A caller's groups and capabilities, which a FUSE request does not carry.
 
 A FUSE request names a user, one group and a thread.  The rest is read from /proc/TID/status
 (proc(5)): the thread waits for our answer, so it is still there.  Where it cannot be read (the

@@ -1,6 +1,6 @@
-"""What the families of operations of a filesystem share.
+"""The state that all families of operations of a filesystem share.
 
-The parts below, the data of the files in use, and what the kernel knows.
+The parts below it, the data of the files in use, and the inodes that the kernel knows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megafs.tree.inode import Inode
 
 
 class Below(Struct, frozen=True):
-    """What a filesystem stands on."""
+    """The parts that a filesystem stands on."""
 
     replica: ReplicaPort
     chunks: ChunkStore

@@ -1,4 +1,4 @@
-"""What was written to one block of a file and has not been flushed yet.
+"""The bytes that were written to one block of a file and are not flushed yet.
 
 A block is as long as the volume's chunks, and begins at a multiple of that.
 """

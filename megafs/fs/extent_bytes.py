@@ -10,7 +10,7 @@ from megafs.tree.tree import Extent
 def parts(
     extents: list[Extent], chunks: list[bytes | memoryview], start: int, end: int
 ) -> Iterator[tuple[int, memoryview]]:
-    """What each extent holds of [start, end), given its chunk: (where it begins, the bytes)."""
+    """The pieces of [start, end), one for each extent, given its chunk: (start, bytes)."""
     for extent, chunk in zip(extents, chunks, strict=True):
         begin, stop = max(start, extent.start), min(end, extent.end)
         skip = extent.skip + begin - extent.start

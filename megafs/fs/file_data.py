@@ -43,7 +43,7 @@ _AROUND = 1 << 20
 
 
 class FileParts(Struct):
-    """What the data of all files of one filesystem share.
+    """The parts that the data of all files of one filesystem share.
 
     account: called with every change in the number of bytes that wait in memory.
     note_inline: called with what a hurried flush put into the tree itself: (inode, start, bytes).
@@ -197,10 +197,9 @@ class FileData:
     def _around(self, extent: Extent, size: int) -> list[Extent]:
         """What to fetch along with a chunk that a reader jumped to; nothing if it is here.
 
-        Nothing before the reader's jumps, `_AROUND` each, would make up a sixteenth of the file:
-        whoever jumps about in that much will want more of it.  Then as much as costs no more than
-        the round trip; after jumps to an eighth of the chunks `_AROUND`, for most of the file will
-        be read.
+        Nothing at first: not before the jumps so far, counted at `_AROUND` bytes each, come to a
+        sixteenth of the file.  From then on, as much as takes no longer than the round trip; and
+        after jumps to an eighth of the chunks `_AROUND`, for most of the file will be read.
         """
         if self._chunks.has(extent) or extent.pack == 0:
             return []

@@ -47,7 +47,7 @@ _FILES = 1 << 40
 
 
 class _Tree(Protocol):
-    """What can be asked of the present tree and of the snapshots alike."""
+    """The questions that the present tree and the snapshots both answer."""
 
     def lookup(self, parent: int, name: bytes) -> Inode: ...
     def getattr(self, ino: int, /) -> Inode: ...
@@ -117,8 +117,9 @@ class FileSystem:
         return self._tree_of(ino).getattr(ino)
 
     async def load_snapshot(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
-        """Have what `lookup`, `opendir` and the like need: to be awaited right before one of them
-        when *ino* belongs to a snapshot (`in_snapshots`), whose tree has to be read first.
+        """Read the tree that *ino*, an inode of a snapshot (`in_snapshots`), belongs to.
+
+        Await it right before `lookup`, `opendir` and the like, which are synchronous.
         """
         await self._of_snapshots().load_snapshot(ino, name, attributes=attributes)
 

@@ -16,7 +16,7 @@ NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 
 
 def absent_xattr(name: bytes) -> Refused:
-    """What Linux answers of an extended attribute that is not there, or cannot be."""
+    """The errno of Linux for an extended attribute that is not there, or cannot be."""
     if name in NAMESPACES:
         return Refused(e.EINVAL)
     if name.startswith(NAMESPACES) or name in (acl.ACCESS, acl.DEFAULT):

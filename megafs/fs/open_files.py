@@ -225,7 +225,7 @@ class OpenSnapshotFile:
 
 
 class ClosedFile:
-    """What a handle stands for that nobody has opened."""
+    """Answers EBADF: what a handle stands for that was never given out, or is released."""
 
     async def read(self, offset: int, size: int) -> bytes | memoryview:
         raise Refused(e.EBADF)
@@ -247,7 +247,7 @@ CLOSED: Final = ClosedFile()
 
 
 async def make_durable(core: Core) -> None:
-    """What was recorded so far is as durable as the mount option `fsync` says."""
+    """Return when all that was recorded is as durable as the mount option `fsync` says."""
     if core.settings.read_only:
         return
     if core.settings.fsync == "store":

@@ -1,7 +1,7 @@
-"""What the filesystem needs of the parts below it, as types.
+"""The protocols of the parts that a filesystem stands on.
 
 A mount gives it the replica (journal/replica.py), the stage (chunks/stage.py) and the writer
-(journal/writer.py).  A rescue mount gives it parts that change nothing (jobs/salvage_view.py).
+(journal/writer.py).  A salvage mount gives it parts that change nothing (jobs/salvage_view.py).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What travelled in a commit, so that an fsync took one round trip, moves to a pack afterwards.
+"""Moves file contents that fsyncs put into commits to packs.
 
-An fsync(2) that waits for the store puts a little data into the commit itself (`SOON`), instead of
-sending a pack first and then the commit that names it.  But what lies in a commit lies in every
-machine's replica for good, so it is sealed again into packs once there is a pack's worth of it, or
-after half a minute, many files together; an operation then lets the files name the packs
-(`ops.Repack`), if they still hold what they held.
+An fsync(2) that waits for the store puts up to `SOON` bytes into the commit itself: one round trip,
+where a pack and then the commit that names it would take two.  But bytes in a commit lie in every
+machine's replica for good.  So they are sealed again into packs, of many files together, once there
+are enough for a pack or half a minute has passed; an operation (`ops.Repack`) then lets the files
+name the packs, where they still hold the same contents.
 
-Nobody is promised that: what a process leaves behind when it ends, `megafs gc` moves.
+`megafs gc` moves what a process leaves behind when it ends.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a request and its answer are made of, between the FUSE adapter and the filesystem."""
+"""The values that the FUSE adapter and the filesystem exchange."""
 
 from __future__ import annotations
 

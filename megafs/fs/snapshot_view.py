@@ -86,7 +86,7 @@ class _NamedTree(Struct):
 
 
 class SnapshotView:
-    """What lies below `.megafs`.
+    """The directories below `.megafs`.
 
     present_root: the root directory of the present tree.
     patience: seconds that a request waits for a tree to be read.
@@ -117,7 +117,7 @@ class SnapshotView:
     # ---- before anything is looked at -------------------------------------------------------
 
     async def load_snapshot(self, ino: int, name: bytes = b"", *, attributes: bool = False) -> None:
-        """Have what is needed to look *name* up in, or to list or read, what *ino* stands for.
+        """Read the tree that is needed to look *name* up in *ino*, or to list or read *ino*.
 
         attributes: only its attributes are wanted.  ESTALE once when the root directory of a tree
         turns out to have other permissions than it was shown with: the kernel then looks again.

@@ -36,7 +36,7 @@ _MANY: Final = 50
 
 
 class Touched(Struct):
-    """What one commit did to one inode, in rows.
+    """The changes of one commit to one inode, in rows.
 
     old, new: its row before and after; None if there was none (see `RowChange`).
     gone, come: names that stood for it before and after, each (directory, name).
@@ -85,7 +85,7 @@ def rows_of(commit: Commit) -> tuple[dict[int, Touched], list[NameChange]]:
 
 
 def _inode_of(entry: DirentRow | None) -> int | None:
-    """What a directory entry stands for, if the change says so."""
+    """The inode that a directory entry stands for, if the change says so."""
     return entry.ino if entry is not None and is_given(entry.ino) else None
 
 
@@ -101,8 +101,8 @@ class Step(Struct):
 class Backwards:
     """The commits of a volume, newest first; stops where the store has no more.
 
-    `rewind` knows the names after the commit that was given last, and before it once `back` was
-    called for it.
+    `rewind` holds the names as they are right after the commit that `next` returned last; once
+    `back` was called for that commit, as they were right before it.
     """
 
     def __init__(self, history: History, on_progress: OnProgress, since: int = 1) -> None:
@@ -162,7 +162,7 @@ class Backwards:
         return first, found
 
     async def work(self, step: Step, look: Callable[[Step], list[T]]) -> list[T]:
-        """What *look* finds in a commit; of a large one, in a thread.
+        """Return the result of *look* for a commit; for a large one, look in a thread.
 
         The connections below are used by nobody else meanwhile.
         """

@@ -3,8 +3,8 @@
 A view is the tree at one sequence number: an SQLite file in the cache directory, sealed under a key
 that only this process's memory holds and without a name (so nothing is left of it, however the
 process ends), filled from the newest checkpoint before that commit and the commits in between.
-Every commit is checked against the chain of hashes that the replica knows.  A few views are kept
-for the next one who asks.
+Every commit is checked against the chain of hashes that the replica knows.  The views that were
+used last are kept.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ class History(PastCommits):
     async def have(
         self, sequence: int, patience: float | None = None, progress: StepsDone | None = None
     ) -> Tree:
-        """The tree at *sequence*, made if need be.  It holds until the caller awaits again.
+        """The tree at *sequence*; its view is built if there is none.
+
+        It may be used until the caller awaits again, for then the view may be dropped.
+
 
         patience: seconds to wait; then Unavailable, and the view goes on being made.
         """

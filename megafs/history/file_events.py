@@ -164,7 +164,7 @@ async def path_events(
 
 
 def _tops(rewind: Rewind, path: bytes, tracked: set[int]) -> set[bytes]:
-    """Where what is followed lies at this moment, each with a / behind it."""
+    """The paths at this commit of *path* and of the inodes in *tracked*, each ending in a slash."""
     found = {b"/" if path == b"/" else path + b"/"}
     for ino in tracked:
         there = rewind.path(ino)

@@ -26,7 +26,7 @@ _UNITS = {
 
 
 class Moment(Struct, frozen=True):
-    """What a text names: one of the three is set."""
+    """A moment as a text names it: one of the three is set."""
 
     sequence: int | None = None
     time_ns: int | None = None
@@ -34,7 +34,7 @@ class Moment(Struct, frozen=True):
 
 
 def parse_moment(text: str, now_ns: int) -> Moment:
-    """What *text* means.
+    """Return the moment that *text* names.
 
     "1234" and "@1234" are sequence numbers; "now", "2h ago", "2026-11-23", "2026-11-23 14:05" and
     "2026-11-23T14:05:00Z" are times (without a zone: of this machine); anything else is the name of

@@ -98,7 +98,8 @@ class PastCommits:
                 is_later = await self.time_of(middle) > time_ns
                 there = there or not is_later
             except Missing:
-                # Folded by gc: what snapshots need lies apart from the rest, and has a name.
+                # Folded by gc.  What is left before it is kept for snapshots, and is found by their
+                # names, not by a time.
                 is_later = there = False
             if is_later:
                 high = middle

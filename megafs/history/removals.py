@@ -1,4 +1,4 @@
-"""What was removed, and what was removed together with it."""
+"""Removals, each with those that belong to it."""
 
 from __future__ import annotations
 
@@ -84,10 +84,11 @@ async def removals(
 
 
 class Gathering:
-    """Directories that went, each with what went with it, while the journal is read backwards.
+    """Removed directories, each with the removals that belong to it; the journal is read backwards.
 
-    What was removed below one goes with it if there was no longer pause in between, and nothing was
-    made or written there meanwhile: then it was one `rm -r`, not two decisions.
+    A removal below a directory belongs to the directory's own if no pause between two of them is
+    longer than `TOGETHER_NS`, and nothing was made or written there meanwhile: then it was one
+    `rm -r`.
     """
 
     def __init__(self) -> None:
@@ -130,7 +131,10 @@ def _above(path: bytes) -> list[bytes]:
 
 
 async def removal_of(backwards: Backwards, path: bytes) -> int | None:
-    """The commit before which *path* was whole: it, or the first of what lay below, went then."""
+    """The commit that removed *path* or, of a directory, the first thing that went with it.
+
+    Before that commit *path* was whole.  None if the journal knows of no removal.
+    """
     gathering = Gathering()
     first: Removal | None = None
 

@@ -37,7 +37,7 @@ from megafs.stores.base import list_all
 from megafs.tree import ops
 from megafs.tree.inode import ROOT
 from megafs.tree.merge import LOST_FOUND
-from megafs.tree.paths import show
+from megafs.tree.paths import exact, show
 from megafs.tree.schema import BY_NAME, DirentRow, ExtentRow, GarbageRow, Ino, InodeRow, XattrRow
 from megafs.volume.volume import Volume
 
@@ -68,7 +68,7 @@ class Problem(Struct):
     text: str
     mends: list[tuple[str, Row | None, Row | None]] = field(default_factory=list)
     adopt: int = 0
-    path: str = ""
+    path: bytes = b""
     start: int | None = None
     end: int | None = None
 
@@ -78,7 +78,15 @@ class Problem(Struct):
 
     def shown(self) -> FsckProblem:
         """For the answer."""
-        return FsckProblem(self.kind, self.text, self.can_mend, self.path, self.start, self.end)
+        return FsckProblem(
+            self.kind,
+            self.text,
+            self.can_mend,
+            show(self.path),
+            self.start,
+            self.end,
+            exact(self.path),
+        )
 
 
 async def fsck(volume: Volume, args: FsckArgs, on_progress: OnProgress) -> FsckResult:
@@ -387,7 +395,7 @@ def _extent_problem(db: apsw.Connection, kind: str, extent: ExtentRow, text: str
     end = extent.start + extent.length
     return Problem(
         kind,
-        f"{path or f'inode {extent.ino}'}, bytes {extent.start} to {end - 1}: {text}",
+        f"{show(path) or f'inode {extent.ino}'}, bytes {extent.start} to {end - 1}: {text}",
         path=path,
         start=extent.start,
         end=end,
@@ -506,7 +514,7 @@ def _adopt(volume: Volume, ino: int, record: Callable[[ops.Operation], None]) ->
     replica, tree = volume.replica, volume.replica.tree
     db = replica.db
     inode = _inode(db, ino)
-    if inode is None or tree.places(ino):
+    if inode is None or tree.names_of(ino):
         raise Refused(e.ESTALE)
     home = tree.child(ROOT, LOST_FOUND)
     if home is None:
@@ -606,7 +614,7 @@ def _files_of_packs(
             found.append(
                 Problem(
                     "missing-pack" if size is None else "short-pack",
-                    f"{path or f'inode {ino}'}, bytes {start} to {start + length - 1}: {name}"
+                    f"{show(path) or f'inode {ino}'}, bytes {start} to {start + length - 1}: {name}"
                     f" {what}",
                     path=path,
                     start=start,
@@ -698,13 +706,13 @@ async def _journal_problems(
 # ---- words -------------------------------------------------------------------------------------
 
 
-def _path_of(db: apsw.Connection, ino: int) -> str:
-    """A path of an inode, or "" if the root is not above it."""
+def _path_of(db: apsw.Connection, ino: int) -> bytes:
+    """A path of an inode, or b"" if the root is not above it."""
     row = db.execute("SELECT parent, name FROM dirents WHERE ino=? LIMIT 1", (ino,)).fetchone()
-    return "" if row is None else _path(db, *row)
+    return b"" if row is None else _path(db, *row)
 
 
-def _path(db: apsw.Connection, parent: int, name: bytes) -> str:
+def _path(db: apsw.Connection, parent: int, name: bytes) -> bytes:
     parts = [name]
     seen: set[int] = set()
     while parent != ROOT:
@@ -712,11 +720,11 @@ def _path(db: apsw.Connection, parent: int, name: bytes) -> str:
             "SELECT parent, name FROM dirents WHERE ino=? LIMIT 1", (parent,)
         ).fetchone()
         if row is None or parent in seen:
-            return ""
+            return b""
         seen.add(parent)
         parent, name = row
         parts.append(name)
-    return "/" + "/".join(show(part) for part in reversed(parts))
+    return b"/" + b"/".join(reversed(parts))
 
 
 def _kind(mode: int) -> str:

@@ -104,7 +104,7 @@ class Limits(Struct):
 
 
 class Counts(Struct):
-    """What a run did, or with dry_run would do."""
+    """The work of a run, done or with dry_run only counted."""
 
     marked: int = 0
     unmarked: int = 0
@@ -337,7 +337,8 @@ class _Collection:
             await volume.heartbeats.look()
             names = self._names()
             free = [entry for entry in batch if entry.name not in names]
-            # However long ago it was heard of: what it holds is all it may ever have of its files.
+            # However old the heartbeat: these packs may be all there is of what that mount has not
+            # committed yet.
             held = {name for beat, _ in volume.heartbeats.others.values() for name in beat.holds}
             ready = [entry for entry in free if _pack_id(entry.name) not in held]
             counts.waiting += len(free) - len(ready)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from megafs.errors import BadUsage, Missing
 from megafs.history.backwards import Backwards
 from megafs.history.file_events import Event, path_events
@@ -46,6 +48,7 @@ async def log(volume: Volume, args: LogArgs, on_progress: OnProgress) -> LogOfCo
             [_shown(event) for event in events[:limit]],
             more=len(events) > limit,
             cut_short=backwards.cut_short,
+            path_b64=paths.exact(path),
         )
     finally:
         backwards.close()
@@ -62,6 +65,8 @@ def _shown(event: Event) -> LogEvent:
         event.size,
         event.old_size,
         event.text,
+        paths.exact(event.path),
+        UNSET if event.was is None else paths.exact(event.was),
     )
 
 

@@ -1,11 +1,12 @@
-"""What each job is asked, and what it answers.
+"""The arguments and results of each job.
 
 The same fields go over a mount's control socket and into --json (docs/maintenance.md): a new one
 needs a default, for the command and the mount may be of different releases.  Only msgspec is
 imported here, so that a command which asks a mount starts quickly.
 
 exit_code is what the shell gets, text what people read.  Sizes are in bytes, times in seconds since
-1970 (durations: in seconds), paths inside the volume begin with a slash.
+1970 (durations: in seconds), paths inside the volume begin with a slash.  A field whose name ends
+in _b64 holds the bytes of the one before it, in base64, where they are not UTF-8.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class JobKind(Generic[A, R]):
         self._results = results
 
     def args_of(self, message: dict[str, Any]) -> A:
-        """What *message* asks for; BadUsage if a field cannot be what it is."""
+        """The arguments in *message*; BadUsage if a field has a wrong type or value."""
         try:
             return msgspec.convert(message, self._args)
         except msgspec.ValidationError as exc:
@@ -87,6 +88,7 @@ class FsckProblem(Struct, frozen=True, omit_defaults=True):
     path: str = ""
     start: int | None = None
     end: int | None = None
+    path_b64: str | UnsetType = UNSET
 
 
 class FsckResult(Struct, frozen=True):
@@ -119,6 +121,7 @@ class Damage(Struct, frozen=True, kw_only=True):
     """
 
     path: str | UnsetType | None = UNSET
+    path_b64: str | UnsetType = UNSET
     inode: int | UnsetType = UNSET
     start: int | UnsetType = UNSET
     end: int | UnsetType = UNSET
@@ -172,7 +175,7 @@ class GcArgs(Struct, frozen=True):
 
 
 class GcResult(Struct, frozen=True):
-    """What was done, or with dry_run would be.  waiting: objects that another mount may need."""
+    """The work of a run, or of a dry run.  waiting: objects that another mount may need."""
 
     exit_code: int
     text: str
@@ -256,6 +259,8 @@ class LogEvent(Struct, frozen=True, omit_defaults=True):
     size: int | None = None
     old_size: int | None = None
     text: str = ""
+    path_b64: str | UnsetType = UNSET
+    was_b64: str | UnsetType = UNSET
 
 
 class LogOfPath(Struct, frozen=True):
@@ -265,6 +270,7 @@ class LogOfPath(Struct, frozen=True):
     events: list[LogEvent]
     more: bool
     cut_short: bool
+    path_b64: str | UnsetType = UNSET
 
 
 class RestoreArgs(Struct, frozen=True):
@@ -277,7 +283,7 @@ class RestoreArgs(Struct, frozen=True):
 
 
 class RestoreResult(Struct, frozen=True):
-    """What came back: where to, where from, as of which commit and its time."""
+    """The restored tree: where to, where from, as of which commit and its time."""
 
     path: str
     source: str = field(name="from")
@@ -287,6 +293,8 @@ class RestoreResult(Struct, frozen=True):
     directories: int
     bytes: int
     text: str
+    path_b64: str | UnsetType = UNSET
+    source_b64: str | UnsetType = field(name="from_b64", default=UNSET)
 
 
 class UndeleteArgs(Struct, frozen=True):
@@ -313,6 +321,8 @@ class RemovedFile(Struct, frozen=True):
     files: int
     above: str | None = field(name="with")
     exists: bool
+    path_b64: str | UnsetType = UNSET
+    above_b64: str | UnsetType = field(name="with_b64", default=UNSET)
 
 
 class RemovedFiles(Struct, frozen=True):
@@ -322,6 +332,7 @@ class RemovedFiles(Struct, frozen=True):
     removed: list[RemovedFile]
     more: bool
     cut_short: bool
+    path_b64: str | UnsetType = UNSET
 
 
 class SnapshotArgs(Struct, frozen=True):
@@ -393,10 +404,11 @@ class PinRow(Struct, frozen=True):
     bytes: int
     cached_bytes: int
     directory: bool
+    path_b64: str | UnsetType = UNSET
 
 
 class PinList(Struct, frozen=True):
-    """What is pinned on this machine."""
+    """The pinned subtrees of this machine."""
 
     exit_code: int
     pins: list[PinRow]
@@ -406,7 +418,7 @@ class PinList(Struct, frozen=True):
 
 
 class SalvageResult(Struct, frozen=True):
-    """What was exported.
+    """The result of an export.
 
     header: the key header that opened.  checkpoint, sequence: where the tree began and ended.
     stopped: why the journal could be followed no further, or "".  partial: rows of the tree are

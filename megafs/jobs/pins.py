@@ -154,7 +154,7 @@ async def unpin(volume: Volume, args: PinArgs, on_progress: OnProgress) -> Unpin
 
 
 async def list_pins(volume: Volume, args: Nothing, on_progress: OnProgress) -> PinList:
-    """What is pinned here, and how much of it is in the cache."""
+    """The pinned subtrees, and how much of each is in the cache."""
     cache = _cache(volume)
     tree = volume.replica.tree
     rows = []
@@ -174,6 +174,7 @@ async def list_pins(volume: Volume, args: Nothing, on_progress: OnProgress) -> P
                 sum(sealed for _, _, sealed in chunks),
                 there,
                 stat.S_ISDIR(tree.inode(ino).mode),
+                paths.exact(path),
             )
         )
     return PinList(0, rows)

@@ -91,7 +91,7 @@ class Resealer:
 def _open(
     keyring: Keyring, pack: PackRow, group: list[Extent], start: int, body: bytes
 ) -> tuple[list[tuple[Extent, bytes | memoryview]], list[str]]:
-    """The data of the chunks that are whole, and what is to be said of the others."""
+    """Open chunks: (the data of those that verify, what is wrong with each of the others)."""
     key = keyring.pack_key(pack.name, pack.epoch)
     view = memoryview(body)
     opened: list[tuple[Extent, bytes | memoryview]] = []

@@ -24,7 +24,7 @@ from megafs.jobs.messages import RestoreArgs, RestoreResult
 from megafs.progress import OnProgress, Progress
 from megafs.tree import ops, queries_packs
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
-from megafs.tree.paths import parse, show
+from megafs.tree.paths import exact, parse, show
 from megafs.tree.tree import Tree
 from megafs.volume.volume import Volume
 
@@ -49,7 +49,7 @@ async def restore(volume: Volume, args: RestoreArgs, on_progress: OnProgress) ->
 
 
 class _Inventory(Struct):
-    """What is to be made: how many inodes (directories among them), bytes; from which packs."""
+    """The size of a restore: inodes (directories among them), bytes, and the packs it needs."""
 
     inodes: int = 0
     directories: int = 0
@@ -117,6 +117,8 @@ async def bring_back(
         directories=inventory.directories,
         bytes=inventory.bytes,
         text=f"{show(target)} is as it was at {when} (commit {sequence})",
+        path_b64=exact(target),
+        source_b64=exact(path),
     )
 
 

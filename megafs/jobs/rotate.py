@@ -14,7 +14,7 @@ remembers that it was rotating, and its next mount that writes makes the first c
 Other machines refuse a volume that has neither a commit nor a checkpoint of its newest epoch: the
 journal may have been cut before the rotation and continued with the old key.
 
-What was written before is sealed again by the job `reencrypt` (gc.py).
+What was written before is sealed again by the job `reencrypt` (reencrypt.py).
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
                checkpoint that opens
     files      exported with modes, owners, times, links, attributes; only what verifies
 
-Bytes that cannot be had are left as a hole, and the report names the file and the range; so does it
-what has no name any more, which goes to `lost+found`.  Nothing unverified is ever written out.  The
-tree lies in a scratch database (sealed, without a name) while this runs.
+Bytes that cannot be had are left as a hole, and the report names the file and the range.  Files
+without a name go to `lost+found`, and the report names them too.  Nothing unverified is written
+out.  The tree lies in a scratch database (sealed, without a name) while this runs.
 
 The report is JSON, beside the exported directory: `salvage-report.json`.
 """
@@ -57,7 +57,7 @@ from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.base import ObjectStore
 from megafs.tree import queries_inodes, rebuild
 from megafs.tree.inode import ROOT, Inode
-from megafs.tree.paths import show
+from megafs.tree.paths import exact, show
 from megafs.tree.schema import REPLICATED
 from megafs.tree.tree import Extent, Tree
 from megafs.volume import header as headers
@@ -80,7 +80,7 @@ _GAP: Final = 64 << 10
 
 
 class SalvageReport(Struct):
-    """What came out of it.
+    """The outcome of a salvage.
 
     damaged: bytes of files that could not be had.  lost: files without a
     name, as they are called in lost+found.  problems: what was wrong besides.
@@ -424,7 +424,7 @@ class _Export:
         for ino, nlink in queries_inodes.link_counts(self._tree.db):
             if ino in self._done or ino == ROOT or nlink == 0:
                 continue
-            parent = self._tree.places(ino)
+            parent = self._tree.names_of(ino)
             if parent and self._tree.find(parent[0][0]) is not None:
                 continue  # it comes with what it lies in
             if not self._report.lost:
@@ -500,6 +500,7 @@ class _Export:
             self._report.damaged.append(
                 Damage(
                     path=self._inner(path),
+                    path_b64=exact(self._within(path)),
                     start=0,
                     end=inode.size,
                     text=f"{inode.blocks - there} bytes of it are not known any more",
@@ -552,7 +553,13 @@ class _Export:
 
     def _lost(self, path: bytes, extent: Extent, why: object) -> None:
         self._report.damaged.append(
-            Damage(path=self._inner(path), start=extent.start, end=extent.end, text=str(why))
+            Damage(
+                path=self._inner(path),
+                path_b64=exact(self._within(path)),
+                start=extent.start,
+                end=extent.end,
+                text=str(why),
+            )
         )
 
     def _dress(self, path: bytes, inode: Inode) -> None:
@@ -578,7 +585,10 @@ class _Export:
             self._report.problems.append(text)
 
     def _inner(self, path: bytes) -> str:
-        return show(path[len(self._to) :])
+        return show(self._within(path))
+
+    def _within(self, path: bytes) -> bytes:
+        return path[len(self._to) :]
 
     def _problem(self, path: bytes, text: str) -> None:
         self._report.problems.append(f"{self._inner(path)}: {text}")

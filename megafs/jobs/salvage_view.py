@@ -31,7 +31,7 @@ from megafs.tree.ops import Operation
 from megafs.tree.tree import Extent, Tree
 from megafs.volume.header import Credential
 
-_NOTHING_CHANGES = "a rescue mount changes nothing"
+_NOTHING_CHANGES = "a salvage mount changes nothing"
 
 
 class _NoLog:
@@ -123,7 +123,7 @@ class _NoWriter:
 
 
 @asynccontextmanager
-async def rescued(
+async def salvaged(
     store: ObjectStore,
     url: str,
     credential: Credential,

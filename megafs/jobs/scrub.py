@@ -7,8 +7,8 @@
     the rest     objects that nobody names are counted, never touched (that is what gc is for)
 
 Works on a mounted volume, gives way to what programs read, and can be limited to so many bytes per
-second.  Where it stands is kept in the state directory (`scrub`: numbers only, no names), so one
-that was interrupted goes on there.  The disk cache is passed by: it is the store that is asked.
+second.  Its position is kept in the state directory (`scrub`: numbers only, no names), so one that
+was interrupted goes on there.  It reads from the store itself, past the disk cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, field
 from msgspec.structs import asdict
 
 from megafs import clock
@@ -219,6 +219,7 @@ class _Scrub:
                 found.append(
                     Damage(
                         path=paths.show(path) if path else None,
+                        path_b64=paths.exact(path) if path else UNSET,
                         inode=ino,
                         start=start,
                         end=start + length,

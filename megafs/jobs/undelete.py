@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from megafs.errors import AlreadyThere, BadUsage, Refused
 from megafs.history.backwards import Backwards
 from megafs.history.removals import Gathering, Removal, removal_of, removals
@@ -78,7 +80,11 @@ async def _list_removed(
     finally:
         backwards.close()
     return RemovedFiles(
-        paths.show(path), [_shown(volume, removal) for removal in found], more, cut_short
+        paths.show(path),
+        [_shown(volume, removal) for removal in found],
+        more,
+        cut_short,
+        paths.exact(path),
     )
 
 
@@ -94,6 +100,8 @@ def _shown(volume: Volume, removal: Removal) -> RemovedFile:
         files=removal.files,
         above=None if removal.below is None else paths.show(removal.below),
         exists=_exists(volume, removal.path),
+        path_b64=paths.exact(removal.path),
+        above_b64=UNSET if removal.below is None else paths.exact(removal.below),
     )
 
 

@@ -27,7 +27,7 @@ class PendingBatch(Struct):
 
 
 class CommitDraft(Struct):
-    """What the next commit would hold."""
+    """The contents of the next commit."""
 
     first: int
     last: int
@@ -82,12 +82,12 @@ class PendingBatches:
         self.infos[batch] = PendingBatch(count, len(changeset), packs)
 
     def operations(self, batch: int) -> list[Operation]:
-        """What a batch did, in order."""
+        """The operations of a batch, in order."""
         row = self._db.execute("SELECT ops FROM pending WHERE batch=?", (batch,)).fetchone()
         return tree_ops.decode(self._blob(batch, row))
 
     def changeset(self, batch: int) -> bytes:
-        """What a batch changed in the tree."""
+        """The changeset of a batch."""
         row = self._db.execute("SELECT changeset FROM pending WHERE batch=?", (batch,)).fetchone()
         return self._blob(batch, row)
 

@@ -74,7 +74,7 @@ class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """What a checkpoint is made of.
+    """The contents of a checkpoint.
 
     head: hash of the commit `sequence`.  last: of that commit, its time in ns, host and mount.
     epoch: of the key that sealed the newest commits.
@@ -207,9 +207,10 @@ async def load_newest(
     """Fill an empty replica from the newest checkpoint that is whole; none, if there is none at
     all.
 
-    say: told how far it is.  least_epoch: a checkpoint that a key of an earlier epoch sealed is not
-    taken, for whoever was locked out by the rotation has that key; then the whole journal is to be
-    read, which later commits vouch for.
+    say: called with how far it is.
+    least_epoch: a checkpoint that a key of an earlier epoch sealed is not taken, for whoever was
+        locked out by the rotation has that key.  Without another one the whole journal is read,
+        which later commits vouch for.
     Raises Corrupt if there are checkpoints and none is whole.
     """
     broken: Fault | TooNew | None = None
@@ -314,7 +315,7 @@ def _groups(jobs: list[tuple[Any, PartEntry]]) -> Iterator[list[tuple[Any, PartE
 
 
 class _Plan(Struct):
-    """What a checkpoint will hold: kept parts, and runs of rows to write anew."""
+    """The parts of the next checkpoint: those that are kept, and runs of rows to write anew."""
 
     sequence: SequenceNumber
     head: bytes

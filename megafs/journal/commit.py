@@ -71,7 +71,7 @@ class VerifiedCommit(msgspec.Struct):
 
     @property
     def changes(self) -> Changes:
-        """What it does to the tree: decompressed and decoded once, until `forget_changes`."""
+        """Its changes to the tree: decompressed and decoded once, until `forget_changes`."""
         if self._changes is None:
             self._changes = Changes.of(unpack_changeset(self.commit))
         return self._changes
@@ -95,7 +95,7 @@ def sequence_of(name: str) -> SequenceNumber:
 
 
 def genesis(fsid: bytes) -> bytes:
-    """What the first commit names as the hash before it."""
+    """The hash that the first commit names as the one before it."""
     return digest(aead.encode_fields("genesis", fsid))
 
 

@@ -266,7 +266,7 @@ class ReplicaDatabase:
         return apsw.SQLITE_OK
 
     def wal_copier(self) -> Callable[[], None] | None:
-        """What should run in a thread now, beside everything else; None if there is nothing.
+        """A function to be run in a thread, beside everything else; None if there is no need.
 
         It copies SQLite's log into the database, so that a COMMIT need not.
         """

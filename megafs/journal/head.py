@@ -1,10 +1,10 @@
-"""What this machine has seen of a volume: the newest commit, and the key header it used.
+"""The head that this machine remembers: the newest commit it has seen, and the key header it used.
 
 `head` in the state directory, apart from the replica, so that a lost replica does not turn a known
 machine into a new one.  It is written, durably, before any fsync(2) that needs the commit returns,
-so a write must be cheap: the file holds two places of 512 bytes, each a line of JSON with a digest,
+so a write must be cheap: the file holds two records of 512 bytes, each a line of JSON with digest,
 and the one that is not the newest is overwritten and synced, which is one sync of bytes in place
-(0.7 ms) and not two of new names (4.9 ms).  A power cut tears at most the place that was being
+(0.7 ms) and not two of new names (4.9 ms).  A power cut tears at most the record that was being
 written, and then the other one counts.  It holds numbers and hashes, no secret and no name.  A
 store that serves less, or another history, is refused (docs/threats.md).
 """
@@ -25,7 +25,7 @@ from megafs.concurrency import Syncs
 from megafs.durable import replace_file
 from megafs.errors import Corrupt, Full
 
-_PLACE: Final = 512
+_SIZE: Final = 512
 
 
 class RememberedHead(Struct, frozen=True):
@@ -47,8 +47,8 @@ class RememberedHead(Struct, frozen=True):
     rotating: int = 0
 
 
-class _Place(RememberedHead, frozen=True, kw_only=True):
-    """What one place of the file holds.  turn: the greater one is the newer."""
+class _Record(RememberedHead, frozen=True, kw_only=True):
+    """One of the two records of the file.  turn: the greater one is the newer."""
 
     turn: int
 
@@ -64,7 +64,7 @@ class OpenedHeader(Struct, frozen=True):
 
 
 def read(directory: Path) -> RememberedHead | None:
-    """What was remembered, or None on a machine that has not seen the volume."""
+    """Return the remembered head; None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
         data = path.read_bytes()
@@ -72,7 +72,7 @@ def read(directory: Path) -> RememberedHead | None:
         return None
     except OSError as exc:
         raise _unreadable(path, exc.strerror or str(exc)) from exc
-    newest = max(_places(data), default=None, key=lambda place: place[0])
+    newest = max(_records(data), default=None, key=lambda record: record[0])
     if newest is None:
         raise _unreadable(path, "nothing in it is whole")
     return newest[2]
@@ -84,16 +84,16 @@ def write(directory: Path, seen: RememberedHead) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        replace_file(path, _line(1, seen) + b" " * _PLACE)
+        replace_file(path, _line(1, seen) + b" " * _SIZE)
         return
     try:
-        data = os.pread(fd, 2 * _PLACE + 1, 0)
-        places = _places(data)
-        if len(data) != 2 * _PLACE or not places:
-            replace_file(path, _line(1, seen) + b" " * _PLACE)
+        data = os.pread(fd, 2 * _SIZE + 1, 0)
+        records = _records(data)
+        if len(data) != 2 * _SIZE or not records:
+            replace_file(path, _line(1, seen) + b" " * _SIZE)
             return
-        turn, number, _ = max(places, key=lambda place: place[0])
-        os.pwrite(fd, _line(turn + 1, seen), (1 - number) * _PLACE)
+        turn, number, _ = max(records, key=lambda record: record[0])
+        os.pwrite(fd, _line(turn + 1, seen), (1 - number) * _SIZE)
         os.fdatasync(fd)
     finally:
         os.close(fd)
@@ -137,26 +137,26 @@ class HeadKeeper:
 
 def _line(turn: int, seen: RememberedHead) -> bytes:
     text = json.dumps({"turn": turn, **asdict(seen)}).encode()
-    return (text + b" " + _check(text)).ljust(_PLACE - 1) + b"\n"
+    return (text + b" " + _check(text)).ljust(_SIZE - 1) + b"\n"
 
 
 def _check(text: bytes) -> bytes:
-    """Tells a place that was torn in the middle of a number, which is good JSON, too."""
+    """Tells a record that was torn in the middle of a number, which is good JSON, too."""
     return blake3(text).hexdigest(8).encode()
 
 
-def _places(data: bytes) -> list[tuple[int, int, RememberedHead]]:
-    """The places that are whole: (turn, its number, what it says)."""
+def _records(data: bytes) -> list[tuple[int, int, RememberedHead]]:
+    """The records that are whole: (turn, its number, what it says)."""
     found = []
     for number in (0, 1):
-        text, _, check = data[number * _PLACE : (number + 1) * _PLACE].rstrip().rpartition(b" ")
+        text, _, check = data[number * _SIZE : (number + 1) * _SIZE].rstrip().rpartition(b" ")
         if check != _check(text):
             continue
         try:
-            place = msgspec.json.decode(text, type=_Place)
+            record = msgspec.json.decode(text, type=_Record)
         except msgspec.MsgspecError:
             continue
-        fields = asdict(place)
+        fields = asdict(record)
         found.append((fields.pop("turn"), number, RememberedHead(**fields)))
     return found
 

@@ -86,7 +86,8 @@ class Heartbeats:
     def _own(self) -> Heartbeat:
         self._beat += 1
         named = self._replica.named_packs
-        # One that holds more than can be said stands nowhere: then gc deletes nothing at all.
+        # A mount that holds more packs than a heartbeat can name says that it stands at no commit:
+        # then gc deletes nothing at all.
         sequence = self._replica.sequence if len(named) <= HOLDS else 0
         return Heartbeat(
             self._replica.mount,

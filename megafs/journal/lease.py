@@ -2,7 +2,7 @@
 
 Where a store cannot create an object only if it is absent, no two mounts may commit at once.  Then
 `mounts/lease` names the one that may, in the format of a heartbeat: it is taken by writing it,
-waiting `SETTLE` seconds for others who do the same, and reading it back; it is kept by writing it
+waiting `CONTEST` seconds for others who do the same, and reading it back; it is kept by writing it
 again.  A lease that did not change for `LEASE_DEAD` seconds, by the clock of whoever looks, is
 free.  Nobody compares two machines' clocks.
 """
@@ -24,8 +24,11 @@ from megafs.stores.base import ObjectStore
 
 log = logging.getLogger(__name__)
 
-SETTLE: Final = 10.0
+#: Seconds between writing a lease and reading it back, in which others who want it write theirs.
+CONTEST: Final = 10.0
+#: Seconds between two writes by who holds it.
 LEASE_INTERVAL: Final = 20.0
+#: Seconds without a change after which a lease is free.
 LEASE_DEAD: Final = 120.0
 
 
@@ -66,7 +69,7 @@ class Lease:
                 if (now.token, now.beat) != (there.token, there.beat):
                     return False
         await self._write()
-        await trio.sleep(SETTLE)
+        await trio.sleep(CONTEST)
         there = await self._read()
         self.held = there is not None and there.token == self._token
         if there is not None and not self.held:

@@ -1,4 +1,4 @@
-"""What a process that ended left in the log of operations, beside what is in the replica."""
+"""The batches that the log of operations holds when a process begins."""
 
 from __future__ import annotations
 

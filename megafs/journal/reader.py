@@ -1,6 +1,6 @@
 """Reads commits from the store: lists them, fetches them, verifies them.
 
-Nothing is applied here; who asks says on which commit it stands (`Position`).
+Nothing is applied here: the caller says which commit its replica stands on (`Position`).
 
 While a mount is being opened, requests are made early (stores/early_requests.py), and one listing
 of the journal's end answers every question about it.
@@ -146,7 +146,7 @@ class JournalReader:
         return self._ahead is not None
 
     def look_anew(self) -> None:
-        """While opening: what was listed is no longer how the journal ends."""
+        """While opening: forget the listing, for the journal has grown since."""
         self._listing = None
 
     # ---- listing ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Commits of other mounts go beneath what this mount has done since.
+"""Puts the commits of other mounts beneath this mount's pending batches.
 
 The pending batches are undone, the commits are applied, and the batches are done again, one
 operation after the other, by the rules of tree/merge.py.  All of it is one transaction.
@@ -52,7 +52,7 @@ class OpenBatch(Protocol):
 
 
 class Rebase:
-    """Changes the tree beneath, and the batches on top of it; the caller's transaction is open.
+    """Undoes pending batches, applies commits, does the batches again; in the caller's transaction.
 
     aliases: directories of ours that became one with somebody else's of the same name.
     gone_packs: packs that others dropped as garbage, or that are staged here: (random id, epoch).

@@ -620,9 +620,9 @@ class Replica:
 
     @_whole
     def expect(self, sequence: int) -> None:
-        """This replica is being built anew, and of no use before it has reached that commit.
+        """This replica is being built anew and must not be used before it holds commit *sequence*.
 
-        What this machine did since stands upon it; 0 when it has.
+        This machine's pending operations were made on top of that commit.  0: it holds it now.
         """
         if sequence != self.expected:
             with self._between_batches():

@@ -256,7 +256,7 @@ class Writer:
         follower.announce()
 
     async def _withdraw_if_folded(self, sequence: SequenceNumber) -> None:
-        """Our commit took so long that its place may have been in the past already."""
+        """Delete our commit if gc had folded its number before it was created."""
         page = await self._store.list("commits/", commit_format.object_name(sequence), 1)
         if page.entries and commit_format.sequence_of(page.entries[0].name) > sequence + 1:
             await self._store.delete(commit_format.object_name(sequence))

@@ -12,6 +12,7 @@ from megafs.mount.guardian import Guardian
 from megafs.mount.holders import Holder
 from megafs.mount.mountpoint import Directory, Mounted
 from megafs.mount.options import MountOptions
+from megafs.printable import printable
 from megafs.volume.volume import Volume
 
 #: Seconds within which the kernel ends the connection of a mount that is gone everywhere.
@@ -145,7 +146,7 @@ class Attachment:
         await self.gone.wait()
         by = f" of {holders.listed(others)}" if others else ""
         return (
-            f"another mount namespace{by} still had {holders.printable(self.at)} mounted, and gets"
+            f"another mount namespace{by} still had {printable(self.at)} mounted, and gets"
             " errors from now on"
         )
 

@@ -38,11 +38,11 @@ def open_abort(number: int) -> int:
         return os.open(f"{FUSECTL}/{name}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:  # also where /sys is there and fusectl is not mounted on it
         pass
-    place = _private_fusectl()
+    fusectl = _private_fusectl()
     try:
-        return os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=place)
+        return os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=fusectl)
     finally:
-        os.close(place)
+        os.close(fusectl)
 
 
 def _private_fusectl() -> int:

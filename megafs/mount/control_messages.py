@@ -265,6 +265,7 @@ _KINDS: Final[dict[str, type[MegafsError]]] = {
         errors.Exists,
         errors.Denied,
         errors.Full,
+        errors.TooLarge,
         errors.Unavailable,
         errors.NoStore,
         errors.BadStore,

@@ -22,6 +22,7 @@ from typing import NoReturn, Protocol
 from msgspec import UNSET, Struct
 
 from megafs.errors import MegafsError, MountFailed, leaf
+from megafs.hardening import protect_memory
 from megafs.mount.control_messages import (
     ErrorReply,
     Reply,
@@ -29,13 +30,13 @@ from megafs.mount.control_messages import (
     decode_reply,
     encode_reply,
 )
+from megafs.printable import printable
 
 log = logging.getLogger(__name__)
 
 #: A mount that was told twice to stop ends after so many seconds, whatever it is doing.
 LAST_RESORT = 10.0
 
-_PR_SET_DUMPABLE = 4
 _PR_SET_IO_FLUSHER = 57
 _M_ARENA_MAX = -8
 _M_TRIM_THRESHOLD = -1
@@ -46,13 +47,12 @@ _FILES = 65536
 def harden() -> None:
     """Prepare this process for keys in its memory and a filesystem in its hands.
 
-    No core dumps, and no reading of its memory by others of the same user (ptrace(2)); many files;
-    few malloc arenas, since each thread's own keeps what it once used; and memory that is needed to
-    free memory does not wait for the filesystem that this process serves (root only, prctl(2)).
+    Beside `protect_memory`: many files; few malloc arenas, since each thread's own keeps what it
+    once used; and memory that is needed to free memory does not wait for the filesystem that this
+    process serves (root only, prctl(2)).
     """
+    protect_memory()
     libc = ctypes.CDLL(None, use_errno=True)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     libc.prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)
     libc.mallopt(_M_ARENA_MAX, 2)
     # Naming one threshold ends glibc's own tuning of the other: chunks and bodies of 128 KiB and
@@ -218,7 +218,8 @@ class Notifier:
         """Send READY=1, STATUS="...", ... as keyword arguments."""
         if not self._address:
             return
-        text = "\n".join(f"{name}={value}" for name, value in fields.items())
+        # A newline in a value would begin a field of its own.
+        text = "\n".join(f"{name}={printable(str(value))}" for name, value in fields.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
                 to.sendto(text.encode(), self._address)

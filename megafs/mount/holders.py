@@ -16,6 +16,7 @@ from msgspec import Struct
 from megafs.errors import Busy
 from megafs.mount import mountpoint
 from megafs.mount.mountpoint import Mounted, mounts
+from megafs.printable import printable
 
 #: So many are named; of the others it is said how many they are.
 NAMED = 3
@@ -43,7 +44,7 @@ def check_unused(at: Mounted) -> None:
     see.
     """
     used = mountpoint.is_used(at.mountpoint)
-    others = places(at)
+    others = other_mountpoints(at)
     if used is False and not others:
         return
     using = users(at)
@@ -53,7 +54,7 @@ def check_unused(at: Mounted) -> None:
 
 def why_busy(at: Mounted) -> str:
     """Return why the kernel refuses to unmount *at*, as a sentence."""
-    return _why(at, users(at), places(at))
+    return _why(at, users(at), other_mountpoints(at))
 
 
 def _why(at: Mounted, using: list[Holder], others: list[str]) -> str:
@@ -70,7 +71,7 @@ def _why(at: Mounted, using: list[Holder], others: list[str]) -> str:
     )
 
 
-def places(at: Mounted) -> list[str]:
+def other_mountpoints(at: Mounted) -> list[str]:
     """Return where else in our namespace the filesystem is mounted, and what is mounted in it."""
     below = at.mountpoint.rstrip("/") + "/"
     return [
@@ -170,8 +171,3 @@ def _mount_number(info: Path) -> int | None:
     except OSError:
         pass
     return None
-
-
-def printable(text: str) -> str:
-    """Return *text* as one line that no terminal takes for anything else."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -137,8 +137,8 @@ def canonical(path: str | os.PathLike[str]) -> str:
 
 
 def check(mountpoint: str, *, nonempty: bool, patience: float = 10.0) -> Directory:
-    """Raise a sentence if nothing can be mounted at *mountpoint*; clean up after a dead mount.
-    Return which directory it is.
+    """Return which directory *mountpoint* is; raise MegafsError if nothing can be mounted there.
+    Cleans up after a dead mount.
 
     mountpoint: as `canonical` returns it.
     """
@@ -211,7 +211,7 @@ def pinned(mountpoint: str, seen: Directory, source: str) -> Iterator[str]:
 
 
 def check_fuse(*, allow_other: bool) -> None:
-    """Raise a sentence if this machine or this user cannot mount FUSE filesystems."""
+    """Raise MegafsError, with the reason, if this machine or user cannot mount FUSE filesystems."""
     try:
         os.close(os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:

@@ -140,6 +140,13 @@ def _settings() -> Iterable[Option]:
         "8M",
     )
     yield setting(
+        "pack_size",
+        "Bytes that are collected before they go to the store, from a chunk to 64M, instead of what"
+        " the volume says; smaller by itself where the store takes no such bodies.",
+        parse_size,
+        "1M",
+    )
+    yield setting(
         "entry_timeout",
         "Seconds that the kernel may believe a name; it is told of changes, so this only matters"
         " when the news is lost.",

@@ -14,7 +14,7 @@ from megafs.mount.options import MountOptions
 
 
 def prepare(at: str, options: MountOptions) -> Directory:
-    """Raise a sentence if the mount cannot be made at *at*; return which directory that is."""
+    """Return which directory *at* is; raise MegafsError if nothing can be mounted there."""
     mountpoint.check_fuse(allow_other=options.allow_other)
     record = record_of(at)
     if record is not None and is_alive(record):

@@ -9,7 +9,7 @@ import trio
 
 from megafs.config import Settings
 from megafs.jobs.salvage import SalvageReport
-from megafs.jobs.salvage_view import rescued
+from megafs.jobs.salvage_view import salvaged
 from megafs.mount import mountpoint, source
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.mountpoint import Directory
@@ -50,7 +50,7 @@ async def _main(
     store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
     report = SalvageReport()
     try:
-        async with rescued(store, url, credential, settings, report, at=commit) as fs:
+        async with salvaged(store, url, credential, settings, report, at=commit) as fs:
             for text in report.problems:
                 say(text)
             shown = source.of_url(url)

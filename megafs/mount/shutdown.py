@@ -98,7 +98,7 @@ class Shutdown:
 
         insist: detach what is in use, and go even if the store takes nothing; else raise Busy, or
             what the store said, and stay mounted.
-        say: told how far it is.
+        say: called with how far it is.
         """
         async with self._leaving:
             if self._attachment.gone.is_set():

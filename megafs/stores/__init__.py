@@ -1,1 +1,1 @@
-"""StateDirectory that keep objects; ciphertext only, no access to our keys."""
+"""Stores of objects: drivers, and around them limits, retries and the disk cache; no keys here."""

@@ -132,7 +132,7 @@ class LineAdvice(Ability, ABC):
 
     @abstractmethod
     def latency_bytes(self) -> int:
-        """How many bytes take as long to come as the asking for them."""
+        """How many bytes arrive in the time of one round trip."""
 
     @abstractmethod
     def useful_uploads(self) -> int:

@@ -1,9 +1,9 @@
-"""Answers that were asked for before anybody needed them.
+"""Requests that are begun before anybody needs their answers.
 
-Opening a volume is a chain of questions, most of which are known in advance: asked one after
-another they take a round trip each.  `ask` and `ask_list` start them side by side; whoever later
-puts exactly that question gets the answer that is there or under way, once.  Everything else, and
-everything asked again, goes to the store, so who reads and checks the answers need not know.
+Opening a volume is a chain of requests, most of which are known in advance: one after another they
+take a round trip each.  `ask` and `ask_list` begin them side by side.  Whoever later makes exactly
+that request gets the answer that is there or under way, once.  Every other request, and the same
+one a second time, goes to the store.  So the code that reads and checks the answers is the same.
 
 An answer that nobody took for `STALE` seconds is asked for anew.
 """
@@ -92,7 +92,7 @@ class EarlyRequests(Wrapper):
         )
 
     def drop(self) -> None:
-        """Nobody takes any more of it."""
+        """End what is under way: nobody takes its answers."""
         self._dropped = True
         self._answers.clear()
         for scope in list(self._scopes):

@@ -115,7 +115,7 @@ class Attempt:
     seconds: without any headway.  allowance: more seconds, for drivers that do not report bytes.
     """
 
-    __slots__ = ("_allowance", "_patience", "_scope", "_seconds", "_since", "queued")
+    __slots__ = ("_allowance", "_patience", "_scope", "_seconds", "_since", "contact", "queued")
 
     def __init__(
         self, scope: trio.CancelScope, seconds: float, allowance: float, patience: Patience
@@ -124,6 +124,8 @@ class Attempt:
         self._seconds = seconds
         self._allowance = allowance
         self._patience = patience
+        #: By when a byte must have come or gone, for a driver that counts them; then None.
+        self.contact: float | None = None
         self.start()
 
     def pause(self) -> None:
@@ -141,9 +143,12 @@ class Attempt:
         if not self._patience.counted:
             self._patience.counted = True
             self.start()
+        if self.contact is not None:
+            self._scope.deadline = min(self._scope.deadline, self.contact)
 
     def moved(self, size: int) -> None:
         """So many bytes have come or gone."""
+        self.contact = None
         self._patience.earn(size)
         self._scope.deadline = min(trio.current_time() + self._seconds, self._patience.end)
 
@@ -173,13 +178,13 @@ class _Waiter:
 
 
 class Gate:
-    """A number of slots, given to the most urgent first, in order of arrival among equals.
+    """Slots, given to the most urgent waiter first, in order of arrival among equals.
 
-    width: says how many there are, and how many of those work may take that is not urgent.
+    parallelism: says how many there are, and how many of those work may take that is not urgent.
     """
 
-    def __init__(self, width: Parallelism) -> None:
-        self.width = width
+    def __init__(self, parallelism: Parallelism) -> None:
+        self.parallelism = parallelism
         self.active = 0
         self._bulk = 0
         self._waiting: list[_Waiter] = []
@@ -229,11 +234,11 @@ class Gate:
         self._admit()
 
     def _admit(self) -> None:
-        while self._waiting and self.active < self.width.slots:
+        while self._waiting and self.active < self.parallelism.slots:
             # min() keeps the first among equals.
             waiter = min(self._waiting, key=lambda each: each.priority.level)
             if waiter.priority.level != URGENT:
-                room = self._bulk < self.width.bulk and self.active < self.width.shared
+                room = self._bulk < self.parallelism.bulk and self.active < self.parallelism.shared
                 if not room:
                     return
                 waiter.bulk = True
@@ -267,7 +272,7 @@ class Pace:
 
 
 class LineEstimate:
-    """What the way to the store is like, from how long the last gets took.
+    """Latency and rate of the way to the store, from how long the last gets took.
 
     A get of n bytes takes about latency + n / rate: the straight line through the samples with the
     least squares gives both.  Gets that run side by side share the rate, so it is what one of them
@@ -371,10 +376,10 @@ class Limited(Wrapper, LineAdvice):
         return self._line.latency_bytes()
 
     def useful_uploads(self) -> int:
-        return self._up.width.bulk
+        return self._up.parallelism.bulk
 
     def useful_downloads(self) -> int:
-        return self._down.width.bulk
+        return self._down.parallelism.bulk
 
     def health(self) -> Health:
         below = self.beneath.health()
@@ -383,15 +388,15 @@ class Limited(Wrapper, LineAdvice):
             "uploading": self._up.active,
             "downloading": self._down.active,
             "queued": self._up.waiting + self._down.waiting,
-            "uploads_at_once": self._up.width.bulk,
-            "downloads_at_once": self._down.width.bulk,
-            "requests_at_once": self._up.width.slots + self._down.width.slots,
+            "uploads_at_once": self._up.parallelism.bulk,
+            "downloads_at_once": self._down.parallelism.bulk,
+            "requests_at_once": self._up.parallelism.slots + self._down.parallelism.slots,
         }
         return Health(below.state, below.last_error, details)
 
     @staticmethod
     def _urgency(name: str) -> int:
-        """Packs are large and many, and whoever waits for one waits for a commit next."""
+        """Packs give way: they are large and many, and nobody waits for a pack alone."""
         return NORMAL if name.startswith("packs/") else URGENT
 
     @asynccontextmanager
@@ -432,14 +437,14 @@ class _Transfer:
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._area = gate.area()
-        self._era = gate.width.era
+        self._era = gate.parallelism.era
         self.begun = trio.current_time()
         self.moved = 0
 
     def answered(self) -> None:
         seconds = trio.current_time() - self.begun
         active = (self._gate.area() - self._area) / seconds if seconds > 0 else self._gate.active
-        self._gate.width.answered(self._era, seconds, self.moved, active)
+        self._gate.parallelism.answered(self._era, seconds, self.moved, active)
 
     def failed(self) -> None:
-        self._gate.width.overloaded(self._era, self._gate.active)
+        self._gate.parallelism.overloaded(self._era, self._gate.active)

@@ -1,4 +1,4 @@
-"""How many transfers at once: as many as bring more together.  Arithmetic only, no I/O, no timers.
+"""How many transfers at once: as many as raise the total throughput.  No I/O, no timers.
 
 Two numbers, each for one direction, and never above the setting.
 

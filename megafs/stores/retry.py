@@ -17,6 +17,13 @@ Four limits keep an outage from becoming worse or longer through us:
   on one request a second goes through as a probe and all new ones fail at once, so that a program
   that reads offline gets its error now and not in a minute.  The first success ends it.
 
+One limit more is for what people do wrong.  Until a store has answered for the first time, a
+connection that does not come about (an unknown host, nobody at the port, or who does not speak) is
+tried for `CONTACT` seconds only: the address is more likely to be wrong than the store to come back
+just then.  Whoever goes on all the same, as a mount of a known volume does, is as patient as ever.
+
+A store whose answer to the last put was a refusal is "degraded", however well it answers reads.
+
 Lost replies.  A put_new() whose answer is lost may have been carried out; asked again, the store
 says Exists.  So after any failure Exists means: read it back.  Our bytes (which hold a random salt)
 mean that we won; others mean somebody else did.
@@ -39,6 +46,8 @@ from megafs.stores.wrapper import Wrapper
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_PUTS = ("put_new", "put")
 
 #: What a driver may raise that has a mistake in it.
 MISTAKES = (
@@ -70,6 +79,10 @@ DOWN_FAILURES = 3
 PROBE_EVERY = 1.0
 #: After the first success, those that wait try again within so many seconds, not all at once.
 RECOVERED = 1.0
+#: Seconds for the first connection to come about.
+CONTACT = 3.0
+#: The longest wait between two attempts meanwhile.
+CONTACT_CAP = 0.5
 #: Failures in the last so many seconds make the state "degraded".
 DEGRADED_FOR = 30.0
 #: A failing store is reported once, and not again within so many seconds.
@@ -131,6 +144,7 @@ class Retrying(Wrapper):
     patience: seconds an operation may take in all (more for large bodies, see above).
     attempt: seconds after which an attempt without an answer is hung.
     min_speed: bytes per second.
+    contact: seconds for the first connection to come about.
     """
 
     def __init__(
@@ -142,9 +156,12 @@ class Retrying(Wrapper):
         min_speed: float = MIN_SPEED,
         budget: float = Budget.CAPACITY,
         metrics: Registry | None = None,
+        contact: float = CONTACT,
     ) -> None:
         super().__init__(store)
         self._patience = patience
+        self._contact = contact
+        self._contact_until: float | None = None
         self._attempt_seconds = attempt
         self._min_speed = min_speed
         self._budget = Budget(budget)
@@ -157,6 +174,7 @@ class Retrying(Wrapper):
         self._recovered = trio.Event()
         self._reported = False
         self._reported_at: float | None = None
+        self._refusal = ""  # the last answer to a put, if that was no
         # What status shows.
         self._last_error = ""
         self._last_error_time: float | None = None
@@ -225,14 +243,15 @@ class Retrying(Wrapper):
         """ "ok", "degraded" (some requests fail) or "down" (none has worked lately)."""
         now = trio.current_time()
         if self._last_failure is None:
-            return "ok"
+            return "degraded" if self._refusal else "ok"
         if (
             self._failing_since is not None
             and self._in_a_row >= DOWN_FAILURES
             and self._last_failure - self._failing_since >= DOWN_AFTER
         ):
             return "down"
-        return "degraded" if now - self._last_failure < DEGRADED_FOR else "ok"
+        failed = bool(self._refusal) or now - self._last_failure < DEGRADED_FOR
+        return "degraded" if failed else "ok"
 
     def health(self) -> Health:
         below = self.beneath.health()
@@ -246,10 +265,10 @@ class Retrying(Wrapper):
             "bytes_up": int(numbers.sent.value),
             "bytes_down": int(numbers.received.value),
             "last_success": self._last_success_time,
-            "last_error": self._last_error,
+            "last_error": self._refusal or self._last_error,
             "last_error_time": self._last_error_time,
         }
-        return Health(self.state, self._last_error or below.last_error, details)
+        return Health(self.state, self._refusal or self._last_error or below.last_error, details)
 
     async def _run(
         self,
@@ -267,6 +286,7 @@ class Retrying(Wrapper):
         begun = trio.current_time()
         allowance = length / self._min_speed
         patience = limit.Patience(begun + self._patience, length + back, self._min_speed)
+        contact = self._contact_ends(begun)
         probe = self._refuse_while_down()
         tries = 0
         paid = 0.0
@@ -278,7 +298,7 @@ class Retrying(Wrapper):
             try:
                 self._numbers.requests[op].add()
                 try:
-                    result = await self._attempt(once, tries > 0, allowance, patience)
+                    result = await self._attempt(once, tries > 0, allowance, patience, contact)
                 finally:
                     self._numbers.seconds[op].add(trio.current_time() - sent)
             except OutOfTime as exc:  # patience has ended, and the store is not to blame for it
@@ -293,11 +313,15 @@ class Retrying(Wrapper):
                 error = exc
             except Unavailable as exc:
                 error = exc
-            except StoreError:
+            except StoreError as exc:
                 self._answered(paid)
+                if op in _PUTS:
+                    self._refusal = "" if isinstance(exc, Exists) else str(exc)
                 raise
             else:
                 self._answered(paid)
+                if op in _PUTS:
+                    self._refusal = ""
                 return result
             tries += 1
             patience.waste()
@@ -310,7 +334,12 @@ class Retrying(Wrapper):
                 wait = max(wait, error.retry_after)
             cost = Budget.TIMEOUT if hung else Budget.RETRY
             now = trio.current_time()
-            if now + wait >= patience.end or wait > max(CAP, RETRY_AFTER_CAP):
+            first = error.unreached and self._last_answer == float("-inf")
+            if contact is not None and first:
+                wait = min(wait, CONTACT_CAP)
+            if contact is not None and first and now + wait >= contact:
+                why = "no connection has come about yet"
+            elif now + wait >= patience.end or wait > max(CAP, RETRY_AFTER_CAP):
                 why = f"gave up after {tries} tries in {now - begun:.0f} s"
             elif probe:
                 why = "it has not answered for a while"
@@ -336,10 +365,12 @@ class Retrying(Wrapper):
         again: bool,
         allowance: float,
         patience: limit.Patience,
+        contact: float | None,
     ) -> T:
         seconds = min(self._attempt_seconds, self._patience)
         with trio.CancelScope() as scope:
             timing = limit.Attempt(scope, seconds, allowance, patience)
+            timing.contact = contact
             token = limit.attempt.set(timing)
             try:
                 return await once(again)
@@ -350,11 +381,21 @@ class Retrying(Wrapper):
                 raise StoreError(f"{self.url}: an answer cannot be used: {reason}") from exc
             finally:
                 limit.attempt.reset(token)
+        if timing.contact is not None and patience.counted:
+            raise Unavailable(f"{self.url}: no connection in time", unreached=True)
         if timing.queued:
             raise OutOfTime(f"{self.url}: too much is waiting to be transferred")
         if timing.running < min(self._attempt_seconds, FAIR):
             raise OutOfTime(f"{self.url}: no answer in time", maybe_done=True)
         raise TooSlow(f"{self.url}: no answer in time", maybe_done=True)
+
+    def _contact_ends(self, now: float) -> float | None:
+        """When an operation that begins now stops to try for a first connection; None if never."""
+        if self._last_answer != float("-inf"):
+            return None
+        if self._contact_until is None:
+            self._contact_until = now + self._contact
+        return self._contact_until if now < self._contact_until else None
 
     async def _holds(self, name: str, data: Buffer) -> bool:
         """Whether the store's object *name* is exactly *data*."""

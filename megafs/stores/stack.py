@@ -19,7 +19,8 @@ from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.drivers import check_options, driver_of
 from megafs.stores.limit import Limited
-from megafs.stores.retry import Retrying
+from megafs.stores.retry import CONTACT, Retrying
+from megafs.stores.wrapper import Wrapper
 
 
 class Traffic(Struct, frozen=True):
@@ -28,6 +29,7 @@ class Traffic(Struct, frozen=True):
     patience: seconds an operation may take in all.
     uploads, downloads: the most at once.
     up_rate, down_rate: bytes per second, or None for no limit.
+    contact: seconds for the first connection to come about (stores/retry.py).
     """
 
     patience: float = 60.0
@@ -35,6 +37,7 @@ class Traffic(Struct, frozen=True):
     downloads: int = 24
     up_rate: float | None = None
     down_rate: float | None = None
+    contact: float = CONTACT
 
     @property
     def connections(self) -> int:
@@ -62,7 +65,25 @@ def open_store(
         up_rate=traffic.up_rate,
         down_rate=traffic.down_rate,
     )
-    return Retrying(limited, traffic.patience, metrics=metrics)
+    return Retrying(
+        limited,
+        traffic.patience,
+        metrics=metrics,
+        contact=traffic.contact,
+    )
+
+
+def unlimited(store: ObjectStore) -> ObjectStore:
+    """Return *store* without its cache and its limits, and still asked again when it may help.
+
+    For races (stores/probe.py), which limits would make a queue of.  Not to be closed: it shares
+    the driver with *store*.
+    """
+    while isinstance(store, Wrapper):
+        if isinstance(store, Limited):
+            return Retrying(store.beneath)
+        store = store.beneath
+    return store
 
 
 def cached(

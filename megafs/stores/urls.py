@@ -19,7 +19,7 @@ from megafs.errors import BadStore
 
 
 class Location(Struct, frozen=True):
-    """What a URL says besides its scheme.
+    """The parts of a URL besides its scheme.
 
     name: the bucket or the like, "" in forms that have none.
     path: what follows, without percent-encoding; "" or beginning with "/" where `name` is given.

@@ -1,9 +1,9 @@
-"""What a SQLite changeset does to the rows of a tree.
+"""Read a SQLite changeset: its changes to the rows of a tree.
 
-A commit carries a changeset over the replicated tables.  `Changes.of` goes through it once; what it
-finds then serves everyone who asks: which files it touches (before it is applied), what it does to
-the usage, which parts of a checkpoint are stale, what the kernel must forget (after it).  Who needs
-the rows themselves (the journal of a file) goes through `row_changes`.
+A commit carries a changeset over the replicated tables.  `Changes.of` decodes it once, for
+all who ask: which files it touches (before it is applied), by how much the usage grows, which parts
+of a checkpoint are stale, what the kernel must forget (after it is applied).  `row_changes` gives
+the rows themselves, for the events of a file.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _unknown(table: str) -> Corrupt:
 
 
 class Changes(Struct):
-    """What one changeset does to a tree, for whoever applies it.
+    """The changes that one changeset makes to a tree.
 
     keys: every row that changes, as (table, key).
     inodes: whose attributes change, or that come or go.  contents: whose bytes change, or that go.

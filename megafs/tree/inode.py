@@ -71,7 +71,7 @@ class Inode(Struct):
 
 
 class SetAttr(Struct):
-    """What to change of an inode; None leaves the old value."""
+    """Changes of an inode's attributes; None leaves the old value."""
 
     mode: int | None = None
     uid: int | None = None

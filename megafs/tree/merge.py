@@ -1,4 +1,4 @@
-"""What happens when two mounts disagree.
+"""The rules for operations that no longer fit, because another mount has changed the tree.
 
 A mount that loses a commit race undoes its pending operations, applies the winner's rows, and does
 its own operations again, one by one, through `Merge.redo`.  Most fit as they are.  For the rest the
@@ -66,7 +66,7 @@ class SeenInode(Struct):
 
     inode: Inode
     target: bytes | None
-    places: list[tuple[int, bytes]]
+    names: list[tuple[int, bytes]]
     xattrs: list[tuple[bytes, bytes]]
     extents: list[Extent]
 
@@ -74,7 +74,7 @@ class SeenInode(Struct):
 class SeenInodes(Struct):
     """The inodes that others changed, as this mount saw them, with the directories above.
 
-    complete: an inode that others changed and that is not here, this mount had removed itself.
+    complete: an inode that others changed and that is missing here had been removed by this mount.
     """
 
     seen: dict[int, SeenInode] = field(default_factory=dict)
@@ -93,19 +93,19 @@ class SeenInodes(Struct):
             inode = tree.find(ino)
             if inode is None:
                 return
-            places = tree.places(ino)
+            names = tree.names_of(ino)
             self.seen[ino] = SeenInode(
                 inode,
                 tree.target(ino) if inode.is_symlink else None,
-                places,
+                names,
                 tree.xattrs(ino),
                 tree.all_extents(ino) if inode.is_file else [],
             )
-            for parent, _ in places[1:]:
+            for parent, _ in names[1:]:
                 self.add(tree, parent)
-            if not places:
+            if not names:
                 return
-            ino = places[0][0]
+            ino = names[0][0]
 
 
 class Merge:
@@ -135,11 +135,11 @@ class Merge:
         self.label = f"conflict from {_plain(host)} {date}".encode()
         self.aliases: dict[int, int] = {}
         self.notes: list[str] = []
-        #: Files whose later contents are in already: in a conflict copy, or brought back.
-        self._settled: set[int] = set()
+        #: Files whose contents written here are kept already: in a conflict copy, or brought back.
+        self._kept: set[int] = set()
         self._revived: set[int] = set()
-        #: Files that go on as a conflict copy, for want of a view of what they were: the copy, and
-        #: the version of ours that it stands for.
+        #: Files whose operations come from the log, without a view of what this mount saw: their
+        #: contents go to a conflict copy.  (Inode of the copy, our version that it holds.)
         self._copies: dict[int, tuple[int, int]] = {}
         self._refused: dict[int, Create] = {}
         self._done: list[Operation] = []
@@ -248,10 +248,12 @@ class Merge:
         self._perhaps_gone(op.ino)
 
     def _perhaps_gone(self, ino: int) -> None:
-        """A name of a file went: if it was brought back for it, what we wrote brings it back."""
+        """A name was removed.  If it was the last one of a revived file, forget the revival,
+        so that a later operation that writes to it revives it again.
+        """
         if ino in self._revived and self.tree.find(ino) is None:
             self._revived.discard(ino)
-            self._settled.discard(ino)
+            self._kept.discard(ino)
 
     def _rmdir(self, op: Rmdir) -> None:
         try:
@@ -313,7 +315,7 @@ class Merge:
         self._do(msgspec.structs.replace(moved, new_name=name, replaced=0, flags=RENAME_NOREPLACE))
 
     def _rename_moved(self, op: Rename, new_parent: int) -> None:
-        """What we renamed is no longer where it was."""
+        """Our rename no longer fits: the old name does not stand for that inode any more."""
         if self._present(op.ino) is not None:
             self._note(
                 f"{_show(op.name)} was renamed here to {_show(op.new_name)} and also elsewhere:"
@@ -331,7 +333,7 @@ class Merge:
         self._note(f"{_show(op.name)} was renamed here and removed elsewhere: it is {_show(name)}")
 
     def _contents(self, op: SetContents) -> None:
-        if op.ino in self._settled:
+        if op.ino in self._kept:
             return
         if op.ino in self._refused:
             self._create(self._refused.pop(op.ino))
@@ -354,8 +356,8 @@ class Merge:
             return  # nobody can reach an unlinked file but those who have it open
         if self.view.complete and op.ino not in self.view.seen:
             return  # we removed it afterwards; what others made of it stays
-        places = self.tree.places(op.ino)
-        parent, name = places[0] if places else (self._lost_found(op.ctime_ns), b"file")
+        names = self.tree.names_of(op.ino)
+        parent, name = names[0] if names else (self._lost_found(op.ctime_ns), b"file")
         copy = self._conflict_name(parent, name)
         seen = self.view.seen.get(op.ino)
         source = seen.inode if seen is not None else inode
@@ -410,7 +412,7 @@ class Merge:
                     tuple(extents),
                 )
             )
-            self._settled.add(op.ino)
+            self._kept.add(op.ino)
         self._note(
             f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
         )
@@ -480,10 +482,10 @@ class Merge:
             self._do(op)
             self._note(f"a file written here was removed elsewhere: it is lost+found/{_show(name)}")
             return
-        if not seen.places:
-            self._settled.add(op.ino)
-            return  # it had no name here either
-        parent, name = seen.places[0]
+        if not seen.names:
+            self._kept.add(op.ino)
+            return  # it had no name on this machine either
+        parent, name = seen.names[0]
         parent = self._directory(parent)
         name = self._free_name(parent, name)
         self._revive_file(op.ino, parent, name, op.ctime_ns)
@@ -506,8 +508,8 @@ class Merge:
         if found is not None and found.is_dir:
             return ino
         seen = self.view.seen.get(ino)
-        if found is None and seen is not None and seen.inode.is_dir and seen.places:
-            parent, name = seen.places[0]
+        if found is None and seen is not None and seen.inode.is_dir and seen.names:
+            parent, name = seen.names[0]
             parent = self._directory(parent)
             there = self.tree.child(parent, name)
             if there is not None and self.tree.inode(there).is_dir:
@@ -540,7 +542,10 @@ class Merge:
         )
 
     def _revive_file(self, ino: int, parent: int, name: bytes, time_ns: int) -> None:
-        """Make a file again as this mount saw it last; its later contents are then in already."""
+        """Make a removed file again, with attributes and contents as this mount saw them last.
+
+        Operations that wrote those contents need not be done again (`_kept`).
+        """
         seen = self.view.seen[ino]
         old = seen.inode
         self._do(
@@ -572,7 +577,7 @@ class Merge:
                     tuple(seen.extents),
                 )
             )
-            self._settled.add(ino)
+            self._kept.add(ino)
         self._revived.add(ino)
 
     def _lost_found(self, time_ns: int) -> int:
@@ -601,8 +606,9 @@ class Merge:
     def _present(self, ino: int) -> Inode | None:
         """The inode, or None if others removed it.
 
-        One that they removed and still have open is removed for us: nothing leads to it, and it
-        ends with their last close.  It goes here, so that it can come back under its number.
+        An inode that they removed and still have open counts as removed: no name leads to it, and
+        it ends with their last close.  Its row is removed here, so that `_revive_file` can make one
+        with the same number.
         """
         inode = self.tree.find(ino)
         if inode is not None and inode.nlink == 0:
@@ -622,7 +628,7 @@ class Merge:
         try:
             self._do(op)
         except Refused:
-            pass  # what it was about is gone: nothing to keep
+            pass  # the inode or the name that it changes is gone
 
     def _translated(self, op: Operation) -> Operation:
         if not self.aliases:

@@ -1,4 +1,4 @@
-"""What the replica knows of the journal's past: its table `history`, and the snapshots."""
+"""Queries of the commits that the replica knows (table `history`), and of the snapshots."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Rewind:
         self._paths: dict[int, bytes | None] = {}
 
     def child(self, parent: int, name: bytes) -> int | None:
-        """What a name stood for."""
+        """The inode that a name stood for."""
         row = self._db.execute(
             "SELECT ino FROM names WHERE parent=? AND name=?", (parent, name)
         ).fetchone()
@@ -53,7 +53,7 @@ class Rewind:
         found: list[Any] = self._db.execute(
             "SELECT parent, name FROM names WHERE ino=?", (ino,)
         ).fetchall()
-        for parent, name in self._base.places(ino):
+        for parent, name in self._base.names_of(ino):
             there = self._db.execute(
                 "SELECT 1 FROM names WHERE parent=? AND name=?", (parent, name)
             ).fetchone()
@@ -81,7 +81,7 @@ class Rewind:
         return (self.path(parent) or b"") + b"/" + name
 
     def walk(self, path: bytes) -> int | None:
-        """What a path stood for."""
+        """The inode that a path stood for."""
         ino: int | None = ROOT
         for name in path.split(b"/"):
             if name and ino is not None:

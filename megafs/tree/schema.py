@@ -24,7 +24,7 @@ SequenceNumber = NewType("SequenceNumber", int)
 PackNumber = NewType("PackNumber", int)
 
 # A row of each replicated table.  Field for field the columns of the CREATE TABLE below, in order.
-# `rows` (tree/changeset.py) gives rows of an UPDATE in which the columns that stayed hold
+# `row_changes` (tree/changeset.py) gives rows of an UPDATE in which the columns that stayed hold
 # `apsw.no_change`; every other source gives whole rows.
 
 
@@ -109,7 +109,7 @@ class OrphanRow(NamedTuple):
 
 
 class WriterRow(NamedTuple):
-    """The last batch of a mount that is in the journal: after a crash, what not to send again."""
+    """The last batch of a mount that is in the journal: after a crash it is not committed again."""
 
     mount: int
     batch: int
@@ -132,7 +132,7 @@ class SnapshotRow(NamedTuple):
 
 
 class GarbageRow(NamedTuple):
-    """A pack that nothing named when gc looked, since when (ns); it goes after the retention."""
+    """gc's mark on a pack that nothing names.  since: in ns; the pack goes after the retention."""
 
     pack: PackNumber
     since: int

@@ -71,9 +71,9 @@ class Tree:
 
     used, files: bytes allocated and inodes in use; kept with every change (see `charge`).
 
-    What is remembered is what the rows say: SQLite tells of every inode's row that changes, whoever
-    changes it, and of every transaction that is rolled back.  It does not tell of names (a table
-    without row numbers): whoever changes them beside the methods here calls `forget_name`.
+    SQLite's hooks keep the memory true: they report every inode's row that changes, whoever changes
+    it, and every rollback.  They do not report names (`dirents` has no row numbers): whoever
+    changes a name without the methods here calls `forget_name`.
     """
 
     def __init__(self, db: apsw.Connection, longest: int, remember: int = 0) -> None:
@@ -87,8 +87,8 @@ class Tree:
         self._inodes: dict[int, tuple[Any, ...]] = {}
         self._names: dict[tuple[int, bytes], int] = {}
         if remember:
-            # Not bound to us: a connection that holds its tree is a ring that nobody frees, with
-            # its files, unless it is closed.
+            # A weak reference: a connection that held its tree would make a cycle, and its files
+            # would stay open until somebody closes it.
             me = weakref.ref(self)
 
             def changed(kind: int, database: str, table: str, row: int) -> None:
@@ -210,7 +210,7 @@ class Tree:
             is None
         )
 
-    def places(self, ino: int) -> list[tuple[int, bytes]]:
+    def names_of(self, ino: int) -> list[tuple[int, bytes]]:
         """Every (directory, name) that stands for *ino*."""
         rows: list[Any] = self.db.execute(
             "SELECT parent, name FROM dirents WHERE ino=?", (ino,)
@@ -268,7 +268,7 @@ class Tree:
             ino = found.parent
 
     def target(self, ino: int) -> bytes:
-        """What a symbolic link says; EINVAL for anything else."""
+        """The target of a symbolic link; EINVAL for anything else."""
         row = self.db.execute("SELECT target FROM inodes WHERE ino=?", (ino,)).fetchone()
         if row is None:
             raise Refused(e.ENOENT)
@@ -388,7 +388,7 @@ class Tree:
             "UPDATE inodes SET mtime=?, ctime=?, nlink=nlink+? WHERE ino=?",
             (time_ns, time_ns, links, ino),
         )
-        if row is not None:  # forgotten by now, and soon wanted: many names are made in one place
+        if row is not None:  # the hook has dropped it, and the next name in this directory needs it
             ino, mode, nlink, uid, gid, rdev, size, blocks, atime, _, _, btime, parent, version = (
                 row
             )

@@ -1,1 +1,1 @@
-"""Jobs on a whole volume: make it, open it, its keys."""
+"""One volume on this machine: make it, open it; its key header, its state directory."""

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Expected(Struct, frozen=True):
-    """What the store must show.
+    """The conditions that the store's history must meet.
 
     last_head: the head that this machine remembers.  generation: that of the key header that was
     opened.  head: HASH or SEQUENCE:HASH that the user named.  accept_any: take what the store shows

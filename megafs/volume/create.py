@@ -7,15 +7,18 @@ import socket
 from collections.abc import Callable
 
 import apsw
+from msgspec.structs import replace
 
 from megafs import clock
+from megafs.chunks.pack_size import fitting, largest_object
 from megafs.config import Parameters
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import AlreadyThere, Exists
 from megafs.journal import commit as commit_format
 from megafs.secret_struct import SecretStruct
 from megafs.stores.base import ObjectStore
-from megafs.stores.probe import probe_create_if_absent
+from megafs.stores.probe import probe_create_if_absent, probe_largest
+from megafs.stores.stack import unlimited
 from megafs.tree import ops
 from megafs.tree.schema import INDEXES, REPLICATED
 from megafs.tree.tree import Tree
@@ -66,7 +69,10 @@ async def format_volume(
             " example a prefix of its own"
         )
     say("trying whether the store can create an object only if it is absent")
-    primitive = await probe_create_if_absent(store)
+    bare = unlimited(store)
+    primitive = await probe_create_if_absent(bare)
+    say("trying how large an object may be")
+    parameters = await _with_fitting_packs(bare, parameters, say)
     say("making the keys")
     made = await header_store.create(
         store,
@@ -82,6 +88,22 @@ async def format_volume(
     on_new_keys(volume)
     await write_first_commit(store, keyring, header.generation)
     return volume
+
+
+async def _with_fitting_packs(
+    store: ObjectStore, parameters: Parameters, say: Callable[[str], None]
+) -> Parameters:
+    """Return *parameters* with packs of which the store, and a proxy in front of it, take each."""
+    largest = largest_object(parameters.pack_size)
+    limit = await probe_largest(store, largest)
+    if limit == largest:
+        return parameters
+    size = fitting(parameters.pack_size, parameters.chunk_size, limit)
+    say(
+        f"no objects of {largest >> 10} KiB can be stored there, but of {limit >> 10} KiB: packs of"
+        f" {size >> 10} KiB, more requests"
+    )
+    return replace(parameters, pack_size=size)
 
 
 async def write_first_commit(store: ObjectStore, keyring: Keyring, generation: int) -> None:

@@ -65,7 +65,7 @@ _NAME: Final = re.compile(r"keys/([0-9]{8})\Z")
 
 
 class Credential(SecretStruct, frozen=True):
-    """What a person brings to open a volume: a passphrase, a key file, both, or a recovery key.
+    """A person's means to open a volume: a passphrase, a key file, both, or a recovery key.
 
     keyfile: the contents of the key file.
     recovery: as printed or typed.
@@ -157,7 +157,7 @@ class Header(SecretStruct, frozen=True):
 
 
 class Remembered(Struct, frozen=True):
-    """What this machine knows of the volume from an earlier time.
+    """The facts that this machine keeps of a volume from an earlier time.
 
     slot_id: the slot that opened then; tried first.
     digest: of the header object of that generation.
@@ -183,7 +183,7 @@ class Unlocked(Struct, frozen=True):
     digest: bytes
 
     def remembered(self) -> Remembered:
-        """What to keep on this machine until the next time."""
+        """The facts to keep on this machine until the next time."""
         return Remembered(
             self.header.fsid,
             self.header.generation,

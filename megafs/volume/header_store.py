@@ -66,7 +66,7 @@ class SlotInfo(Struct, frozen=True):
 
 
 class Changed(SecretStruct, frozen=True):
-    """What a change of keys led to.
+    """The result of a change of keys.
 
     unlocked: the new header; remember it.
     slot_id: the slot that was made, if one was.
@@ -476,7 +476,10 @@ async def _no_header(store: ObjectStore) -> NotAVolume | Corrupt:
     page = await store.list("", limit=10)
     names = [entry.name for entry in page.entries]
     if not names:
-        return NotAVolume("nothing is there: megafs format makes a new volume")
+        return NotAVolume(
+            "nothing is there; is it the right bucket, directory and prefix? megafs format makes a"
+            " new volume"
+        )
     for prefix in ("commits/", "checkpoints/", "packs/"):
         if (await store.list(prefix, limit=1)).entries:
             return Corrupt(

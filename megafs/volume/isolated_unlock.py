@@ -1,4 +1,4 @@
-"""Open a key header without the memory that it takes staying in this process."""
+"""Open a key header; Argon2id and its 256 MiB run in processes that end with it."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ read a key header.
 
 from __future__ import annotations
 
-import resource
 import sys
 
 from megafs.crypto.argon2 import argon2id
+from megafs.hardening import protect_memory
 
 NO_MEMORY = 3
 
@@ -50,7 +50,7 @@ def _work(task: bytes) -> bytes:
 
 def main() -> None:
     """Read the task, write the key."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    protect_memory()
     try:
         key = _work(sys.stdin.buffer.read())
     except MemoryError:

@@ -24,11 +24,13 @@ from pathlib import Path
 import trio
 from msgspec import Struct
 
+from megafs.chunks.pack_size import PackSize
 from megafs.chunks.stage import Adopter, Stage, StageLimits
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
-from megafs.config import Settings
+from megafs.config import MIB, Settings
+from megafs.errors import BadUsage
 from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
@@ -46,6 +48,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
+from megafs.stores.retry import CONTACT
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
@@ -53,7 +56,14 @@ from megafs.volume.catch_up import Expected, catch_up, check_head
 from megafs.volume.header import Credential, Header, check_epoch
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.recovery import open_replica, recover
-from megafs.volume.state_directory import HEADER, StateDirectory, keep_durably, remember_fsid
+from megafs.volume.state_directory import (
+    HEADER,
+    STORE_LIMITS,
+    StateDirectory,
+    keep_durably,
+    remember_fsid,
+    remembered_fsid,
+)
 from megafs.volume.unlock import UnlockedVolume, ask_early, unlock
 from megafs.volume.volume import Volume
 
@@ -64,13 +74,16 @@ Say = Callable[[str], None]
 
 #: Seconds that leaving a volume may take to say good-bye to the store.
 _LEAVE_WITHIN = 5
+#: Seconds for the first connection, on a machine that knows the volume: then it goes on without.
+_CONTACT_IF_KNOWN = 1.0
 
 
 class _Opening(Struct, frozen=True):
-    """What a volume is opened from, once its keys are known.
+    """The inputs to opening a volume, once its keys are known.
 
     store: with its cache, if it has one.  early: the same store, with requests that are under way
     already.  host: what other machines see as this one's name.
+    own_store: whether it was opened here, by its URL.
     """
 
     url: str
@@ -81,6 +94,7 @@ class _Opening(Struct, frozen=True):
     host: str
     metrics: Registry
     say: Say
+    own_store: bool
 
 
 class _Journal(Struct, frozen=True):
@@ -91,6 +105,7 @@ class _Journal(Struct, frozen=True):
     follower: Follower
     writer: Writer
     heads: HeadKeeper
+    pack_size: PackSize
 
 
 @asynccontextmanager
@@ -118,16 +133,7 @@ async def open_volume(
     metrics = Registry()
     own = store is None
     if store is None:
-        store = open_store(
-            url,
-            settings.store_options,
-            Traffic(
-                patience=settings.deadline,
-                uploads=settings.uploads,
-                downloads=settings.downloads,
-            ),
-            metrics,
-        )
+        store = open_store(url, settings.store_options, _traffic(url, settings), metrics)
     requests = EarlyRequests(store)
     try:
         ask_early(requests, url, settings)
@@ -140,7 +146,15 @@ async def open_volume(
         lock = found.directory.lock()
         try:
             opening = _Opening(
-                url, store, requests, found, settings, host or socket.gethostname(), metrics, say
+                url,
+                store,
+                requests,
+                found,
+                settings,
+                host or socket.gethostname(),
+                metrics,
+                say,
+                own,
             )
             async with _opened(opening) as volume:
                 yield volume
@@ -151,6 +165,17 @@ async def open_volume(
         if own:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _LEAVE_WITHIN):
                 await store.aclose()
+
+
+def _traffic(url: str, settings: Settings) -> Traffic:
+    """How the store is used; a volume that this machine knows is opened without it, too."""
+    known = remembered_fsid(settings.state_dir, url) is not None
+    return Traffic(
+        patience=settings.deadline,
+        uploads=settings.uploads,
+        downloads=settings.downloads,
+        contact=_CONTACT_IF_KNOWN if known else CONTACT,
+    )
 
 
 @asynccontextmanager
@@ -194,6 +219,8 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
             await upkeep.take_lease(volume, volume.lease, opening.say)
         async with volume.background.running() as nursery:
             _start_tasks(volume, journal, nursery)
+            if opening.own_store and not settings.read_only and not journal.pack_size.known:
+                nursery.start_soon(upkeep.prove_store, volume, journal.pack_size)
             yield volume
         await _leave(volume)
     finally:
@@ -204,13 +231,14 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
+    pack_size = _pack_size(opening)
     stage = Stage(
         found.directory.packs,
         store,
         keyring,
         replica,
         unlogged,
-        StageLimits.of(header.parameters, settings),
+        StageLimits.of(header.parameters, settings, pack_size),
         _adopter(DiskCache.of(store)),
     )
     opened = OpenedHeader(
@@ -234,12 +262,32 @@ def _wire_journal(opening: _Opening, replica: Replica, unlogged: UnloggedChunks)
         interval=settings.sync_interval,
         generation=header.generation,
     )
-    return _Journal(replica, stage, follower, writer, heads)
+    return _Journal(replica, stage, follower, writer, heads, pack_size)
 
 
 def _rotating(found: UnlockedVolume) -> int:
     """The epoch that a rotation on this machine began, and of which no commit was seen; or 0."""
     return found.last_head.rotating if found.last_head is not None else 0
+
+
+def _pack_size(opening: _Opening) -> PackSize:
+    """How large packs are made; small ones while this machine does not know what the store takes.
+
+    Who brings a store along (tests) knows it.
+    """
+    params, wanted = opening.found.unlocked.header.parameters, opening.settings.pack_size
+    if wanted is not None and not params.chunk_size <= wanted <= 64 * MIB:
+        raise BadUsage(
+            f"pack_size={wanted}: from one chunk of this volume ({params.chunk_size >> 10}K) to 64M"
+        )
+    made = PackSize(
+        wanted or params.pack_size,
+        params.chunk_size,
+        opening.found.directory.volume / STORE_LIMITS,
+    )
+    if opening.own_store and not made.known:
+        made.be_cautious()
+    return made
 
 
 def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volume:
@@ -359,7 +407,7 @@ def _write_remembered(
 
 
 def _adopter(cache: DiskCache | None) -> Adopter | None:
-    """What gives a pack that was uploaded to the cache, if there is one."""
+    """Return the function that gives an uploaded pack to the cache; None without a cache."""
     if cache is None:
         return None
 

@@ -1,4 +1,4 @@
-"""Where one machine keeps what belongs to a volume.
+"""The directories in which one machine keeps a volume's state and cache.
 
     <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, lock
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
@@ -24,6 +24,8 @@ from megafs.errors import Busy, Denied, Full, Stopped
 
 #: The copy of the key header, in a volume's directory.
 HEADER = "header"
+#: What the store takes from this machine (chunks/pack_size.py).
+STORE_LIMITS = "store-limits"
 
 
 def directory_of(state_dir: Path, fsid: bytes) -> Path:
@@ -73,7 +75,7 @@ class StateDirectory(Struct, frozen=True):
             return True
 
     def note_boot(self) -> None:
-        """What the last power cut took is dealt with."""
+        """Note that the damage of the last power cut is dealt with."""
         write_durably(self.volume / "boot", _boot_id().encode())
 
     def mount_number(self) -> int:

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from megafs.concurrency import offload
 from megafs.config import Settings
-from megafs.errors import Corrupt, Rollback, Unavailable
+from megafs.errors import Corrupt, NotAVolume, Rollback, Unavailable
 from megafs.journal import checkpoint, head
 from megafs.journal.commit import genesis
 from megafs.journal.reader import ask_for_commits, ask_for_standing
@@ -59,7 +59,7 @@ async def unlock(
     known = remembered_fsid(settings.state_dir, url)
     offline = False
     try:
-        header = await header_store.load(store)
+        header = await load_header(store, url, settings)
     except Unavailable as exc:
         if known is None:
             raise
@@ -91,6 +91,26 @@ async def unlock(
         )
     unlocked = await isolated_unlock.unlock(header, credential, remembered, early)
     return UnlockedVolume(unlocked, directory, last_head, offline)
+
+
+async def load_header(store: ObjectStore, url: str, settings: Settings) -> Header:
+    """Return the newest key header in *store*, as `header_store.load`.
+
+    Raises Rollback if nothing is where this machine has seen a volume: nobody is to make a new one
+    in its place because of a wrong bucket, or of objects that an administrator can bring back.
+    """
+    known = remembered_fsid(settings.state_dir, url)
+    try:
+        return await header_store.load(store)
+    except NotAVolume as exc:
+        if known is None or settings.accept_state:
+            raise
+        raise Rollback(
+            f"{url} held volume {known.hex()} when it was last opened here, and its objects are"
+            " gone. Is it the right bucket, prefix and endpoint? Make no new volume there: ask the"
+            " store's operator for the objects (versions, backups) first. What this machine still"
+            f" has of them is in {settings.state_dir} and {settings.cache_dir}"
+        ) from exc
 
 
 async def remember_keys(found: UnlockedVolume, now: Unlocked) -> None:

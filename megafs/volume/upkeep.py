@@ -1,4 +1,4 @@
-"""What goes on beside an open volume: checkpoints, the lease, and its numbers for Prometheus."""
+"""Tasks beside an open volume: checkpoints, the lease; and its numbers for Prometheus."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from collections.abc import Callable
 import trio
 
 from megafs import clock
-from megafs.errors import Corrupt, Exists, Fault, TooNew
+from megafs.chunks.pack_size import PackSize, largest_object
+from megafs.errors import Corrupt, Exists, Fault, TooLarge, TooNew
 from megafs.journal import checkpoint
 from megafs.journal.lease import Lease
+from megafs.stores.probe import LIMITS, probe_create_if_absent, probe_largest
+from megafs.stores.stack import unlimited
 from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
 
+#: Seconds after which a machine's first mount tries what the store can do, and tries again.
+_PROVE_AFTER = 1.0
+_PROVE_AGAIN = 60.0
+NOT_EXCLUSIVE = (
+    "this store does not create an object only if its name is free, although it seemed to when the"
+    " volume was made: two mounts could overwrite each other's commits, so this one writes nothing."
+    " Mount read-only (-o ro) on one machine and copy the files to a new volume, which will allow"
+    " one writing mount at a time"
+)
 #: A new checkpoint is due after so many commits, so that a new machine replays few.
 CHECKPOINT_EVERY = 256
 #: Seconds between two attempts to take the lease.
@@ -65,6 +77,30 @@ async def _newest_of_our_key(volume: Volume) -> int:
     except Corrupt:
         return 0
     return 0 if manifest is None else manifest.sequence
+
+
+async def prove_store(volume: Volume, pack_size: PackSize) -> None:
+    """Prove on this machine what format proved on another: the first time it mounts the volume.
+
+    The way to the store may be another one here, with a proxy on it; and a store that checks and
+    then acts may have passed once.  That one must not be written to by two mounts: this one stops.
+    """
+    await trio.sleep(_PROVE_AFTER)
+    store = unlimited(volume.store)
+    raced = not volume.header.create_if_absent
+    while not pack_size.known:
+        try:
+            if not raced and not await probe_create_if_absent(store):
+                volume.writer.bar(NOT_EXCLUSIVE)
+                return
+            raced = True
+            pack_size.found(await probe_largest(store, largest_object(pack_size.wanted)))
+        except TooLarge as exc:
+            log.warning("%s", exc)
+            pack_size.found(LIMITS[-1])
+        except (Fault, OSError) as exc:
+            log.debug("what the store can do is not proved yet: %s", exc)
+            await trio.sleep(_PROVE_AGAIN)
 
 
 async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -> None:

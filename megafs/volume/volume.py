@@ -31,7 +31,7 @@ from megafs.volume.header import Header
 
 
 class Unsent(Struct, frozen=True):
-    """What is still on its way to the store.  error: why it does not get on, or ""."""
+    """The amount that is still on its way to the store.  error: why it does not get on, or ""."""
 
     staged_bytes: int
     pending_operations: int
@@ -72,7 +72,7 @@ class Volume(Struct):
         return self.header.parameters
 
     def progress(self) -> Unsent:
-        """What is not in the store yet."""
+        """The amount that is not in the store yet."""
         error = self.writer.frozen or self.writer.last_error or self.stage.last_error
         waiting = self.stage.staged_bytes + self.fs.writeback.dirty
         operations = sum(info.operations for info in self.replica.pending.values())
@@ -122,7 +122,7 @@ class Volume(Struct):
         return self.chunks.size + self.fs.writeback.dirty
 
     def status(self) -> dict[str, Any]:
-        """What `megafs status` shows; JSON-able."""
+        """The status that `megafs status` shows; JSON-able."""
         replica = self.replica
         time_ns, host, mount = replica.last_commit()
         now = self.progress()

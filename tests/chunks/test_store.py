@@ -18,6 +18,7 @@ import trio.testing
 from trio.testing import MockClock
 
 from megafs.chunks import codec as chunk_format
+from megafs.chunks.pack_size import PackSize
 from megafs.chunks.stage import Adopter, Stage, StageLimits
 from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
@@ -116,6 +117,8 @@ async def parts(
         "uploads": 2,
         "compress": True,
     }
+    chosen |= settings
+    chosen["pack_size"] = PackSize(chosen["pack_size"], CHUNK)
     unlogged = UnloggedChunks()
     stage = Stage(
         place / "packs",
@@ -123,7 +126,7 @@ async def parts(
         KEYRING,
         Registry(tree),
         unlogged,
-        StageLimits(**(chosen | settings)),
+        StageLimits(**chosen),
         adopt,
     )
     chunks = ChunkStore(below, stage, tree, KEYRING, memory_cache)

@@ -230,7 +230,7 @@ def test_any_part_opens_alone_and_is_what_the_whole_says(data: st.DataObject) ->
     end = data.draw(st.integers(start + 1, len(_LONG)))
     opener = aead.PartOpener(KEY, PLACE, _LONG_SEALED[: aead.HEADER_SIZE], len(_LONG_SEALED))
 
-    at, stop = opener.place(start, end)
+    at, stop = opener.sealed_range(start, end)
 
     assert opener.open(start, end, _LONG_SEALED[at:stop]) == _LONG[start:end]
     assert stop - at <= (end - start) + 2 * (16384 + 16)
@@ -240,7 +240,7 @@ def test_any_part_opens_alone_and_is_what_the_whole_says(data: st.DataObject) ->
 def test_a_changed_bit_in_a_part_is_found(start: int, bit: int, where: int) -> None:
     end = min(len(_LONG), start + 4096)
     opener = aead.PartOpener(KEY, PLACE, _LONG_SEALED[: aead.HEADER_SIZE], len(_LONG_SEALED))
-    at, stop = opener.place(start, end)
+    at, stop = opener.sealed_range(start, end)
     sealed = bytearray(_LONG_SEALED[at:stop])
     sealed[where % len(sealed)] ^= 1 << bit
     with pytest.raises(Corrupt):
@@ -249,7 +249,7 @@ def test_a_changed_bit_in_a_part_is_found(start: int, bit: int, where: int) -> N
 
 def test_a_segment_does_not_open_in_the_place_of_another() -> None:
     opener = aead.PartOpener(KEY, PLACE, _LONG_SEALED[: aead.HEADER_SIZE], len(_LONG_SEALED))
-    first, second = opener.place(0, 1), opener.place(16384, 16385)
+    first, second = opener.sealed_range(0, 1), opener.sealed_range(16384, 16385)
     with pytest.raises(Corrupt):
         opener.open(0, 1, _LONG_SEALED[slice(*second)])
     with pytest.raises(Corrupt):

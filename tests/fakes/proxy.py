@@ -19,7 +19,7 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -304,6 +304,9 @@ class _Wire:
         head = await self._head()
         if head is None:
             return None
+        if head[:1] == b"\x16":  # a handshake of TLS
+            await self._stream.send_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+            return None
         first, headers = _parse(head)
         body = await self._exactly(int(headers.get("content-length", "0")))
         method, target, _ = first.split(" ", 2)
@@ -331,7 +334,7 @@ class _Wire:
         return bool(data)
 
     async def _head(self) -> bytes | None:
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
+        while (end := self._buffer.find(b"\r\n\r\n")) < 0 and self._buffer[:1] != b"\x16":
             if not await self._more():
                 return None
         return self._take(end + 4)
@@ -443,8 +446,12 @@ class ThreadedProxy:
         trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
         self._thread.join(10)
 
+    def running(self) -> AbstractAsyncContextManager[Proxy]:
+        """What runs in the thread."""
+        return proxying(self._upstream)
+
     async def _run(self) -> None:
-        async with proxying(self._upstream) as self.proxy:
+        async with self.running() as self.proxy:
             self._token = trio.lowlevel.current_trio_token()
             self._stop = trio.Event()
             self._ready.set()

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import trio
 
-from tests.fakes.proxy import Fault, Proxy, Request, Response, proxying
+from tests.fakes.proxy import Fault, Proxy, Request, Response, ThreadedProxy, proxying
 
 _LIST = '<?xml version="1.0"?><ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>'
 _ENTRY = (
@@ -119,6 +119,19 @@ class _Front(Proxy):
 
     def _fault(self, request: Request) -> Fault | None:
         return super()._fault(request) or self.service
+
+
+class ThreadedService(ThreadedProxy):
+    """A service in a thread of its own, for programs: ``with ThreadedService(Service()) as s:``."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__("")
+        self.service = service
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Proxy]:
+        async with serving(self.service) as service:
+            yield service.proxy
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from megafs.config import Settings
 from megafs.errors import AlreadyThere, BadPassphrase, Corrupt
 from megafs.jobs.messages import as_message
 from megafs.jobs.salvage import SalvageReport, salvage
-from megafs.jobs.salvage_view import rescued
+from megafs.jobs.salvage_view import salvaged
 from megafs.stores.memory import MemoryStore
 from megafs.tree.inode import SetAttr
 from megafs.volume.header import Credential
@@ -233,7 +233,7 @@ async def test_a_rescue_mount_answers_reads_of_parts_of_chunks(
     )
     report = SalvageReport()
     with in_place():
-        async with rescued(store, URL, KEY, settings, report) as fs:
+        async with salvaged(store, URL, KEY, settings, report) as fs:
             ino = resolve(fs, "d/big")
             handle, _ = await fs.open(ino, os.O_RDONLY, ROOT_USER)
             chance = random.Random(9)

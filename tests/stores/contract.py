@@ -16,7 +16,7 @@ import trio
 
 from megafs.errors import BadUsage, Exists, Missing
 from megafs.stores.base import ObjectStore, list_all
-from megafs.stores.probe import probe_create_if_absent
+from megafs.stores.probe import RACES, probe_create_if_absent
 
 BIG = 10**12
 
@@ -224,7 +224,7 @@ class StoreContract:
         assert await store.get("commits/0001", 0, 10) == b"%d" % won[0]
 
     async def test_the_probe_finds_it_and_leaves_nothing(self, store: ObjectStore) -> None:
-        assert await probe_create_if_absent(store, rounds=2)
+        assert await probe_create_if_absent(store, races=RACES[:6])
         assert await names(store) == []
 
     async def test_a_cancelled_put_happened_whole_or_not_at_all(self, store: ObjectStore) -> None:

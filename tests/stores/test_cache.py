@@ -558,7 +558,7 @@ def test_ranges_are_those_of_the_store_and_the_limit_holds(steps: list[Any], lim
                 await store.written()
                 assert du(directory) <= limit
                 assert store.stats()["queued_bytes"] == 0
-                assert store._index.used == sum(s.cost for s in store._index.segments.oldest())
+                assert store._index.used == sum(s.cost for s in store._index.entries.oldest())
         await store.written()
         await store.aclose()
         assert du(directory) <= limit
@@ -870,9 +870,9 @@ trio.run(main)
     assert store.stats()["state"] == "ok"
     assert store.stats()["entries"] > 0
     assert du(tmp_path / "cache") <= 1 << 22
-    for segment in tuple(store._index.segments.oldest()):
-        number = segment.name.rpartition("-")[2].encode()
-        assert await store.get(segment.name, 0, segment.size) == number * 2000
+    for entry in tuple(store._index.entries.oldest()):
+        number = entry.name.rpartition("-")[2].encode()
+        assert await store.get(entry.name, 0, entry.size) == number * 2000
     await store.aclose()
 
 

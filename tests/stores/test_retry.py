@@ -12,8 +12,8 @@ import trio
 from trio.testing import MockClock
 
 from megafs import clock, concurrency
-from megafs.errors import Denied, Exists, Missing, Unavailable
-from megafs.stores import retry
+from megafs.errors import Denied, Exists, Full, Missing, Unavailable
+from megafs.stores import limit, retry
 from megafs.stores.base import ObjectStore
 from megafs.stores.limit import Limited
 from megafs.stores.local.driver import LocalStore
@@ -472,3 +472,83 @@ async def test_a_directory_works_the_same(autojump_clock: MockClock, tmp_path: P
 
     await store.put_new("commits/1", b"ours")
     assert await store.get("commits/1", 0, 10) == b"ours"
+
+
+# ---- the first contact, and refusals ------------------------------------------------------------
+
+
+class Unreached(MemoryStore):
+    """Nobody is there until *since*; then a store.  hang: seconds that either takes."""
+
+    def __init__(self, since: float = float("inf"), hang: float = 0.0) -> None:
+        super().__init__()
+        self.since, self.hang = since, hang
+        self.attempts = 0
+
+    async def get(self, name: str, start: int, length: int) -> bytes:
+        self.attempts += 1
+        timing = limit.attempt.get()
+        assert timing is not None
+        timing.count()
+        if trio.current_time() < self.since:
+            await trio.sleep(self.hang)
+            raise Unavailable("cannot connect", unreached=True)
+        timing.moved(1)
+        await trio.sleep(self.hang)
+        return b"bytes"
+
+
+async def test_an_address_where_nobody_is_is_given_up_soon(autojump_clock: MockClock) -> None:
+    store = Retrying(Unreached())
+    with pytest.raises(Unavailable, match="no connection has come about yet"):
+        await store.get("a", 0, 1)
+    assert trio.current_time() <= retry.CONTACT
+
+    # Whoever goes on all the same is as patient as ever: the network may come up.
+    await trio.sleep(10)
+    began = trio.current_time()
+    with pytest.raises(Unavailable, match="gave up after"):
+        await store.get("a", 0, 1)
+    assert trio.current_time() - began > 30
+
+
+async def test_a_store_that_comes_up_meanwhile_is_used(autojump_clock: MockClock) -> None:
+    assert await Retrying(Unreached(since=2)).get("a", 0, 1) == b"bytes"
+
+
+async def test_a_store_that_has_answered_once_is_waited_for(autojump_clock: MockClock) -> None:
+    there = Unreached(since=0)
+    store = Retrying(there)
+    await store.get("a", 0, 1)
+    there.since = trio.current_time() + 20
+    assert await store.get("a", 0, 1) == b"bytes"
+
+
+async def test_a_connection_that_hangs_is_no_connection(autojump_clock: MockClock) -> None:
+    began = trio.current_time()
+    with pytest.raises(Unavailable, match="no connection"):
+        await Retrying(Unreached(hang=9), contact=1.0).get("a", 0, 1)
+    assert trio.current_time() - began == 1.0
+
+    # A slow answer is no missing connection.
+    slow_one = Unreached(since=0, hang=20)
+    assert await Retrying(slow_one, contact=1.0).get("a", 0, 1) == b"bytes"
+    assert slow_one.attempts == 1
+
+
+async def test_a_store_that_refuses_every_put_is_not_ok(autojump_clock: MockClock) -> None:
+    faults = [Fault("full", op="put_new"), Fault("denied", op="put_new")]
+    store = Retrying(Faulty(MemoryStore(), faults))
+    assert store.health().state == "ok"
+    for error in (Full, Denied):
+        with pytest.raises(error):
+            await store.put_new("a", b"1")
+        await store.list("")  # reads are answered
+        await trio.sleep(100)
+        assert store.health().state == "degraded"
+        assert store.health().last_error
+    await store.put_new("a", b"1")
+    assert store.health().state == "ok"
+    with pytest.raises(Exists):
+        await store.put_new("a", b"2")
+    assert store.health().state == "ok"

@@ -32,8 +32,8 @@ from typing import Any
 import diskcache
 from msgspec import Struct
 
+from megafs.stores.disk_cache.cache_entries import CacheEntry, parse_key
 from megafs.stores.disk_cache.range_file import RangeFile
-from megafs.stores.disk_cache.segments import Segment, parse_key
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class CacheDirectory:
         self._cache: Any = None
         self.block = 4096
 
-    def open(self) -> list[Segment]:
+    def open(self) -> list[CacheEntry]:
         """Lock the directory, made if need be; return what it holds, least recently used first."""
         if os.path.expandvars(os.path.expanduser(self.directory)) != self.directory:
             # diskcache would expand it and use another one.
@@ -171,7 +171,7 @@ class CacheDirectory:
             self._wipe()
             return self._load()
 
-    def _load(self) -> list[Segment]:
+    def _load(self) -> list[CacheEntry]:
         self._inspect()
         pages = max(16, min(1000, self._limit // (64 * 4096)))
         self._cache = diskcache.Cache(
@@ -192,24 +192,24 @@ class CacheDirectory:
             sqlite_wal_autocheckpoint=pages,
             sqlite_journal_size_limit=pages * 4096,
         )
-        listed: dict[str, Segment] = {}
+        listed: dict[str, CacheEntry] = {}
         foreign: list[str] = []
         for key in self._cache:  # in the order of insertion, a hundred rows at a time
-            segment = _segment_of(key)
-            if segment is None:
+            entry = _entry_of(key)
+            if entry is None:
                 foreign.append(key)
             else:
-                listed[file_name(key)] = segment
+                listed[file_name(key)] = entry
         found = self._sweep(listed)
-        kept = [segment for name, segment in listed.items() if name in found]
-        lost = [segment.key for name, segment in listed.items() if name not in found]
+        kept = [entry for name, entry in listed.items() if name in found]
+        lost = [entry.key for name, entry in listed.items() if name not in found]
         with self._cache.transact(retry=True):
             for key in (*foreign, *lost):
                 self._cache.delete(key, retry=True)
-        for segment in kept:
-            segment.cost = self.cost(segment.size)
-            segment.on_disk = True
-        kept.sort(key=lambda segment: segment.access)
+        for entry in kept:
+            entry.cost = self.cost(entry.size)
+            entry.on_disk = True
+        kept.sort(key=lambda entry: entry.access)
         return kept
 
     def _inspect(self) -> None:
@@ -238,25 +238,25 @@ class CacheDirectory:
         finally:
             connection.close()
 
-    def _sweep(self, listed: dict[str, Segment]) -> set[str]:
+    def _sweep(self, listed: dict[str, CacheEntry]) -> set[str]:
         """Return the files that are as long as their rows say, and remove the others of ours.
 
-        Tells each segment when it was last used.
+        Tells each entry when it was last used.
         """
         found: set[str] = set()
         for letter in _DIRECTORIES:
             with os.scandir(os.path.join(self.directory, letter)) as scan:
-                for entry in scan:
-                    name = f"{letter}/{entry.name}"
-                    if not is_file_name(name) or not entry.is_file(follow_symlinks=False):
+                for file in scan:
+                    name = f"{letter}/{file.name}"
+                    if not is_file_name(name) or not file.is_file(follow_symlinks=False):
                         continue  # not ours
-                    segment = listed.get(name)
-                    info = entry.stat(follow_symlinks=False)
-                    if segment is not None and info.st_size == segment.size:
-                        segment.access = info.st_mtime
+                    entry = listed.get(name)
+                    info = file.stat(follow_symlinks=False)
+                    if entry is not None and info.st_size == entry.size:
+                        entry.access = info.st_mtime
                         found.add(name)
                     else:
-                        os.unlink(entry.path)
+                        os.unlink(file.path)
         return found
 
     def _wipe(self) -> None:
@@ -350,7 +350,7 @@ def _is_damage(exc: sqlite3.Error) -> bool:
     )
 
 
-def _segment_of(key: str) -> Segment | None:
+def _entry_of(key: str) -> CacheEntry | None:
     """Return what the row of this key describes, or None if it is not one of ours."""
     parsed = parse_key(key)
     if parsed is None:
@@ -358,4 +358,4 @@ def _segment_of(key: str) -> Segment | None:
     name, start, asked, size = parsed
     if not name.startswith(PREFIX) or not 0 < size <= asked:
         return None
-    return Segment(name, start, asked, size)
+    return CacheEntry(name, start, asked, size)

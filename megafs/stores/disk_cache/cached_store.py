@@ -10,7 +10,7 @@ fetches them.  Everything that writes happens in one background task, in batches
 reader that fetched does not wait for it.  Access times are written back now and then.
 
 The size limit is one for the whole directory, in blocks as du counts them, and holds at every
-moment: room is made before a write.  So is the free space that others on the file system need.
+moment: room is made before a write.  The same goes for the space that is left free for others.
 
 A cache that fails in any way (a full, broken, read-only or vanished disk, a damaged table) costs
 speed, never an error: reads go to the store, one line is logged, and it is tried again later.
@@ -40,10 +40,10 @@ from megafs.stores.disk_cache.cache_directory import (
     Measured,
     file_name,
 )
+from megafs.stores.disk_cache.cache_entries import CacheEntry
 from megafs.stores.disk_cache.cache_index import CacheIndex, Drops
 from megafs.stores.disk_cache.fetches import Fetch, Fetches
 from megafs.stores.disk_cache.range_file import RangeFile
-from megafs.stores.disk_cache.segments import Segment
 from megafs.stores.limit import BACKGROUND, URGENT, at_priority, current_level
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ _PAUSE = 60.0
 
 
 # `list` is a method's name below.
-Row = list[Segment]
+Row = list[CacheEntry]
 Touches = list[tuple[float, str]]
 
 
@@ -153,9 +153,9 @@ class DiskCached(DiskCache):
         if not self._ready.is_set():
             await self._start()
         while True:
-            segments = self._index.segments.cover(name, start, length)
-            if segments:
-                data = await self._read_all(segments, start, length)
+            entries = self._index.entries.cover(name, start, length)
+            if entries:
+                data = await self._read_all(entries, start, length)
                 if data is not None:
                     self._hits.add()
                     return data
@@ -231,39 +231,39 @@ class DiskCached(DiskCache):
             self._fetches.remove(fetch)
             fetch.done.set()
         if not fetch.stale:
-            self._keep(Segment(name, start, length, len(fetch.data)), fetch.data)
+            self._keep(CacheEntry(name, start, length, len(fetch.data)), fetch.data)
         return fetch.data
 
     async def _read_all(self, row: Row, start: int, length: int) -> bytes | None:
-        """Return the bytes that several segments hold together; None if one has lost them."""
+        """Return the bytes that several entries hold together; None if one has lost them."""
         if len(row) == 1:
             return await self._read(row[0], start, length)
         parts: list[bytes] = []
         end = start + length
-        for segment, then in zip(row, [*row[1:], None], strict=True):
-            if segment not in self._index.segments:
+        for entry, then in zip(row, [*row[1:], None], strict=True):
+            if entry not in self._index.entries:
                 return None  # thrown out while the one before it was read
             stop = end if then is None else min(end, then.start)
-            data = await self._read(segment, start, stop - start)
+            data = await self._read(entry, start, stop - start)
             if data is None:
                 return None
             parts.append(data)
             start = stop
         return b"".join(parts)
 
-    async def _read(self, segment: Segment, start: int, length: int) -> bytes | None:
-        """Return the bytes from a segment; None, and it is dropped, if they cannot be had."""
-        offset = start - segment.start
-        size = min(length, segment.size - offset)
-        self._index.use(segment)
-        if segment.data is not None:
-            data: bytes | None = segment.data[offset : offset + max(size, 0)]
+    async def _read(self, entry: CacheEntry, start: int, length: int) -> bytes | None:
+        """Return the bytes from an entry; None, and it is dropped, if they cannot be had."""
+        offset = start - entry.start
+        size = min(length, entry.size - offset)
+        self._index.use(entry)
+        if entry.data is not None:
+            data: bytes | None = entry.data[offset : offset + max(size, 0)]
             await trio.lowlevel.checkpoint()
             return data
         if size <= 0:
             await trio.lowlevel.checkpoint()
             return b""
-        handle: RangeFile | None = segment.handle
+        handle: RangeFile | None = entry.handle
         if handle is not None and size <= _IN_PLACE:
             data = handle.read_in_place(offset, size, self._scratch)
             if data is not None:
@@ -274,44 +274,44 @@ class DiskCached(DiskCache):
             try:
                 # Abandoned when we are cancelled: the thread keeps the handle it was given.
                 opened, found = await offload(
-                    _read_file, handle, self._path(segment), offset, size, kind="disk", abandon=True
+                    _read_file, handle, self._path(entry), offset, size, kind="disk", abandon=True
                 )
                 if len(found) == size:
                     if handle is None:
-                        self._index.keep_open(segment, opened)
+                        self._index.keep_open(entry, opened)
                     return found
                 trouble = "lost a part of a file"
             except OSError as exc:
                 trouble = exc.strerror or str(exc)
-        log.debug("cache %s: %s: %s", self._directory, segment, trouble)
-        self._index.discard(segment)
+        log.debug("cache %s: %s: %s", self._directory, entry, trouble)
+        self._index.discard(entry)
         if scope.cancelled_caught:
             self._stop_using("the disk does not answer")
         return None
 
     def peek(self, name: str, start: int, length: int) -> bytes | None:
-        segment = self._index.segments.find(name, start, length)
-        if segment is None or length > _IN_PLACE:
+        entry = self._index.entries.find(name, start, length)
+        if entry is None or length > _IN_PLACE:
             return None
-        offset = start - segment.start
+        offset = start - entry.start
         data: bytes | None = None
-        if segment.data is not None:
-            data = segment.data[offset : offset + length]
+        if entry.data is not None:
+            data = entry.data[offset : offset + length]
         else:
-            if segment.handle is None:
-                opened = RangeFile.at_hand(self._path(segment))
+            if entry.handle is None:
+                opened = RangeFile.at_hand(self._path(entry))
                 if opened is not None:
-                    self._index.keep_open(segment, opened)
-            if segment.handle is not None:
-                data = segment.handle.read_in_place(offset, length, self._scratch)
+                    self._index.keep_open(entry, opened)
+            if entry.handle is not None:
+                data = entry.handle.read_in_place(offset, length, self._scratch)
         if data is None or len(data) != length:
             return None
-        self._index.use(segment)
+        self._index.use(entry)
         self._hits.add()
         return data
 
-    def _path(self, segment: Segment) -> str:
-        return os.path.join(self._directory, file_name(segment.key))
+    def _path(self, entry: CacheEntry) -> str:
+        return os.path.join(self._directory, file_name(entry.key))
 
     # Keeping.
 
@@ -331,7 +331,7 @@ class DiskCached(DiskCache):
         if not isinstance(data, Path | str):
             await trio.lowlevel.checkpoint()
             kept = bytes(data)
-            self._keep(Segment(name, start, len(kept), len(kept)), kept)
+            self._keep(CacheEntry(name, start, len(kept), len(kept)), kept)
             return
         try:
             source = await offload(RangeFile.at, os.fspath(data), kind="disk")
@@ -339,13 +339,13 @@ class DiskCached(DiskCache):
             log.debug("cache %s: %s: %s", self._directory, name, exc)
             return
         landed = trio.Event()
-        segment = Segment(name, start, source.size, source.size)
-        segment.landed = landed.set
-        if self._keep(segment, source):
+        entry = CacheEntry(name, start, source.size, source.size)
+        entry.landed = landed.set
+        if self._keep(entry, source):
             await landed.wait()
 
-    def _keep(self, segment: Segment, data: bytes | RangeFile) -> bool:
-        """Index a segment and queue it to be written; readers get it from memory until then.
+    def _keep(self, entry: CacheEntry, data: bytes | RangeFile) -> bool:
+        """Index an entry and queue it to be written; readers get it from memory until then.
 
         Returns whether it will be.
         """
@@ -353,14 +353,14 @@ class DiskCached(DiskCache):
         if (
             self._usable is None
             or self._closing
-            or segment.size == 0
+            or entry.size == 0
             or trio.current_time() < self._paused_until
             or self._index.queued + size > self._queue_limit
             or len(self._index.queue) >= 4096
         ):
             self._dropped.add()
             return False
-        if not self._index.add(segment, data):
+        if not self._index.add(entry, data):
             return False
         self._wake_writer()
         return True
@@ -371,12 +371,12 @@ class DiskCached(DiskCache):
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        for segment in self._index.segments.of(name):
-            self._index.discard(segment)
+        for entry in self._index.entries.of(name):
+            self._index.discard(entry)
         self._fetches.forget(name)
 
     def cached(self, name: str, start: int, length: int) -> bool:
-        return bool(self._index.segments.cover(name, start, length))
+        return bool(self._index.entries.cover(name, start, length))
 
     def pin(self, names: Iterable[str]) -> None:
         """Never evict ranges of these objects."""
@@ -390,8 +390,8 @@ class DiskCached(DiskCache):
         """Throw out everything, pinned or not."""
         if not self._ready.is_set():
             await self._start()
-        for segment in tuple(self._index.segments.oldest()):
-            self._index.discard(segment)
+        for entry in tuple(self._index.entries.oldest()):
+            self._index.discard(entry)
         for name in self._fetches.names():
             self._forget(name)
         await self.written()
@@ -409,7 +409,7 @@ class DiskCached(DiskCache):
             "state": "ok" if self._usable is not None else "off",
             "trouble": self._trouble,
             "directory": self._directory,
-            "entries": len(self._index.segments),
+            "entries": len(self._index.entries),
             "bytes": self._index.used,
             "limit": self._limit,
             "min_free": self._min_free,
@@ -512,13 +512,13 @@ class DiskCached(DiskCache):
         self._opened = directory = CacheDirectory(self._directory, self._limit)
         found = await offload(directory.open, kind="disk", abandon=True)
         self._index.empty()
-        for segment in found:
-            for old in self._index.segments.add(segment) or ():
+        for entry in found:
+            for old in self._index.entries.add(entry) or ():
                 self._index.throw_out(old)
-            if segment in self._index.segments:
-                self._index.used += segment.cost
+            if entry in self._index.entries:
+                self._index.used += entry.cost
             else:
-                self._index.throw_out(segment)
+                self._index.throw_out(entry)
         self._usable = directory
         self._ready.set()
 
@@ -547,30 +547,29 @@ class DiskCached(DiskCache):
         touched: Touches = []
         if flush or len(self._index.touched) > 1024 or not writes:
             while self._index.touched and len(touched) < self._rows:
-                segment = self._index.touched.pop()
-                touched.append((segment.access, segment.key))
+                entry = self._index.touched.pop()
+                touched.append((entry.access, entry.key))
         if not (drops or writes or touched):
             return
         values = [
-            (segment.key, segment.data if segment.data is not None else segment.handle)
-            for segment in writes
+            (entry.key, entry.data if entry.data is not None else entry.handle) for entry in writes
         ]
         results = await offload(directory.apply, drops, values, touched, kind="disk", abandon=True)
-        for segment, error in zip(writes, results, strict=True):
-            self._index.queued -= len(segment.data or b"")
-            segment.let_go()
+        for entry, error in zip(writes, results, strict=True):
+            self._index.queued -= len(entry.data or b"")
+            entry.let_go()
             if error is not None:
-                self._index.used -= segment.cost
-                self._index.segments.remove(segment)
+                self._index.used -= entry.cost
+                self._index.entries.remove(entry)
                 self._dropped.add()
                 self._paused_until = trio.current_time() + _PAUSE
                 self._trouble = f"{error.strerror}; nothing is written for a minute"
                 self._report(self._trouble)
                 continue
-            self._written.add(segment.size)
-            segment.on_disk = True
-            if segment not in self._index.segments:  # forgotten while it was written
-                self._index.throw_out(segment)
+            self._written.add(entry.size)
+            entry.on_disk = True
+            if entry not in self._index.entries:  # forgotten while it was written
+                self._index.throw_out(entry)
         self._hopeful = True
         self._announce_room()
         if writes and not any(results):
@@ -593,30 +592,30 @@ class DiskCached(DiskCache):
         writes: Row = []
         planned = 0
         while self._index.queue and len(writes) < _BATCH_COUNT and planned < _BATCH_BYTES:
-            segment = self._index.queue.popleft()
-            if segment not in self._index.segments:  # forgotten before it was written
-                self._index.queued -= len(segment.data or b"")
-                segment.let_go()
+            entry = self._index.queue.popleft()
+            if entry not in self._index.entries:  # forgotten before it was written
+                self._index.queued -= len(entry.data or b"")
+                entry.let_go()
                 continue
-            segment.cost = directory.cost(segment.size)
+            entry.cost = directory.cost(entry.size)
             spare += self._evict(
-                max(self._index.used + segment.cost - room, segment.cost - spare), drops
+                max(self._index.used + entry.cost - room, entry.cost - spare), drops
             )
-            if self._index.used + segment.cost > room or segment.cost > spare:
-                if segment.cost > spare:
+            if self._index.used + entry.cost > room or entry.cost > spare:
+                if entry.cost > spare:
                     self._trouble = (
                         f"nothing is written: the file system has {measured.free >> 20} MiB free,"
                         f" and {self._min_free >> 20} MiB are for others"
                     )
-                self._index.queued -= len(segment.data or b"")
-                segment.let_go()
-                self._index.segments.remove(segment)
+                self._index.queued -= len(entry.data or b"")
+                entry.let_go()
+                self._index.entries.remove(entry)
                 self._dropped.add()
                 continue
-            self._index.used += segment.cost
-            spare -= segment.cost
-            planned += segment.size
-            writes.append(segment)
+            self._index.used += entry.cost
+            spare -= entry.cost
+            planned += entry.size
+            writes.append(entry)
         if not writes:
             self._evict(max(self._index.used - room, -spare), drops)
         return drops, writes

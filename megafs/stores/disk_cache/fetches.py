@@ -1,4 +1,4 @@
-"""Ranges that are being fetched from the store, so that who wants the same ones waits for them."""
+"""Ranges that are being fetched from the store: a second reader waits for the first one's fetch."""
 
 from __future__ import annotations
 

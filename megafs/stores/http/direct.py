@@ -44,7 +44,7 @@ class DirectTransport:
         """Send a request and receive the head of the answer.
 
         A server may close an idle connection just as it is taken: then it has not seen the request.
-        Only what changes nothing is sent once more without a thought.
+        Only a request that changes nothing is sent once more.
         """
         timing = limits.attempt.get()
         if timing is not None:

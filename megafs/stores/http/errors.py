@@ -75,7 +75,7 @@ def unsendable(request: str) -> BadStore:
 
 
 def _other_scheme(server: str, exc: BaseException) -> str:
-    """What to say if TLS met none, or the other way round; "" if that is not it."""
+    """Advice if one side speaks TLS and the other does not; "" if that is not it."""
     broken = _find(exc, ssl.SSLError)
     if broken is not None and broken.reason in _NO_TLS:
         return (
@@ -101,7 +101,7 @@ def _reason(step: RequestStep, exc: BaseException) -> str:
 
 
 def _system_error(exc: BaseException | None) -> str:
-    """What the operating system said, the innermost cause first; "" if it said nothing."""
+    """The operating system's reason, the innermost cause first; "" if it gave none."""
     if exc is None:
         return ""
     if isinstance(exc, BaseExceptionGroup):  # of the addresses of one name, any failure will do

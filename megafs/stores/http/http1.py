@@ -53,7 +53,7 @@ _TOGETHER = 32 << 10
 
 
 class Garbled(Exception):
-    """What came is not HTTP as we know it, or ends too early."""
+    """The answer is not HTTP as we know it, or ends too early."""
 
 
 class HungUp(Garbled):

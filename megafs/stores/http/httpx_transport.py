@@ -195,7 +195,7 @@ def _shown(proxy: str) -> str:
 
 
 def _as_ours(exc: Exception) -> Exception:
-    """What our own transport would call it, where httpx says it in words only."""
+    """The error that our own transport would raise, where httpx says it in words only."""
     if isinstance(exc, httpx.RemoteProtocolError):
         said = str(exc)
         if "without sending a response" in said:

@@ -45,7 +45,7 @@ _AGENT = f"megafs/{__version__}".encode("ascii")
 
 
 class Response(Struct, frozen=True):
-    """What the server answered.
+    """The answer of a server, read.
 
     headers: names in lower case.
     body: at most as much as was asked for.

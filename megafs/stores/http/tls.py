@@ -80,5 +80,5 @@ class Tls:
             view = view[self._ssl.write(view) :]
 
     def pending(self) -> bytes:
-        """What is to be sent, b"" if nothing."""
+        """The bytes to be sent, b"" if there are none."""
         return self._out.read() if self._out.pending else b""

@@ -1,4 +1,4 @@
-"""What a session asks of the wire: one request, one answer.
+"""The interface of a transport: one request, one answer.
 
 Two transports do it: `direct.DirectTransport`, our own, and `httpx_transport.HttpxTransport`, which
 knows every kind of proxy.  Both raise errors of megafs only, made by errors.py, and `BadStore` or

@@ -473,7 +473,7 @@ class LocalStore(ObjectStore):
 
 
 def _kind(mode: int) -> str:
-    """What to call that which is no plain file."""
+    """A name for a kind of file that is no plain file, for error texts."""
     kinds = {
         stat.S_IFDIR: "a directory",
         stat.S_IFIFO: "a FIFO",

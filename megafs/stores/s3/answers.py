@@ -1,4 +1,4 @@
-"""What S3's answers say: errors, listings and times, in XML.
+"""Read S3's answers: errors, listings and times, in XML.
 
 Expat expands entities, which can make gigabytes out of a line, and they can only be defined in a
 document type: none is allowed.  An element, an attribute, a line and a reference each cost up to

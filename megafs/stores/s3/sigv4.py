@@ -26,7 +26,7 @@ _UNRESERVED = "-_.~"
 
 
 class Credentials(SecretStruct, frozen=True):
-    """What proves to the store who we are.  token: of temporary credentials, else ""."""
+    """The keys that prove to the store who we are.  token: of temporary credentials, else ""."""
 
     access_key: str
     secret_key: str

@@ -1,7 +1,7 @@
-"""Which ranges of which objects a cache holds, and which it used least recently.
+"""The entries of a cache: which ranges of which objects it holds, and which it used least recently.
 
-Pure bookkeeping: no I/O, no clock.  No segment of an object lies within another of the same
-object, so sorted by start they are sorted by end, too, and one binary search finds the segment that
+Pure bookkeeping: no I/O, no clock.  No entry of an object lies within another of the same
+object, so sorted by start they are sorted by end, too, and one binary search finds the entry that
 contains a range, if there is one.
 """
 
@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 
 from megafs.stores.disk_cache.range_file import RangeFile
 
-# The reach of a segment that ends where its object does: it answers for everything beyond.
+# The reach of an entry that ends where its object does: it answers for everything beyond.
 _FOR_EVER = 1 << 62
 
 
-class Segment:
+class CacheEntry:
     """The bytes [start, start+size) of the object *name*.
 
     asked: how many bytes were asked for.  More than *size*: the object ends here.
@@ -73,7 +73,7 @@ _KEY = re.compile(r"([^:]*):([0-9]+):([0-9]+)(?::([0-9]+))?\Z", re.ASCII)
 
 
 def parse_key(key: object) -> tuple[str, int, int, int] | None:
-    """Return (name, start, asked, size) of a segment's key, or None if it is none."""
+    """Return (name, start, asked, size) of an entry's key, or None if it is none."""
     match = _KEY.match(key) if isinstance(key, str) else None
     if match is None:
         return None
@@ -81,21 +81,21 @@ def parse_key(key: object) -> tuple[str, int, int, int] | None:
     return name, int(start), int(asked), int(asked if size is None else size)
 
 
-class Segments:
-    """The segments of all objects."""
+class CacheEntries:
+    """The entries of all objects."""
 
     def __init__(self) -> None:
-        self._by_name: dict[str, list[Segment]] = {}
-        self._by_use: OrderedDict[Segment, None] = OrderedDict()  # least recently used first
+        self._by_name: dict[str, list[CacheEntry]] = {}
+        self._by_use: OrderedDict[CacheEntry, None] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return len(self._by_use)
 
-    def __contains__(self, segment: Segment) -> bool:
-        return segment in self._by_use
+    def __contains__(self, entry: CacheEntry) -> bool:
+        return entry in self._by_use
 
-    def find(self, name: str, start: int, length: int) -> Segment | None:
-        """Return the segment that holds all of [start, start+length), or None."""
+    def find(self, name: str, start: int, length: int) -> CacheEntry | None:
+        """Return the entry that holds all of [start, start+length), or None."""
         row = self._by_name.get(name)
         if row is None:
             return None
@@ -104,11 +104,11 @@ class Segments:
             return row[at - 1]
         return None
 
-    def cover(self, name: str, start: int, length: int) -> list[Segment]:
-        """Return segments that together hold all of [start, start+length), in order; [] if none."""
+    def cover(self, name: str, start: int, length: int) -> list[CacheEntry]:
+        """Return entries that together hold all of [start, start+length), in order; [] if none."""
         row = self._by_name.get(name, [])
         at = bisect_right(row, start, key=_start) - 1
-        found: list[Segment] = []
+        found: list[CacheEntry] = []
         reach, end = start, start + length
         while reach < end:
             if at < 0 or at >= len(row) or not row[at].start <= reach < row[at].reach:
@@ -118,49 +118,49 @@ class Segments:
             at += 1
         return found
 
-    def add(self, segment: Segment) -> list[Segment] | None:
-        """Add a segment as the most recently used.
+    def add(self, entry: CacheEntry) -> list[CacheEntry] | None:
+        """Add an entry as the most recently used.
 
-        Returns the segments that it makes needless, which are no longer in; or None if it is itself
+        Returns the entries that it makes needless, which are no longer in; or None if it is itself
         needless, and then it is not added.
         """
-        row = self._by_name.setdefault(segment.name, [])
-        at = bisect_right(row, segment.start, key=_start)
-        if at and row[at - 1].contains(segment.start, segment.reach):
+        row = self._by_name.setdefault(entry.name, [])
+        at = bisect_right(row, entry.start, key=_start)
+        if at and row[at - 1].contains(entry.start, entry.reach):
             return None
-        first = bisect_left(row, segment.start, key=_start)
+        first = bisect_left(row, entry.start, key=_start)
         last = first
-        while last < len(row) and row[last].reach <= segment.reach:
+        while last < len(row) and row[last].reach <= entry.reach:
             last += 1
         needless = row[first:last]
-        row[first:last] = [segment]
+        row[first:last] = [entry]
         for old in needless:
             del self._by_use[old]
-        self._by_use[segment] = None
+        self._by_use[entry] = None
         return needless
 
-    def remove(self, segment: Segment) -> None:
-        """Forget a segment; no error if it is not in."""
-        if segment not in self._by_use:
+    def remove(self, entry: CacheEntry) -> None:
+        """Forget an entry; no error if it is not in."""
+        if entry not in self._by_use:
             return
-        del self._by_use[segment]
-        row = self._by_name[segment.name]
-        del row[bisect_left(row, segment.start, key=_start)]
+        del self._by_use[entry]
+        row = self._by_name[entry.name]
+        del row[bisect_left(row, entry.start, key=_start)]
         if not row:
-            del self._by_name[segment.name]
+            del self._by_name[entry.name]
 
-    def of(self, name: str) -> list[Segment]:
-        """Return the segments of one object, in order."""
+    def of(self, name: str) -> list[CacheEntry]:
+        """Return the entries of one object, in order."""
         return list(self._by_name.get(name, ()))
 
-    def touch(self, segment: Segment) -> None:
-        """Note that a segment was used."""
-        self._by_use.move_to_end(segment)
+    def touch(self, entry: CacheEntry) -> None:
+        """Note that an entry was used."""
+        self._by_use.move_to_end(entry)
 
-    def oldest(self) -> Iterator[Segment]:
-        """Yield the segments, least recently used first; do not change them meanwhile."""
+    def oldest(self) -> Iterator[CacheEntry]:
+        """Yield the entries, least recently used first; do not change them meanwhile."""
         return iter(self._by_use)
 
 
-def _start(segment: Segment) -> int:
-    return segment.start
+def _start(entry: CacheEntry) -> int:
+    return entry.start

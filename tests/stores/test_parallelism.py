@@ -66,7 +66,7 @@ class Constant(Parallelism):
 def fixed(store: SharedLine, slots: int) -> Limited:
     """As it would be with a constant."""
     limited = Limited(store, 1, slots)
-    limited._down.width = Constant(slots)
+    limited._down.parallelism = Constant(slots)
     return limited
 
 

@@ -1,18 +1,18 @@
-"""The index of cached ranges, against a model that tries every segment."""
+"""The index of cached ranges, against a model that tries every entry."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.stores.disk_cache.segments import Segment, Segments, parse_key
+from megafs.stores.disk_cache.cache_entries import CacheEntries, CacheEntry, parse_key
 
 NAMES = st.sampled_from(["packs/a", "packs/b"])
 NUMBER = st.integers(0, 24)
 
 
-def segment(name: str, start: int, asked: int, size: int) -> Segment:
-    return Segment(name, start, asked, min(asked, size))
+def entry(name: str, start: int, asked: int, size: int) -> CacheEntry:
+    return CacheEntry(name, start, asked, min(asked, size))
 
 
 @given(
@@ -25,10 +25,10 @@ def segment(name: str, start: int, asked: int, size: int) -> Segment:
 def test_finds_a_segment_that_holds_the_range_if_there_is_one(
     added: list[tuple[str, int, int, int]], removed: list[int], name: str, start: int, length: int
 ) -> None:
-    index = Segments()
-    model: list[Segment] = []
+    index = CacheEntries()
+    model: list[CacheEntry] = []
     for fields in added:
-        new = segment(*fields)
+        new = entry(*fields)
         needless = index.add(new)
         if needless is None:
             assert any(old.name == new.name and old.contains(new.start, new.reach) for old in model)
@@ -65,8 +65,8 @@ def test_finds_a_segment_that_holds_the_range_if_there_is_one(
 
 
 def test_a_segment_that_met_the_end_answers_for_what_is_beyond() -> None:
-    index = Segments()
-    index.add(Segment("packs/a", 10, asked=100, size=5))
+    index = CacheEntries()
+    index.add(CacheEntry("packs/a", 10, asked=100, size=5))
 
     assert index.find("packs/a", 12, 1000) is not None
     assert index.find("packs/a", 2000, 1) is not None
@@ -74,8 +74,8 @@ def test_a_segment_that_met_the_end_answers_for_what_is_beyond() -> None:
 
 
 def test_a_used_segment_is_the_last_to_go() -> None:
-    index = Segments()
-    one, two = Segment("packs/a", 0, 1, 1), Segment("packs/b", 0, 1, 1)
+    index = CacheEntries()
+    one, two = CacheEntry("packs/a", 0, 1, 1), CacheEntry("packs/b", 0, 1, 1)
     index.add(one)
     index.add(two)
     index.touch(one)
@@ -87,12 +87,12 @@ def test_a_used_segment_is_the_last_to_go() -> None:
 def test_any_key_is_parsed_or_refused(key: str) -> None:
     parsed = parse_key(key)
     if parsed is not None:
-        assert parse_key(Segment(*parsed).key) == parsed
+        assert parse_key(CacheEntry(*parsed).key) == parsed
 
 
 @given(NAMES, NUMBER, st.integers(1, 12), st.integers(1, 12))
 def test_a_key_says_all_of_a_segment(name: str, start: int, asked: int, size: int) -> None:
-    segment = Segment(name, start, asked, min(asked, size))
-    assert parse_key(segment.key) == (name, start, asked, min(asked, size))
+    entry = CacheEntry(name, start, asked, min(asked, size))
+    assert parse_key(entry.key) == (name, start, asked, min(asked, size))
     if size >= asked:
-        assert segment.key == f"{name}:{start}:{asked}"
+        assert entry.key == f"{name}:{start}:{asked}"
