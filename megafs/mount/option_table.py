@@ -49,6 +49,13 @@ class Option(Struct, frozen=True):
     optional: bool = False  # the value may be left out
 
 
+_STRICTATIME = (
+    "Every read that reaches megafs changes the access time: each time a file is opened and read, a"
+    " directory listed, a link followed. What the kernel answers from its memory does not: bytes"
+    " read again, or written before, through the same open file."
+)
+
+
 def _settings() -> Iterable[Option]:
     def setting(
         name: str, text: str, value: Callable[[str], Any], example: str, field: str = ""
@@ -196,7 +203,11 @@ def _settings() -> Iterable[Option]:
             "relatime",
         ),
         ("atime", "The same as relatime.", "relatime"),
-        ("strictatime", "Every read changes the access time.", "strictatime"),
+        (
+            "strictatime",
+            _STRICTATIME,
+            "strictatime",
+        ),
         ("norelatime", "The same as strictatime.", "strictatime"),
         ("nostrictatime", "The same as relatime.", "relatime"),
     )

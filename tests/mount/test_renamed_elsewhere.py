@@ -56,6 +56,7 @@ def test_a_working_directory_goes_along(both: tuple[Machine, Machine]) -> None:
     assert says("/bin/pwd") == str(other.mnt / "renamed" / "sub")
     assert says("ls ..") == "sub"
     shell.stdin.close()
+    shell.stdout.close()
     assert shell.wait(20) == 0
     for machine in (one, other):
         machine.umount()
