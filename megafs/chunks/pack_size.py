@@ -81,6 +81,11 @@ class PackSize:
         return self._size
 
     @property
+    def others(self) -> int:
+        """Bytes that any other object (a commit, a part of a checkpoint) may have."""
+        return self._size if self._known else self._wanted
+
+    @property
     def group(self) -> int:
         """Plaintext that is sealed into a pack in one go."""
         return group_of(self._size, self._chunk_size)

@@ -18,7 +18,7 @@ from megafs.stores.stack import open_store
 from megafs.volume import upkeep
 from megafs.volume.create import format_volume
 from megafs.volume.volume import Volume
-from tests.fakes.machine import KEY, Machine, make_volume, read_file, write_file
+from tests.fakes.machine import KEY, Machine, make_volume, read_file, snapshot, write_file
 from tests.fakes.s3 import Service, serving
 
 URL = "s3://bucket/v"
@@ -74,6 +74,23 @@ async def test_format_behind_a_proxy_of_1_mib_makes_packs_that_pass(
         assert await read_file(volume.fs, "a") == data
     assert max(sizes(service)) <= 1 << 20
     assert len(sizes(service)) < 6 << 20 >> 18, "not a pack for each chunk"
+
+
+async def test_commits_and_checkpoints_pass_as_well(service: Service, tmp_path: Path) -> None:
+    service.body_limit = 128 << 10
+    await formatted(service, chunk_size=16 << 10)
+    there = machine(service, tmp_path / "one")
+    async with there.open(None, url=URL, sync_interval=30.0) as volume:
+        for i in range(600):  # small files travel in the commit: 600 KiB
+            await write_file(volume.fs, f"{i:04d}", os.urandom(1000))
+        with trio.fail_after(60):
+            await volume.drain()
+        assert await volume.checkpointer.write()
+        assert volume.status()["store"]["state"] == "ok"
+    assert max(map(len, service.objects.values())) <= 128 << 10
+    assert len([name for name in service.objects if "/checkpoints/" in name]) > 6
+    async with machine(service, tmp_path / "new").open(None, url=URL) as volume:
+        assert len(await snapshot(volume.fs)) == 600
 
 
 async def test_the_first_mount_on_a_machine_finds_the_proxy_on_its_way(
