@@ -451,6 +451,7 @@ def _write_remembered(
     now: None if the head that is there stays: its directory is synced all the same.
     """
     remember_fsid(state_dir, url, header.fsid)
+    directory.keep_reserve()
     keep_durably(directory.volume / HEADER, header.encode())
     if now is not None:
         head.write(directory.volume, now)
