@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
 from msgspec import Struct
 
-from megafs import clock
+from megafs import clock, supervisor
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.pack_size import PackSize
 from megafs.chunks.unlogged import UnloggedChunks
@@ -34,7 +35,17 @@ from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
-from megafs.errors import Corrupt, Exists, Fault, Full, Missing, StoreError, TooLarge
+from megafs.errors import (
+    Corrupt,
+    Exists,
+    Fault,
+    Full,
+    Missing,
+    StoreError,
+    TooLarge,
+    Unavailable,
+)
+from megafs.private_files import open_private, set_aside
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -65,6 +76,10 @@ class Adopter(Protocol):
     """Takes over the bytes of a pack that the store now has: the disk cache."""
 
     async def __call__(self, name: str, path: Path, size: int) -> None: ...
+
+
+# A staged pack's file: number, random id, epoch.
+_FILE: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{32})-([0-9]{1,9})\Z", re.ASCII)
 
 
 class StagedPack(Struct):
@@ -208,33 +223,39 @@ class Stage:
             fd = self._restoring.get(number)
             if fd is None:
                 path = next(self._directory.glob(f"{number:016x}-*"), None)
-                fd = -1 if path is None else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                fd = -1 if path is None else open_private(path, os.O_WRONLY)
                 self._restoring[number] = fd
             if fd >= 0:
                 _write_at(fd, sealed, offset)
         except OSError as exc:
             raise Full(f"{self._directory}: {exc.strerror}") from exc
 
-    def take_up(self, wanted: Callable[[int], bool]) -> None:
-        """Queue the packs that an earlier process left; remove those that nothing names."""
+    def take_up(self, wanted: Callable[[int], bool], *, is_all_known: bool = True) -> None:
+        """Queue the packs that an earlier process left; remove those that nothing names.
+
+        is_all_known: the log of operations could be read to its end.  Else what it named may be
+            among them, so they are set aside.
+        """
         for restored in self._restoring.values():
             if restored >= 0:
                 os.close(restored)
         self._restoring.clear()
         for path in sorted(self._directory.iterdir()):
-            try:
-                number, name, epoch = path.name.split("-")
-                pack_number, pack_name, pack_epoch = (
-                    int(number, 16),
-                    bytes.fromhex(name),
-                    int(epoch),
-                )
-            except ValueError:
+            identity = _identity_of(path.name)
+            if identity is None:
                 continue
+            pack_number, pack_name, pack_epoch = identity
             if not wanted(pack_number):
-                path.unlink(missing_ok=True)
+                if is_all_known:
+                    path.unlink(missing_ok=True)
+                else:
+                    log.error(
+                        "%s: staged, and nothing that could be read names it: moved to %s",
+                        path.name,
+                        set_aside(path, self._directory.parent),
+                    )
                 continue
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_private(path, os.O_RDWR)
             pack = StagedPack(
                 pack_number,
                 pack_name,
@@ -252,13 +273,23 @@ class Stage:
             # stands on it.
             self._unsynced.add(pack_number)
 
-    def holds(self, extent: Extent, *, must_be_here: bool = False) -> bool:
+    def path_of(self, number: int) -> Path:
+        """The file of a pack that lies here."""
+        return self._packs[number].path
+
+    def holds(
+        self, extent: Extent, *, must_be_here: bool = False, only_length: bool = False
+    ) -> bool:
         """Whether the chunk of *extent* is whole; of one whose pack does not lie here, the caller
         knows whether it should.
+
+        only_length: whether its bytes are there, whatever they are.
         """
         pack = self._packs.get(extent.pack)
         if pack is None:
             return not must_be_here
+        if only_length:
+            return extent.offset + extent.sealed <= pack.size
         sealed = os.pread(pack.fd, extent.sealed, extent.offset)
         return extent.digest is None or digest(sealed) == extent.digest
 
@@ -486,6 +517,14 @@ class Stage:
                         log.warning("cannot bring a pack to the store, will go on trying: %s", exc)
                     self.last_error = exc
                     self._tell()
+                except Exception as exc:
+                    if supervisor.raises():
+                        raise
+                    # The pack must get there all the same, and the others not wait for it.
+                    if self.last_error is None:
+                        log.exception("cannot bring a pack to the store; this is a bug")
+                    self.last_error = Unavailable(f"{type(exc).__name__}: {exc}")
+                    self._tell()
                 await trio.sleep(clock.uniform(pause / 2, pause))
                 pause = min(_PAUSE, pause * 2)
             self.last_error = None
@@ -645,15 +684,23 @@ async def _close(fds: list[int]) -> None:
     await offload(close, kind="disk")
 
 
+def _identity_of(file_name: str) -> tuple[int, bytes, int] | None:
+    """The number, random id and epoch of the pack in a staged file; None if it is no such file."""
+    match = _FILE.match(file_name)
+    if match is None:
+        return None
+    number, epoch = int(match[1], 16), int(match[3])
+    return (number, bytes.fromhex(match[2]), epoch) if 0 < number < 2**63 else None
+
+
 def staged_ids(directory: Path) -> dict[int, tuple[bytes, int]]:
     """The packs that lie in *directory*: by number, the random id and the epoch."""
     found = {}
     for path in directory.iterdir():
-        try:
-            number, name, epoch = path.name.split("-")
-            found[int(number, 16)] = (bytes.fromhex(name), int(epoch))
-        except ValueError:
-            continue
+        identity = _identity_of(path.name)
+        if identity is not None:
+            number, name, epoch = identity
+            found[number] = (name, epoch)
     return found
 
 

@@ -17,7 +17,7 @@ import trio
 from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Missing, StoreError, TooNew
-from megafs.journal.commit import decoded, open_padded, seal_padded
+from megafs.journal.commit import Int64, decoded, open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, list_all
 from megafs.tree.mount_number import is_kin
@@ -44,11 +44,11 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     holds: the ids of packs that its pending operations name, which gc must leave alone.
     """
 
-    mount: int
+    mount: Int64
     host: str
-    sequence: int
-    time_ns: int
-    beat: int
+    sequence: Int64
+    time_ns: Int64
+    beat: Int64
     read_only: bool
     token: bytes = b""
     holds: tuple[bytes, ...] = ()

@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -30,7 +31,7 @@ from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
 from megafs.config import MIB, Settings
-from megafs.errors import BadUsage
+from megafs.errors import BadUsage, Fault
 from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
@@ -51,6 +52,7 @@ from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.retry import CONTACT
 from megafs.stores.stack import Traffic, cached, open_store
+from megafs.supervisor import keep_running
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
 from megafs.volume.catch_up import Expected, catch_up, check_head
@@ -148,6 +150,7 @@ async def open_volume(
             )
         lock = found.directory.lock()
         try:
+            found.directory.inspect()
             opening = _Opening(
                 url,
                 store,
@@ -394,18 +397,31 @@ def _wire_volume(
 def _start_tasks(
     volume: Volume, journal: _Journal, process: Process, nursery: trio.Nursery
 ) -> None:
-    """Start everything that goes on while the volume is open."""
-    nursery.start_soon(journal.follower.run)
+    """Start everything that goes on while the volume is open.
+
+    None of it may end the mount: programs would write into the bare directory below.
+    """
+
+    def start(
+        what: str,
+        work: Callable[..., Awaitable[object]],
+        *args: object,
+        give_up: Callable[[Fault], None] | None = None,
+    ) -> None:
+        nursery.start_soon(partial(keep_running, what, work, *args, give_up=give_up))
+
+    freeze = journal.follower.freeze
+    start("following the journal", journal.follower.run, give_up=freeze)
     if not volume.settings.read_only:
-        nursery.start_soon(volume.stage.run)
-        nursery.start_soon(volume.writer.run)
-        nursery.start_soon(volume.fs.writeback.run)
-        nursery.start_soon(upkeep.keep_checkpoints, volume)
+        start("uploading packs", volume.stage.run)
+        start("committing", volume.writer.run, give_up=freeze)
+        start("writing back", volume.fs.writeback.run)
+        start("writing checkpoints", upkeep.keep_checkpoints, volume)
         if not process.is_dead:
-            nursery.start_soon(upkeep.reap_after, volume, process.predecessor)
-    nursery.start_soon(volume.heartbeats.run)
+            start("removing orphans", upkeep.reap_after, volume, process.predecessor)
+    start("the heartbeat", volume.heartbeats.run)
     if volume.lease is not None:
-        nursery.start_soon(upkeep.keep_lease, volume, volume.lease)
+        start("keeping the lease", upkeep.keep_lease, volume, volume.lease)
     if volume.cache is not None:
         volume.cache.begin()  # or the first read would wait for the index, some 30 ms
 
