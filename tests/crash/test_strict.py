@@ -1,4 +1,4 @@
-"""consistency=strict: an operation whose caller was killed with the mount is done as it is or not."""
+"""Strict mode: what a mount did that was killed with its caller is done as it is, or not."""
 
 from __future__ import annotations
 
