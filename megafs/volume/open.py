@@ -49,7 +49,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
-from megafs.stores.retry import CONTACT
+from megafs.stores.retry import CONTACT, CONTACT_HANG
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
@@ -176,6 +176,7 @@ def _traffic(url: str, settings: Settings) -> Traffic:
         uploads=settings.uploads,
         downloads=settings.downloads,
         contact=_CONTACT_IF_KNOWN if known else CONTACT,
+        hang=_CONTACT_IF_KNOWN if known else CONTACT_HANG,
     )
 
 
