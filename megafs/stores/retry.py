@@ -80,7 +80,7 @@ PROBE_EVERY = 1.0
 #: After the first success, those that wait try again within so many seconds, not all at once.
 RECOVERED = 1.0
 #: Seconds for the first connection to come about.
-CONTACT = 3.0
+CONTACT = 2.0
 #: Seconds for an attempt at it that neither comes about nor fails: a resolver whose first server is
 #: down takes five.
 CONTACT_HANG = 8.0
