@@ -3,6 +3,7 @@
 # make lint     the linters alone
 # make acceptance   a standard library, a clone and 1 GiB through a real Ceph and back; figures
 # make soak     the simulation of several machines, with fresh seeds (SECONDS=600 SEED=...)
+# make fuzz     the parsers of what a store or disk holds, with fresh seeds (SECONDS=3600 SEED=...)
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
@@ -19,7 +20,8 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test test-engines engines lint acceptance soak bench launchday setup setup-test clean
+.PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday setup setup-test \
+	clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -47,6 +49,10 @@ lint: setup-test
 SECONDS ?= 600
 soak: setup-test
 	$(BIN)/python -m tests.sim.soak --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
+FUZZ_SECONDS = $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),3600)
+fuzz: setup-test
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(if $(SEED),--seed $(SEED))
 
 BENCH_ARGS ?=
 bench: setup-test

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import trio
 
 from megafs.errors import leaf
+from megafs.supervisor import run_once
 
 T = TypeVar("T")
 
@@ -95,10 +96,13 @@ class Background:
         self._nursery: trio.Nursery | None = None
 
     def start(self, work: Callable[..., Awaitable[object]], *args: object) -> bool:
-        """Start ``work(*args)``; return False, and do nothing, unless this is running."""
+        """Start ``work(*args)``; return False, and do nothing, unless this is running.
+
+        What it raises is logged, and ends nothing else.
+        """
         if self._nursery is None:
             return False
-        self._nursery.start_soon(work, *args)
+        self._nursery.start_soon(run_once, "a task in the background", work, *args)
         return True
 
     @property

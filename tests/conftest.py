@@ -11,8 +11,16 @@ from megafs.stores.s3.credentials import Fixed
 from megafs.stores.s3.driver import S3Store
 from megafs.stores.s3.options import S3Settings
 from megafs.stores.s3.sigv4 import Credentials
+from megafs.supervisor import unexpected_is_raised
 from tests.engines.ceph import Ceph
 from tests.fakes.proxy import Proxy, proxying
+
+
+@pytest.fixture(autouse=True)
+def unexpected() -> Iterator[None]:
+    """What a mount in this process would outlive fails the test."""
+    with unexpected_is_raised():
+        yield
 
 
 @pytest.fixture(scope="session")

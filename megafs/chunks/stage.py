@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import trio
 from msgspec import Struct
 
-from megafs import clock
+from megafs import clock, supervisor
 from megafs.chunks import codec as chunk_format
 from megafs.chunks.pack_size import PackSize
 from megafs.chunks.unlogged import UnloggedChunks
@@ -34,7 +35,16 @@ from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.durable import sync_directory
-from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, TooLarge
+from megafs.errors import (
+    Corrupt,
+    Exists,
+    Fault,
+    Full,
+    Missing,
+    StoreError,
+    TooLarge,
+    Unavailable,
+)
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -55,6 +65,8 @@ _WORTH = 2 << 20
 #: Bytes after which the disk is asked again how much is free: a statvfs(2) takes 4 us on a local
 #: disk and may take far longer on others, beside the 20 us of a small write.
 _ROOM_STEP = 4 << 20
+#: The first bytes of a pack, by which two lengths of one are known: its first salt and commitment.
+_BEGINNING = 56
 # What sealing adds to a chunk is less.
 _SEAL = 64
 
@@ -65,12 +77,17 @@ class Adopter(Protocol):
     async def __call__(self, name: str, path: Path, size: int) -> None: ...
 
 
+# A staged pack's file: number, random id, epoch.
+_FILE: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{32})-([0-9]{1,9})\Z", re.ASCII)
+
+
 class StagedPack(Struct):
     """One pack file.  size: bytes given out to chunks; promised: the most that they can become with
     what is being sealed; busy: puts that may still write into it.
 
     stored: when the store took it, in seconds since 1970.  adopted: being taken over by the cache,
-    which wants the file.
+    which wants the file.  inherited: an earlier process began it; there may be copies of its state
+    directory, so other machines may bring other lengths of it to the store.
     """
 
     number: int
@@ -85,6 +102,7 @@ class StagedPack(Struct):
     cut: bool = False
     stored: float = 0.0
     adopted: bool = False
+    inherited: bool = False
 
     # Without the key (see secret_struct.py; this one is not frozen).
     def __repr__(self) -> str:
@@ -103,6 +121,9 @@ class PackRegistry(Protocol):
     def announce_pack(self, number: int, name: bytes, epoch: int) -> None:
         """Called before anything names the pack; name: its random id."""
 
+    def chunks_of(self, number: int) -> list[Extent]:
+        """The chunks of a pack that files hold, each as often as it is held."""
+
 
 class StageLimits(Struct, frozen=True):
     """How packs are made, and how much of the machine they may take.  Sizes in bytes.
@@ -110,6 +131,7 @@ class StageLimits(Struct, frozen=True):
     pack_size: at which a pack is cut.  compress: chunks, where that helps.
     staged: packs that may wait for the store.  min_free: what must stay free on the disk.
     uploads: packs that may be in memory at once, on their way.
+    may_overwrite: the store writes over an object where it was told to create it.
     """
 
     pack_size: PackSize
@@ -117,15 +139,19 @@ class StageLimits(Struct, frozen=True):
     staged: int
     min_free: int
     uploads: int
+    may_overwrite: bool = False
 
     @classmethod
-    def of(cls, params: Parameters, settings: Settings, pack_size: PackSize) -> StageLimits:
+    def of(
+        cls, params: Parameters, settings: Settings, pack_size: PackSize, *, may_overwrite: bool
+    ) -> StageLimits:
         return cls(
             pack_size,
             params.compression == "zstd",
             settings.stage_limit,
             settings.stage_min_free,
             settings.uploads,
+            may_overwrite,
         )
 
 
@@ -210,15 +236,10 @@ class Stage:
                 os.close(restored)
         self._restoring.clear()
         for path in sorted(self._directory.iterdir()):
-            try:
-                number, name, epoch = path.name.split("-")
-                pack_number, pack_name, pack_epoch = (
-                    int(number, 16),
-                    bytes.fromhex(name),
-                    int(epoch),
-                )
-            except ValueError:
+            identity = _identity_of(path.name)
+            if identity is None:
                 continue
+            pack_number, pack_name, pack_epoch = identity
             if not wanted(pack_number):
                 path.unlink(missing_ok=True)
                 continue
@@ -232,6 +253,7 @@ class Stage:
                 self._keyring.pack_key(pack_name, pack_epoch),
                 os.fstat(fd).st_size,
                 cut=True,
+                inherited=True,
             )
             self._packs[pack_number] = pack
             self._queue.append(pack)
@@ -473,6 +495,14 @@ class Stage:
                         log.warning("cannot bring a pack to the store, will go on trying: %s", exc)
                     self.last_error = exc
                     self._tell()
+                except Exception as exc:
+                    if supervisor.raises():
+                        raise
+                    # The pack must get there all the same, and the others not wait for it.
+                    if self.last_error is None:
+                        log.exception("cannot bring a pack to the store; this is a bug")
+                    self.last_error = Unavailable(f"{type(exc).__name__}: {exc}")
+                    self._tell()
                 await trio.sleep(clock.uniform(pause / 2, pause))
                 pause = min(_PAUSE, pause * 2)
             self.last_error = None
@@ -486,25 +516,57 @@ class Stage:
             await trio.sleep(0.001)
         data = await offload(_padded, pack, kind="disk")
         name = chunk_format.pack_name(pack.name)
-        there: bytes | None = None
-        try:
-            await self._store.put_new(name, data)
-        except Exists:
-            there = b""
-        except TooLarge:
-            self._limits.pack_size.refused(len(data))
-            raise
-        if there is not None:
-            # An earlier process stored it and died before it could note that; the name is random.
-            # What it padded it with was random too, so only what chunks lie in is compared.
-            there = await self._store.get(name, 0, pack.size)
-            if there != data[: pack.size]:
-                raise Corrupt(f"{name}: the store holds other bytes than were staged")
+        # One that an earlier process began may lie there in another length than here.
+        look = pack.inherited and self._limits.may_overwrite
+        is_new = not look or await self._get_stored(name, pack.size) is None
+        if is_new:
+            try:
+                await self._store.put_new(name, data)
+            except Exists:
+                is_new = False
+            except TooLarge:
+                self._limits.pack_size.refused(len(data))
+                raise
+        if not is_new:
+            await self._compare(pack, name, data)
         pack.stored = clock.now()
         pack.adopted = self._adopt is not None
         self._uploaded[pack.number] = pack
         self._packs.pop(pack.number, None)
         self._tell()
+
+    async def _compare(self, pack: StagedPack, name: str, data: bytes) -> None:
+        """The store has a pack of this name: see that all chunks are in it that files here hold.
+
+        An earlier process may have stored it and died before it could note that.  Or the state
+        directory was copied while the pack grew, and the copy stored what it has of it: then one of
+        the two is the beginning of the other, up to the padding, which is random, and to a chunk
+        that was being written.  The one that holds more chunks stays.
+        """
+        there = await self._get_stored(name, len(data)) or b""
+        if there[: pack.size] == data[: pack.size]:
+            return
+        if pack.inherited:
+            chunks = self._registry.chunks_of(pack.number)
+            if all(_is_in(there, chunk) for chunk in chunks if chunk.offset < pack.size):
+                return
+            ours = all(_is_in(data, chunk) for chunk in chunks)
+        else:
+            ours = there[:_BEGINNING] == data[:_BEGINNING]
+        if not ours:
+            raise Corrupt(f"{name}: the store holds other bytes than were staged")
+        log.warning(
+            "%s: the store has the beginning of this pack alone: this state directory was copied",
+            name,
+        )
+        await self._store.put(name, data)
+
+    async def _get_stored(self, name: str, size: int) -> bytes | None:
+        """The first *size* bytes of an object, as far as it goes; None if there is none."""
+        try:
+            return await self._store.get(name, 0, size)
+        except Missing:
+            return None
 
     async def _hand_over(self, pack: StagedPack) -> None:
         """Let the disk cache have the file, beside the commit that names it.
@@ -580,6 +642,11 @@ async def _shared(work: Callable[[int], T], count: int) -> list[T]:
     return [made[n] for n in range(count)]
 
 
+def _is_in(pack: bytes, chunk: Extent) -> bool:
+    """Whether the bytes of a pack hold that chunk."""
+    return digest(pack[chunk.offset : chunk.offset + chunk.sealed]) == chunk.digest
+
+
 def _write_at(fd: int, data: memoryview, offset: int) -> None:
     while data:
         written = os.pwrite(fd, data, offset)
@@ -595,15 +662,23 @@ async def _close(fds: list[int]) -> None:
     await offload(close, kind="disk")
 
 
+def _identity_of(file_name: str) -> tuple[int, bytes, int] | None:
+    """The number, random id and epoch of the pack in a staged file; None if it is no such file."""
+    match = _FILE.match(file_name)
+    if match is None:
+        return None
+    number, epoch = int(match[1], 16), int(match[3])
+    return (number, bytes.fromhex(match[2]), epoch) if 0 < number < 2**63 else None
+
+
 def staged_ids(directory: Path) -> dict[int, tuple[bytes, int]]:
     """The packs that lie in *directory*: by number, the random id and the epoch."""
     found = {}
     for path in directory.iterdir():
-        try:
-            number, name, epoch = path.name.split("-")
-            found[int(number, 16)] = (bytes.fromhex(name), int(epoch))
-        except ValueError:
-            continue
+        identity = _identity_of(path.name)
+        if identity is not None:
+            number, name, epoch = identity
+            found[number] = (name, epoch)
     return found
 
 

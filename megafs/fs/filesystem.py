@@ -297,9 +297,9 @@ class FileSystem:
         """This mount's number, if the file's bytes outlive its last name; 0 if not."""
         return self._orphans.keeps(ino)
 
-    async def reap_orphans(self) -> None:
+    async def reap_orphans(self, mount: int) -> None:
         """Remove the files that an earlier process of this mount kept open without a name."""
-        await self._orphans.remove_left()
+        await self._orphans.remove_left(mount)
 
     # ---- other mounts' commits, and the kernel ----------------------------------------------
 
@@ -310,7 +310,7 @@ class FileSystem:
             self.core.files[ino].keep_removed()
 
     def after_commits(self, news: RemoteChanges) -> None:
-        """Have the kernel forget what another mount's commits have changed."""
+        """Tell the kernel to forget everything that another mount's commits have changed."""
         core, kernel = self.core, self.core.kernel
         for note in news.notes:
             self.errors.add(f"conflict: {note}")
@@ -342,7 +342,7 @@ class FileSystem:
             self.invalidate(forget)
 
     def attach_kernel(self, tell: Callable[[list[Invalidation]], None]) -> None:
-        """Have *tell* called with what the kernel must forget, until `detach_kernel`."""
+        """Call *tell* with whatever the kernel must forget, until `detach_kernel`."""
         self._tell_kernel = tell
 
     def detach_kernel(self) -> None:
@@ -350,6 +350,6 @@ class FileSystem:
         self._tell_kernel = None
 
     def invalidate(self, items: list[Invalidation]) -> None:
-        """Have the kernel forget *items*, if the filesystem is mounted."""
+        """Tell the kernel to forget *items*, if the filesystem is mounted."""
         if self._tell_kernel is not None:
             self._tell_kernel(items)

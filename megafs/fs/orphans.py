@@ -61,9 +61,9 @@ class Orphans:
             if data is None or not data.opens:
                 self.remove(ino)
 
-    async def remove_left(self) -> None:
-        """Remove the files that an earlier process of this mount kept open without a name."""
-        for ino in self._tree.orphans(self._replica.mount):
+    async def remove_left(self, mount: int) -> None:
+        """Remove the files that a mount which has ended kept open without a name."""
+        for ino in self._tree.orphans(mount):
             inode = self._tree.find(ino)
             if inode is not None and inode.nlink == 0:
                 while self._cut_step(ino):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Set
 
 import trio
 
+from megafs import supervisor
 from megafs.concurrency import Syncs
 from megafs.errors import Fault, Full, Refused
 from megafs.fs.file_data import FileData
@@ -207,7 +208,15 @@ class Writeback:
             await data.flush()
         except Refused:
             pass  # the file is gone
-        except Fault as exc:
+        except Exception as unexpected:
+            if isinstance(unexpected, Fault):
+                exc = unexpected
+            elif supervisor.raises():
+                raise
+            else:
+                if self._stuck is None:
+                    log.exception("what was written cannot be staged; this is a bug")
+                exc = Fault(f"{type(unexpected).__name__}: {unexpected}")
             # Reaches the next fsync or close of this file; the bytes stay in memory.
             data.error = exc
             if self._stuck is None:

@@ -228,6 +228,7 @@ class History(PastCommits):
             await offload(rebuild.create_tables, db)
             for n, (table, entry) in enumerate(jobs):
                 rows = await checkpoint.read_part(self._store, self._keyring, entry)
+                checkpoint.check_rows(table, rows)
                 await offload(rebuild.insert_rows, db, table.name, rows)
                 progress(n + 1, total)
             for first in range(start + 1, sequence + 1, _WINDOW):
@@ -243,7 +244,7 @@ class History(PastCommits):
         except apsw.FullError as exc:
             db.close()
             raise Full(f"{self.directory}: the disk is full") from exc
-        except apsw.Error as exc:
+        except (apsw.Error, OverflowError) as exc:
             db.close()
             raise Corrupt(f"the tree as of commit {sequence}: {exc}") from exc
         except BaseException:

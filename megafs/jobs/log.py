@@ -18,6 +18,7 @@ from megafs.jobs.messages import (
 )
 from megafs.progress import OnProgress
 from megafs.tree import paths, queries_history
+from megafs.tree.mount_number import is_kin
 from megafs.tree.queries_history import KnownCommit
 from megafs.volume.volume import Volume
 
@@ -90,7 +91,7 @@ async def _commits(volume: Volume, since: int, limit: int) -> LogOfCommits:
                 sequence,
                 found.time_ns / 1e9,
                 found.host,
-                found.mount == volume.replica.mount,
+                is_kin(found.mount, volume.replica.mount),
                 found.operations,
                 found.hash.hex(),
             )

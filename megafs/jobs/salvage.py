@@ -67,6 +67,9 @@ from megafs.volume.state_directory import HEADER, directory_of, remembered_fsid
 
 log = logging.getLogger(__name__)
 
+# What SQLite raises for rows that no megafs writes.
+_MISFITS = (apsw.ConstraintError, apsw.MismatchError, apsw.SQLError, OverflowError)
+
 #: Exit codes.
 WHOLE: Final = 0
 DAMAGED: Final = 4
@@ -300,12 +303,12 @@ async def _load(
         on_progress(Progress(done, len(wanted), f"checkpoint {manifest.sequence}"))
         try:
             rows = await checkpoint.read_part(store, keyring, part)
-        except (Corrupt, Missing, TooNew) as exc:
+            checkpoint.check_rows(table, rows)
+            await offload(partial(rebuild.insert_rows, db, table.name, rows, skip_known=True))
+        except (Corrupt, Missing, TooNew, *_MISFITS) as exc:
             problems.append(
                 f"checkpoint {manifest.sequence}: {part.rows} rows of {table.name} are lost: {exc}"
             )
-            continue
-        await offload(partial(rebuild.insert_rows, db, table.name, rows, skip_known=True))
     return problems
 
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 import apsw
@@ -34,11 +34,11 @@ from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Exists, Fault, Missing, TooNew, Unavailable
 from megafs.journal import commit as commit_format
 from megafs.journal.checkpoint_parts import Key, Part
-from megafs.journal.commit import decoded, epoch_of, open_padded, seal_padded
+from megafs.journal.commit import Int64, decoded, epoch_of, open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, Page, list_all
 from megafs.stores.early_requests import EarlyRequests
-from megafs.tree.schema import REPLICATED, SequenceNumber
+from megafs.tree.schema import REPLICATED, SequenceNumber, Table
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +63,18 @@ _MANIFEST: Final = re.compile(r"checkpoints/(\d{16})/manifest\Z", re.ASCII)
 _PART: Final = re.compile(r"checkpoints/\d{16}/[0-9a-f]{32}\Z", re.ASCII)
 
 
+# What a column of a row may hold.
+_CELLS: Final = frozenset((int, bytes, str, float, type(None)))
+
+
 class PartEntry(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One part in a manifest.  low: the first key that may lie in it."""
 
     low: tuple[Any, ...]
     object: str
     digest: bytes
-    size: int
-    rows: int
+    size: Int64
+    rows: Int64
 
 
 class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +88,7 @@ class Manifest(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 
     sequence: SequenceNumber
     head: bytes
-    last: tuple[int, str, int]
+    last: tuple[Int64, str, Int64]
     tables: dict[str, tuple[PartEntry, ...]]
     history: bytes
     epoch: int = 0
@@ -150,7 +154,12 @@ def open_manifest(keyring: Keyring, sequence: int, data: bytes) -> Manifest:
         raise Corrupt(f"{name} is sealed under the key of an earlier epoch than it names")
     for entries in manifest.tables.values():
         for entry in entries:
-            if _PART.match(entry.object) is None or entry.size < 0 or entry.rows < 0:
+            if (
+                _PART.match(entry.object) is None
+                or entry.size < 0
+                or entry.rows < 0
+                or not _are_cells(entry.low)
+            ):
                 raise Corrupt(f"{name} names a part that no megafs writes")
     return manifest
 
@@ -196,6 +205,17 @@ def _open_part(keyring: Keyring, entry: PartEntry, data: bytes) -> list[list[Any
     if len(rows) != entry.rows:
         raise Corrupt(f"{entry.object}: {len(rows)} rows, not {entry.rows}")
     return rows
+
+
+def check_rows(table: Table, rows: list[list[Any]]) -> None:
+    """Raise Corrupt unless each of *rows* has the columns of *table*, with values that fit."""
+    columns = len(table.columns)
+    if any(len(row) != columns for row in rows) or not _are_cells(chain.from_iterable(rows)):
+        raise Corrupt(f"a part of a checkpoint has rows that the table {table.name} has not")
+
+
+def _are_cells(found: Iterable[Any]) -> bool:
+    return _CELLS.issuperset(map(type, found))
 
 
 async def load_newest(
@@ -267,7 +287,13 @@ async def load(
     async with aclosing(_fetched(store, replica.keyring, jobs)) as fetched:
         async for table, rows in fetched:
             marks = ",".join("?" * len(table.columns))
-            replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
+            check_rows(table, rows)
+            try:
+                replica.insert_rows(f"INSERT INTO {table.name} VALUES({marks})", rows)
+            except (apsw.ConstraintError, apsw.MismatchError, apsw.SQLError, OverflowError) as exc:
+                raise Corrupt(
+                    f"checkpoint {manifest.sequence} has rows that no megafs writes: {exc}"
+                ) from exc
             done += 1
             if progress is not None:
                 progress(done, total)

@@ -15,7 +15,7 @@ left out, put in or exchanged.  The changeset is SQLite's (session extension), c
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -35,6 +35,10 @@ MAX_CHANGESET: Final = 256 << 20
 _HEAD: Final = 5
 
 
+#: What SQLite stores; MessagePack can say more.
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+
+
 class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """One entry of the journal.
 
@@ -46,14 +50,14 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     """
 
     prev: bytes
-    mount: int
+    mount: Int64
     host: str
     commit_id: bytes
-    first_batch: int
-    last_batch: int
-    time_ns: int
-    generation: int
-    operations: int
+    first_batch: Int64
+    last_batch: Int64
+    time_ns: Int64
+    generation: Int64
+    operations: Int64
     changeset: bytes
     sig: bytes | None = None
 

@@ -232,6 +232,13 @@ class Follower:
                 await self._subscriber.before_commits(touched | replica.undecided, removed)
             replica.raise_epoch(reader.epoch)
             news = replica.follow(got)
+            if replica.twin is not None:
+                replica.disown_pending()
+                raise Corrupt(
+                    f"commit {replica.twin} was made under the number of this mount by another"
+                    " process: this machine was copied, or set back, with its memory. Unmount and"
+                    " mount again; what is staged here is kept"
+                )
             await self.remember(replica.sequence, replica.head)
             self.announce()
             if self._subscriber is not None:

@@ -17,9 +17,10 @@ import trio
 from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Missing, StoreError, TooNew
-from megafs.journal.commit import decoded, open_padded, seal_padded
+from megafs.journal.commit import Int64, decoded, open_padded, seal_padded
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore, list_all
+from megafs.tree.mount_number import is_kin
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ class Heartbeat(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fie
     holds: the ids of packs that its pending operations name, which gc must leave alone.
     """
 
-    mount: int
+    mount: Int64
     host: str
-    sequence: int
-    time_ns: int
-    beat: int
+    sequence: Int64
+    time_ns: Int64
+    beat: Int64
     read_only: bool
     token: bytes = b""
     holds: tuple[bytes, ...] = ()
@@ -67,21 +68,47 @@ def open_heartbeat(keyring: Keyring, name: str, data: bytes) -> Heartbeat:
     return decoded(name, body, Heartbeat)
 
 
+class Predecessor(msgspec.Struct, frozen=True):
+    """The mount that had this state directory before.
+
+    is_dead: it cannot live any more.  Else it may, if this directory is a copy; then it is taken
+    for dead when its heartbeat has not changed for `DEAD` seconds, unless *is_elsewhere*: the
+    directory was moved since, so the other may be where it was.
+    """
+
+    number: int
+    is_dead: bool
+    is_elsewhere: bool
+
+
 class Heartbeats:
     """Writes this mount's heartbeat and reads the others'.
+
+    predecessor: whose heartbeat this mount removes when it is dead; None on a new machine.
 
     others: by mount number, the last beat that was read and when it last changed (trio's clock).
     """
 
     def __init__(
-        self, replica: Replica, store: ObjectStore, keyring: Keyring, *, read_only: bool
+        self,
+        replica: Replica,
+        store: ObjectStore,
+        keyring: Keyring,
+        *,
+        read_only: bool,
+        predecessor: Predecessor | None = None,
     ) -> None:
+        self._predecessor = predecessor
+        #: Kin of this mount whose heartbeat has changed since it began: they live.
+        self._twins: set[int] = set()
         self._replica = replica
         self._store = store
         self._keyring = keyring
         self._read_only = read_only
         self._beat = 0
         self.others: dict[int, tuple[Heartbeat, float]] = {}
+        #: The predecessor is known to be dead, and its heartbeat is gone.
+        self.buried = trio.Event()
 
     def _own(self) -> Heartbeat:
         self._beat += 1
@@ -105,6 +132,7 @@ class Heartbeats:
             try:
                 await self.write()
                 await self.look()
+                await self._bury()
             except StoreError as exc:
                 log.debug("heartbeat: %s", exc)
             await trio.sleep(clock.uniform(INTERVAL * 0.8, INTERVAL * 1.2))
@@ -133,8 +161,43 @@ class Heartbeats:
                     continue
                 known = self.others.get(beat.mount)
                 same = known is not None and known[0].beat == beat.beat
+                if known is not None and not same and is_kin(beat.mount, self._replica.mount):
+                    self._note_twin(beat)
                 found[beat.mount] = (beat, known[1] if same and known is not None else now)
         self.others = found
+
+    def _note_twin(self, beat: Heartbeat) -> None:
+        """Another mount runs from a copy of this state directory, now."""
+        if beat.mount in self._twins:
+            return
+        self._twins.add(beat.mount)
+        self._replica.note(
+            f"the mount on {beat.host} runs from a copy of this state directory: each has a number"
+            " of its own, and nothing is lost; but give each machine a state directory of its own,"
+            " for what waited in the directory when it was copied is on both"
+        )
+
+    async def _bury(self) -> None:
+        """Remove the heartbeat of the mount that had this state directory before, if it is dead.
+
+        Ours, which is written, holds what that one held.
+        """
+        gone = self._predecessor
+        if gone is None:
+            return
+        beat, changed = self.others.get(gone.number, (None, 0.0))
+        if beat is None:
+            dead = True
+        elif gone.number in self._twins or (gone.is_elsewhere and not gone.is_dead):
+            dead = False
+        else:
+            dead = gone.is_dead or trio.current_time() - changed >= DEAD
+        if dead:
+            if beat is not None:
+                await self._store.delete(name_of(gone.number))
+                del self.others[gone.number]
+            self._predecessor = None
+            self.buried.set()
 
     async def leave(self) -> None:
         """This mount ends: remove its heartbeat."""
@@ -158,6 +221,9 @@ class Heartbeats:
             }
         ]
         for mount, (beat, changed) in sorted(self.others.items()):
+            before = self._predecessor
+            if before is not None and mount == before.number and mount not in self._twins:
+                continue  # it was this machine's, as far as is known
             rows.append(
                 {
                     "mount_id": mount,

@@ -19,6 +19,18 @@ and instead of what is sealed stands
     pack u64 | offset u64 | digest | the chunk, as it was sealed for its pack
 
 After a power cut they are written into the pack once more.
+
+A number alone does not say which batch it is: two machines may run from copies of one state
+directory, so what stands before the operations of a process is a note: a frame with `first`
+2**32-2, whose sealed part is the MessagePack array
+
+    [origin, key, strict]
+
+origin: the number of the mount that logged the batches which follow first.  key: what the batch
+that follows is known by (identity.py), if its operations are not as they were logged first any
+more; else 0.  strict: the numbers of the operations of the next frame that are done as they are or
+not at all.  Where no note stands, the origin is the number of the state directory: so it was before
+there were notes.
 """
 
 from __future__ import annotations
@@ -27,8 +39,11 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import DIGEST_SIZE, Keyring, digest
@@ -40,6 +55,7 @@ log = logging.getLogger(__name__)
 _FRAME = struct.Struct(">IQII")
 _PIECE = struct.Struct(">QQ")
 _IS_PIECE = 0xFFFFFFFF
+_IS_NOTE = 0xFFFFFFFE
 _SEGMENT_SIZE = 8 << 20
 
 
@@ -48,16 +64,34 @@ Piece = tuple[int, int, bytes]
 Restore = Callable[[int, int, memoryview], None]
 
 
+class Note(msgspec.Struct, array_like=True, frozen=True):
+    """What is known of the operations that follow it in the log; see above."""
+
+    origin: int
+    key: int = 0
+    strict: tuple[int, ...] = ()
+
+
+class LoggedFrame(NamedTuple):
+    """Operations as they were logged at once.  first: how many of the batch come before them."""
+
+    first: int
+    operations: bytes
+    note: Note
+
+
 class OperationLog:
     """Appends batches, makes them durable, forgets those that are committed.
 
-    directory: exists, ours alone.  mount: the number of this mount in the volume.
+    directory: exists, ours alone.  state_number: the number of the state directory.
     """
 
-    def __init__(self, directory: Path, keyring: Keyring, mount: int) -> None:
+    def __init__(self, directory: Path, keyring: Keyring, state_number: int) -> None:
         self._directory = directory
         self._keyring = keyring
-        self._mount = mount
+        self._state_number = state_number
+        self._unnoted = Note(state_number)
+        self._noted = self._unnoted  # what stands in the current file
         # number of the file -> the last batch in it
         self._segments: dict[int, int] = {}
         self._fd = -1
@@ -69,24 +103,30 @@ class OperationLog:
         #: How many frames were appended by this process; see `sync`.
         self.position = 0
 
-    def read(self, restore: Restore | None = None) -> list[tuple[int, list[bytes]]]:
-        """What is here of every batch: (its number, its frames in order), in order of number.
+    def read(self, restore: Restore | None = None) -> list[tuple[int, list[LoggedFrame]]]:
+        """Read the log: (a batch's number, its frames in order) for each batch, by number.
 
         Call before `append`.
         restore: given every chunk that came along: its pack, its offset there, its bytes.
         """
-        found: dict[int, dict[int, bytes]] = {}
+        found: dict[int, dict[int, LoggedFrame]] = {}
         for path in sorted(self._directory.glob("ops-*")):
             number = int(path.name[4:])
             self._current = max(self._current, number)
             last = 0
+            note = self._unnoted
             for batch, first, ops in self._frames(path, restore):
                 last = max(last, batch)
                 if first == _IS_PIECE:
                     continue
+                if first == _IS_NOTE:
+                    note = _decoded(ops, path.name)
+                    continue
                 kept = found.get(batch, {})
                 # `keep_only` and `Replica.recover` may have written it once more.
-                found[batch] = {at: kept[at] for at in kept if at < first} | {first: ops}
+                found[batch] = {at: kept[at] for at in kept if at < first} | {
+                    first: LoggedFrame(first, ops, note)
+                }
             self._segments[number] = last
         return [(batch, list(frames.values())) for batch, frames in sorted(found.items())]
 
@@ -130,24 +170,41 @@ class OperationLog:
             at += size
         return frames
 
-    def append(self, batch: int, ops: bytes, first: int = 0, pieces: Iterable[Piece] = ()) -> None:
+    def append(
+        self,
+        batch: int,
+        ops: bytes,
+        first: int = 0,
+        pieces: Iterable[Piece] = (),
+        note: Note | None = None,
+    ) -> None:
         """Write operations of a batch; durable only after `sync`, which says so if it cannot be.
 
         first: how many operations of the batch come before these.
         pieces: chunks they name whose packs are not synced.
+        note: what is known of them, if there is more than the number of the state directory.
         """
+        note = note or self._unnoted
         epoch = self._keyring.epoch
-        context = self._context(epoch, batch, first)
-        sealed = aead.seal(self._keyring.subkey("state", epoch), context, ops)
+        sealed = self._sealed(batch, first, ops)
         with self._lock:
             self.position += 1
             for pack, offset, chunk in pieces:
                 body = _PIECE.pack(pack, offset) + digest(chunk) + chunk
                 self._unwritten.append(_FRAME.pack(len(body), batch, epoch, _IS_PIECE) + body)
-            self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch, first) + sealed)
             try:
                 if self._fd < 0 or self._size > _SEGMENT_SIZE:
                     self._next_file()
+            except OSError as exc:
+                log.error("the log of operations cannot be written: %s", exc)
+            if note != self._noted:
+                noted = self._sealed(batch, _IS_NOTE, msgspec.msgpack.encode(note))
+                self._unwritten.append(_FRAME.pack(len(noted), batch, epoch, _IS_NOTE) + noted)
+                self._noted = note
+            self._unwritten.append(_FRAME.pack(len(sealed), batch, epoch, first) + sealed)
+            if self._fd < 0:
+                return
+            try:
                 self._segments[self._current] = batch
                 self._write()
             except OSError as exc:
@@ -186,14 +243,17 @@ class OperationLog:
         finally:
             os.close(fd)
 
-    def keep_only(self, batches: Iterable[tuple[int, bytes]]) -> None:
-        """Make the log hold exactly these batches, durably."""
+    def keep_only(
+        self, batches: Iterable[tuple[int, bytes]], notes: Mapping[int, Note] | None = None
+    ) -> None:
+        """Make the log hold exactly these batches, durably.  notes: of a batch, by its number."""
+        notes = notes or {}
         old = list(self._segments)
         with self._lock:
             self._unwritten.clear()
             self._next_file()
         for batch, ops in batches:
-            self.append(batch, ops)
+            self.append(batch, ops, note=notes.get(batch))
         self.sync()
         for number in old:
             self._segments.pop(number, None)
@@ -222,6 +282,7 @@ class OperationLog:
         if self._fd >= 0:
             os.fdatasync(self._fd)
             os.close(self._fd)
+            self._fd = -1
         self._current += 1
         self._fd = os.open(
             self._path(self._current),
@@ -229,14 +290,27 @@ class OperationLog:
             0o600,
         )
         self._size = 0
+        self._noted = self._unnoted
         self._segments[self._current] = 0
         sync_directory(self._directory)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"ops-{number:08d}"
 
+    def _sealed(self, batch: int, first: int, body: bytes) -> bytes:
+        epoch = self._keyring.epoch
+        context = self._context(epoch, batch, first)
+        return aead.seal(self._keyring.subkey("state", epoch), context, body)
+
     def _context(self, epoch: int, batch: int, first: int) -> bytes:
-        return aead.context("oplog", self._keyring.fsid, epoch, self._mount, batch, first)
+        return aead.context("oplog", self._keyring.fsid, epoch, self._state_number, batch, first)
+
+
+def _decoded(body: bytes, name: str) -> Note:
+    try:
+        return msgspec.msgpack.decode(body, type=Note)
+    except msgspec.MsgspecError as exc:
+        raise Corrupt(f"{name}: {exc}") from exc
 
 
 def _take_piece(body: memoryview, restore: Restore | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 import apsw
@@ -15,13 +16,13 @@ from msgspec import Struct, field
 
 from megafs import clock
 from megafs.errors import Corrupt, Refused
-from megafs.journal.batches import PendingBatches
+from megafs.journal.batches import BatchOrigin, PendingBatches
 from megafs.journal.checkpoint_parts import Parts
 from megafs.journal.database import ReplicaDatabase
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import Merge, SeenInodes
-from megafs.tree.ops import AddPack, Operation
+from megafs.tree.ops import AddPack, Operation, SetContents
 from megafs.tree.schema import BY_NAME, Ino
 from megafs.tree.tree import Tree
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class RemoteChanges(Struct):
-    """What others' commits changed: for the kernel's caches and for open files.
+    """The changes that others' commits made, for the kernel's caches and for open files.
 
     inodes: attributes or contents changed.  names: (directory, name) that stand for something else.
     contents: inodes whose bytes changed.  notes: conflicts that were settled.
@@ -42,7 +43,7 @@ class RemoteChanges(Struct):
 
 
 class OpenBatch(Protocol):
-    """What a rebase needs of the replica, whose open batch is empty meanwhile."""
+    """The part of the replica that a rebase uses; its open batch is empty meanwhile."""
 
     def number(self) -> int:
         """A number that nothing in the volume has ever had; may claim a range of them."""
@@ -123,28 +124,44 @@ class Rebase:
         left = list(self._batches.infos)
         if not left:
             return
-        merge = self._merge(view)
+        merge = self._merge(view, self._is_pending)
         merge.aliases = dict(self.aliases)
         for batch in left:
-            self._redo_batch(batch, self._batches.operations(batch), merge, remote)
+            origin = self._batches.infos[batch].origin
+            self._redo_batch(batch, self._batches.operations(batch), origin, merge, remote)
         self.aliases = merge.aliases
         self._log_conflicts(merge.notes, remote)
 
-    def redo_logged(self, batches: list[tuple[int, list[Operation]]]) -> None:
-        """Do batches again that only the log of operations holds: (number, operations)."""
+    def redo_logged(self, batches: list[tuple[int, list[Operation], BatchOrigin]]) -> None:
+        """Do batches again that only the log of operations holds: (number, operations, whose)."""
         remote = RemoteChanges()
-        merge = self._merge(SeenInodes())
-        for batch, ops in batches:
-            self._redo_batch(batch, ops, merge, remote)
+        merge = self._merge(
+            SeenInodes(),
+            lambda ino, version: any(_makes(ops, ino, version) for _, ops, _ in batches),
+        )
+        for batch, ops, origin in batches:
+            self._redo_batch(batch, ops, origin, merge, remote)
         self.aliases.update(merge.aliases)
         self._log_conflicts(merge.notes, remote)
 
-    def _merge(self, view: SeenInodes) -> Merge:
+    def _merge(self, view: SeenInodes, is_ours: Callable[[int, int], bool]) -> Merge:
         date = _date(clock.now_ns())
-        return Merge(self._tree, view, self._open_batch.number, self._host, date, self._mount)
+        number = self._open_batch.number
+        return Merge(self._tree, view, number, self._host, date, self._mount, is_ours)
+
+    def _is_pending(self, ino: int, version: int) -> bool:
+        """Whether a pending operation makes that version of a file."""
+        return any(
+            _makes(self._batches.operations(batch), ino, version) for batch in self._batches.infos
+        )
 
     def _redo_batch(
-        self, batch: int, ops: list[Operation], merge: Merge, remote: RemoteChanges
+        self,
+        batch: int,
+        ops: list[Operation],
+        origin: BatchOrigin,
+        merge: Merge,
+        remote: RemoteChanges,
     ) -> None:
         """Do one batch's operations again, inside the open transaction, as a batch of its own."""
         self._database.record()
@@ -176,15 +193,20 @@ class Rebase:
                     again = AddPack(pack, *self.gone_packs[pack])
                     again.apply(self._tree)
                     done.insert(0, again)
-        changeset = self.finish(batch, tree_ops.encode(done), len(done), packs)
+        changeset = self.finish(batch, tree_ops.encode(done), len(done), packs, origin)
         self.note(Changes.of(changeset), remote)
 
-    def finish(self, batch: int, ops: bytes, count: int, packs: frozenset[int]) -> bytes:
+    def finish(
+        self, batch: int, ops: bytes, count: int, packs: frozenset[int], origin: BatchOrigin
+    ) -> bytes:
         """End the open batch: it is pending from here on.  Returns its changeset."""
-        self._tree.set_last_batch(self._mount, batch, self._host)
         changeset = self._database.recorded()
-        self._batches.put(batch, ops, count, changeset, packs)
+        self._batches.put(batch, ops, count, changeset, packs, origin)
         return changeset
+
+    def add_note(self, note: str) -> None:
+        """Something that the user should know of, for `megafs status`."""
+        self._log_conflicts([note], RemoteChanges())
 
     def _log_conflicts(self, notes: list[str], remote: RemoteChanges) -> None:
         now = clock.now_ns()
@@ -192,6 +214,12 @@ class Rebase:
             log.warning("conflict settled: %s", note)
             self._db.execute("INSERT INTO conflicts(time, text) VALUES(?,?)", (now, note))
         remote.notes.extend(notes)
+
+
+def _makes(operations: list[Operation], ino: int, version: int) -> bool:
+    return any(
+        isinstance(op, SetContents) and op.ino == ino and op.version == version for op in operations
+    )
 
 
 def _no_conflict(_reason: int, _change: apsw.TableChange) -> int:

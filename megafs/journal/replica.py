@@ -20,49 +20,51 @@ is rebuilt from the store; the log of operations (operation_log.py) then gives b
 committed.
 
 The file is database.py, the batches that wait for a commit batches.py, undoing and doing them again
-rebase.py, what a process that ended left in the log of operations logged_batches.py.
+rebase.py, what a process that ended left in the log of operations logged_batches.py, and going back
+when a transaction fails replica_state.py.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import apsw
-from msgspec import Struct
 
 from megafs import clock
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import Corrupt, Fault, Full
 from megafs.journal.batches import (
     COMMIT_SIZE,
+    BatchOrigin,
     CommitDraft,
     PendingBatch,
     PendingBatches,
     StrictOutcome,
+    outcome_of,
 )
 from megafs.journal.checkpoint_parts import Part, Parts
 from megafs.journal.commit import Commit, VerifiedCommit, genesis
 from megafs.journal.database import ReplicaDatabase
+from megafs.journal.identity import BatchIdentity
 from megafs.journal.known_commits import KnownCommits, LastCommit
-from megafs.journal.logged_batches import LoggedBatches
-from megafs.journal.operation_log import OperationLog, Piece, Restore
+from megafs.journal.logged_batches import LoggedBatch, LoggedBatches
+from megafs.journal.operation_log import Note, OperationLog, Piece, Restore
 from megafs.journal.rebase import Rebase, RemoteChanges
+from megafs.journal.replica_state import ReplicaState, whole
+from megafs.journal.writer_rows import WriterRows
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import SeenInodes
+from megafs.tree.mount_number import fresh_number
 from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
 from megafs.tree.schema import Ino, SequenceNumber
 from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # A number is a range's prefix (38 random bits) and a counter (25 bits): below 2**63, as inode
 # numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the
@@ -81,43 +83,6 @@ _BATCH_MEMORY = 4 << 20
 _OPERATION = 1536
 
 
-class ReplicaState(Struct):
-    """Where a replica stands, so that a transaction that fails can go back to it.
-
-    sequence, head: the last commit applied and its hash.  batch: the last closed batch; committed:
-    the last one that is in the journal.  prefix, counter: the last number given out.
-    used, files: bytes allocated and inodes in use.  pending: the batches that are not committed.
-    """
-
-    sequence: SequenceNumber
-    head: bytes
-    batch: int
-    committed: int
-    prefix: int
-    counter: int
-    used: int
-    files: int
-    pending: dict[int, PendingBatch]
-
-
-def _whole(method: Callable[P, T]) -> Callable[P, T]:
-    """A method of Replica that a full disk may stop in the middle: then nothing of it was done."""
-
-    @functools.wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except (Full, apsw.FullError) as exc:
-            replica = args[0]
-            assert isinstance(replica, Replica)
-            replica.rewind()
-            if isinstance(exc, Full):
-                raise
-            raise Full(f"{replica.path}: the disk is full") from exc
-
-    return run
-
-
 class ChunksForLog(Protocol):
     """Sealed chunks that lie in a staged pack which nobody syncs (chunks/unlogged.py)."""
 
@@ -128,7 +93,9 @@ class ChunksForLog(Protocol):
 class Replica:
     """One machine's copy of the tree of a volume.
 
-    longest: no extent is longer, in bytes.  mount, host: the number and the name of this mount.
+    longest: no extent is longer, in bytes.  mount, host: the number and the name of this mount,
+        which no other process has.  state_number: the number of the state directory, by which the
+        database and the log of operations are known; None if it is that of the mount.
     unlogged_chunks: small chunks to be written to the log with the operations that name them.
     commit_size: bytes at which a batch, and a commit of several, ends.
 
@@ -145,6 +112,7 @@ class Replica:
         host: str,
         unlogged_chunks: ChunksForLog | None = None,
         *,
+        state_number: int | None = None,
         commit_size: int = COMMIT_SIZE,
     ) -> None:
         self.directory = directory
@@ -153,16 +121,18 @@ class Replica:
         self.mount = mount
         self.host = host
         self.path = directory / "replica.db"
-        self.oplog = OperationLog(directory, keyring, mount)
+        self._state_number = mount if state_number is None else state_number
+        self.oplog = OperationLog(directory, keyring, self._state_number)
         self._longest = longest
         self._unlogged_chunks = unlogged_chunks
+        self._note = Note(mount)
         # Batches of this process are numbered by the time it began at least: should this state be
         # an old copy (a power cut, a backup), no number stands for two batches in the journal.
         self._floor = clock.now_ns() // 1000
         self._open()
 
     def _open(self) -> None:
-        database = ReplicaDatabase(self.directory, self.keyring, self.mount)
+        database = ReplicaDatabase(self.directory, self.keyring, self._state_number)
         self._database = database
         self.db = database.db
         self.fresh = database.fresh
@@ -172,11 +142,17 @@ class Replica:
         self._logged = 0  # how many of them the log of operations has
         self._packs: set[int] = set()
         self._outcomes: dict[int, StrictOutcome] = {}
+        self._identity: BatchIdentity | None = None  # of the open batch, once it is in the log
+        #: Hashes of the commits that this process may have created; see `attempt`.
+        self._attempts: dict[SequenceNumber, set[bytes]] = {}
+        #: A commit under this mount's number that this process did not make, if there is one.
+        self.twin: SequenceNumber | None = None
+        self._writers = WriterRows()
         self._found = LoggedBatches()
         try:
             self.tree = Tree(self.db, self._longest, _REMEMBERED)
             self.parts = Parts(self.db)
-            self._batches = PendingBatches(database)
+            self._batches = PendingBatches(database, self._state_number)
             self._rebase = Rebase(
                 database, self.tree, self._batches, self.parts, self, self.mount, self.host
             )
@@ -215,7 +191,7 @@ class Replica:
     # ---- opening and closing ----------------------------------------------------------------
 
     def wal_copier(self) -> Callable[[], None] | None:
-        """What copies SQLite's log into the database, to be run in a thread; None if it is short.
+        """A function for a thread, to copy SQLite's log into the database; None if it is short.
 
         Thus a COMMIT need not.
         """
@@ -333,7 +309,7 @@ class Replica:
         self._prefix, self._counter = prefix, 0
         self.record(ClaimRange(prefix, self.mount))
 
-    @_whole
+    @whole
     def record(self, op: Operation, outcome: StrictOutcome | None = None) -> None:
         """Apply an operation of this mount; Refused leaves everything as it was.
 
@@ -355,13 +331,17 @@ class Replica:
         """A pack is about to get its first chunk: record it before anything names it."""
         self.record(AddPack(number, name, epoch))
 
+    def chunks_of(self, number: int) -> list[Extent]:
+        """The chunks of a pack that files hold, each as often as it is held."""
+        return self.tree.extents_of_pack(number, 0, 1 << 62)
+
     def take_claims(self) -> list[Operation]:
         """For `Rebase`: the ranges of numbers claimed meanwhile."""
         claims, self._ops = self._ops, []
         return claims
 
     def operations(self, batch: int) -> list[Operation]:
-        """What a pending batch did, in order."""
+        """The operations of a pending batch, in order."""
         return self._batches.operations(batch)
 
     @property
@@ -414,9 +394,17 @@ class Replica:
 
     def _log(self) -> int:
         batch = max(self.batch + 1, self._floor)
+        if self._identity is None:
+            self._identity = BatchIdentity(self.mount, batch)
         if self._logged < len(self._ops):
             ops = self._ops[self._logged :]
-            self.oplog.append(batch, tree_ops.encode(ops), self._logged, self._pieces(ops))
+            encoded = tree_ops.encode(ops)
+            note = self._note
+            if self._outcomes:
+                strict = [n - self._logged for n in self._outcomes if n >= self._logged]
+                note = Note(self.mount, 0, tuple(strict))
+            self.oplog.append(batch, encoded, self._logged, self._pieces(ops), note)
+            self._identity.add(encoded, len(ops))
             self._logged = len(self._ops)
         return batch
 
@@ -432,7 +420,7 @@ class Replica:
             if extent.pack and (sealed := unlogged.take(extent)) is not None
         ]
 
-    @_whole
+    @whole
     def close_batch(self) -> int:
         """Close the batch, if it holds anything; return the number of the last one.
 
@@ -442,15 +430,18 @@ class Replica:
             return self.batch
         # First: a process that ends between the two finds them in the log.
         batch = self._log()
+        assert self._identity is not None
+        origin = BatchOrigin(self.mount, False, tuple(self._identity.prefixes))
+        if self._outcomes:
+            self._batches.outcomes[batch] = self._outcomes
         self._rebase.finish(
-            batch, tree_ops.encode(self._ops), len(self._ops), frozenset(self._packs)
+            batch, tree_ops.encode(self._ops), len(self._ops), frozenset(self._packs), origin
         )
         self.batch = batch
         self._put_state()
         self._database.commit()
-        if self._outcomes:
-            self._batches.outcomes[batch] = self._outcomes
-            self._outcomes = {}
+        self._outcomes = {}
+        self._identity = None
         self._ops = []
         self._logged = 0
         self._packs = set()
@@ -458,31 +449,65 @@ class Replica:
 
     # ---- the journal ------------------------------------------------------------------------
 
+    def first_to_commit(self, blocked: Collection[int] = ()) -> int | None:
+        """The batch that the next commit would begin with; None if it has to wait for a pack.
+
+        blocked: packs that are not in the store yet.
+        """
+        return self._batches.first_to_commit(blocked)
+
     def next_commit(self, blocked: Collection[int] = ()) -> CommitDraft | None:
         """The pending batches, from the first on, that fit into one commit; None if there are none.
 
         blocked: packs that are not in the store yet; stop before the first batch that names one.
         """
-        return self._batches.next_commit(blocked, self._commit_size)
+        draft = self._batches.next_commit(blocked, self._commit_size)
+        if draft is None:
+            return None
+        known = self.tree.last_batch(self.mount)
+        rows = [(self.mount, draft.last, self.host)]
+        rows += [
+            (key, batch, "") for key, batch in draft.inherited.items() if not self._is_known(key)
+        ]
+        old = (self.mount, known, self.host) if known else None
+        draft.changeset = self._writers.add(draft.changeset, old, rows)
+        return draft
 
-    @_whole
+    def _is_known(self, key: int) -> bool:
+        """Whether the tree has a batch of this key."""
+        return self.tree.last_batch(key) != 0
+
+    def attempt(self, sequence: SequenceNumber, digest: bytes) -> None:
+        """This mount is about to create a commit, and may never hear whether it did."""
+        self._attempts.setdefault(sequence, set()).add(digest)
+
+    @whole
     def won(
         self, sequence: SequenceNumber, digest: bytes, commit: Commit, changeset: bytes
     ) -> None:
         """Our commit is in the journal: its batches are no longer pending."""
         assert sequence == self.sequence + 1
         with self._between_batches():
-            self._rebase.note(Changes.of(changeset), None)
-            self._forget_batches(commit.last_batch)
+            changes = Changes.of(changeset)
+            self._rebase.note(changes, None)
+            gone = [number for number in self.pending if number <= commit.last_batch]
+            self.tree.set_last_batch(self.mount, commit.last_batch, self.host)
+            for number in gone:
+                origin = self.pending[number].origin
+                if origin.inherited and not self._is_known(origin.key):
+                    self.tree.set_last_batch(origin.key, number, "")
+            self._forget_batches(gone)
             self._add_history(sequence, digest, commit)
         self.oplog.forget(self.committed)
 
-    def _forget_batches(self, last: int) -> None:
-        self._batches.forget([number for number in self.pending if number <= last])
-        self.committed = max(self.committed, last)
-        self.batch = max(self.batch, last)
+    def _forget_batches(self, numbers: list[int]) -> None:
+        """These are in the journal, whoever brought them there."""
+        self._batches.forget(numbers)
+        upto = min(self.pending) - 1 if self.pending else self.batch
+        self.committed = max(self.committed, upto)
 
     def _add_history(self, sequence: SequenceNumber, digest: bytes, commit: Commit) -> None:
+        self._attempts.pop(sequence, None)
         self.sequence = sequence
         self.head = digest
         self._known.add(sequence, digest, commit)
@@ -500,18 +525,18 @@ class Replica:
     def touched(self, commits: Iterable[VerifiedCommit]) -> set[Ino]:
         """The inodes that commits change, whatever they change of them."""
         found: set[Ino] = set()
-        ours = False
+        heirs = any(info.origin.inherited for info in self.pending.values())
         for verified in commits:
             found |= verified.changes.touched
-            ours = ours or verified.commit.mount == self.mount
-        if ours:
+            heirs = heirs or verified.commit.mount == self.mount
+        if heirs:
             # Batches of ours may have got there in another shape than they have here, should this
-            # state be an old copy: what we built on them since is ours to keep.
+            # state be a copy: what we built on them since is ours to keep.
             for batch in self.pending:
                 found |= Changes.of(self._batches.changeset(batch)).touched
         return found
 
-    @_whole
+    @whole
     def follow(self, commits: list[VerifiedCommit]) -> RemoteChanges:
         """Apply commits that are in the journal, without a gap.
 
@@ -532,12 +557,84 @@ class Replica:
                     raise Corrupt(f"commit {sequence} does not follow commit {self.sequence}")
                 self._rebase.apply(verified.changes, f"commit {sequence}", remote)
                 verified.forget_changes()
-                if commit.mount == self.mount:
-                    self._forget_batches(commit.last_batch)
+                self._recognise(verified)
                 self._add_history(sequence, verified.hash, commit)
+            if ours:
+                self._forget_batches(self._known_by_key())
             self._rebase.redo(view, remote)
         self.oplog.forget(self.committed)
         return remote
+
+    def _recognise(self, verified: VerifiedCommit) -> None:
+        """Forget the pending batches that a commit brought; they are undone."""
+        commit = verified.commit
+        mine = commit.mount == self.mount
+        known = self._attempts.get(verified.sequence, set())
+        if mine and verified.hash not in known and not self._is_heir:
+            # Another process has our number: this one was copied with its memory.
+            self.twin = verified.sequence
+            return
+        gone = [
+            number
+            for number, info in self.pending.items()
+            if number <= commit.last_batch
+            and info.origin.number == commit.mount
+            and (info.origin.inherited or mine)
+        ]
+        self._forget_batches(gone)
+
+    @property
+    def _is_heir(self) -> bool:
+        """Whether an earlier process had the same number; so it is in tests alone."""
+        return self.mount == self._state_number
+
+    def _known_by_key(self) -> list[int]:
+        """The pending batches that somebody else with a copy of them has brought to the journal.
+
+        Of those of which a part is there, that part is forgotten.
+        """
+        gone = []
+        for number, info in list(self.pending.items()):
+            count = self._known_part(info.origin)
+            if count == info.origin.prefixes[-1][0]:
+                gone.append(number)
+            elif count:
+                self._batches.shorten(number, count)
+        if gone:
+            self._rebase.add_note(
+                f"{len(gone)} batches of operations that wait here were brought to the store by"
+                " another machine: this state directory, or what it was copied from, is in use"
+                " there as well"
+            )
+        return gone
+
+    def _known_part(self, origin: BatchOrigin) -> int:
+        """How many operations of a batch are in the journal by one of its keys."""
+        return next((n for n, key in reversed(origin.prefixes) if self._is_known(key)), 0)
+
+    def disown_pending(self) -> None:
+        """Another process has this mount's number: no batch that waits is known by it any more.
+
+        It is done again by the next process, whatever that other one commits.
+        """
+        number = fresh_number(self._state_number)
+        with self._between_batches():
+            for batch, info in list(self.pending.items()):
+                ops = self.operations(batch)
+                identity = BatchIdentity.of(number, batch, ops)
+                origin = BatchOrigin(number, True, tuple(identity.prefixes))
+                changeset = self._batches.changeset(batch)
+                encoded = tree_ops.encode(ops)
+                self._batches.put(batch, encoded, len(ops), changeset, info.packs, origin)
+        self._log_only_pending()
+
+    def note(self, text: str) -> None:
+        """Say something in the log, and to whoever asks for the conflicts that were settled."""
+        try:
+            with self._between_batches():
+                self._rebase.add_note(text)
+        except (Full, apsw.FullError):
+            log.warning("%s", text)
 
     def conflicts(self, limit: int = 100) -> list[tuple[int, str]]:
         """The newest conflicts that were settled here: (time in ns, what happened)."""
@@ -552,8 +649,7 @@ class Replica:
         restore: see `OperationLog.read`.
         """
         found = self._found = LoggedBatches.read(self.oplog, restore)
-        known = self.tree.last_batch(self.mount)
-        missing = found.missing(after=max(known, self.committed), pending=self.pending)
+        missing = self._missing(found)
         if missing or self.pending:
             # What is promised from here on stands upon it.
             try:
@@ -563,11 +659,13 @@ class Replica:
         for batch in sorted(self.pending):
             # A power cut may have taken the end of it from the log and not from SQLite.  (A batch
             # that was done again since is written as it is now, which is as good.)
-            ops = self.operations(batch)
-            if found.operations.get(batch) != ops:
-                self.oplog.append(batch, tree_ops.encode(ops))
+            if found.operations(batch) != self.operations(batch):
+                number, encoded, note = self._for_log(batch)
+                self.oplog.append(number, encoded, note=note)
                 found.forget_frames(batch)
-        self.batch = max([self.batch, self.committed, known, *found.operations])
+        self.batch = max([self.batch, self.committed, *found.batches])
+        if self._batches.has_old:
+            self._do_again()
         if missing:
             self._take_up(missing)
         before_first = min(self.pending) - 1 if self.pending else self.batch
@@ -577,16 +675,50 @@ class Replica:
             # `rewind` goes back to what is stored, and the open batch must keep its number.
             with self._between_batches():
                 pass
-        return sum(len(ops) for _, ops in missing)
+        return sum(len(batch.operations) for _, batch in missing)
 
-    def _take_up(self, missing: list[tuple[int, list[Operation]]]) -> None:
+    def _missing(self, found: LoggedBatches) -> list[tuple[int, LoggedBatch]]:
+        """What the log holds and neither this replica nor the journal does."""
+        missing = []
+        for number, batch in found.missing(after=self.committed, pending=self.pending):
+            if self.tree.last_batch(batch.origin.number) >= number:
+                continue
+            count = self._known_part(batch.origin)
+            if count < len(batch.operations):
+                missing.append((number, batch.without(count) if count else batch))
+        return missing
+
+    def _for_log(self, batch: int) -> tuple[int, bytes, Note]:
+        """What has to be appended to the log so that it holds a pending batch as it is now."""
+        origin = self.pending[batch].origin
+        strict = tuple(self._batches.outcomes.get(batch, ()))
+        note = Note(origin.number, origin.key, strict)
+        return batch, tree_ops.encode(self.operations(batch)), note
+
+    def _do_again(self) -> None:
+        """Do the pending batches again that an older megafs sealed.
+
+        Their changesets say how far the mount has come that had the number of this directory; other
+        machines with a copy of it may still hold batches of that number.
+        """
+        with self._between_batches():
+            self._rebase.undo(list(self.pending), RemoteChanges())
+            self._rebase.redo(SeenInodes(), RemoteChanges())
+        self._batches.has_old = False
+
+    def _take_up(self, missing: list[tuple[int, LoggedBatch]]) -> None:
         """Do logged batches again."""
         with self._between_batches():
-            self._rebase.redo_logged(missing)
+            for number, batch in missing:
+                if batch.strict:
+                    self._batches.outcomes[number] = {
+                        n: outcome_of(batch.operations[n]) for n in batch.strict
+                    }
+            self._rebase.redo_logged([(n, batch.operations, batch.origin) for n, batch in missing])
             self._batches.sort()
-        for batch, ops in missing:
-            if self.operations(batch) != ops:
-                self._found.forget_frames(batch)  # its operations have other numbers now
+        for number, batch in missing:
+            if self.operations(number) != batch.operations:
+                self._found.forget_frames(number)  # its operations have other numbers now
 
     def drop_pending_from(self, batch: int, first: int = 0) -> int:
         """Undo and forget what was done from operation *first* of a pending batch on, whose data
@@ -599,15 +731,27 @@ class Replica:
             gone = [number for number in self.pending if number >= batch]
             kept = self.operations(batch)[:first]
             count = sum(self.pending[number].operations for number in gone) - len(kept)
+            number = self.pending[batch].origin.number
+            origin = BatchOrigin(
+                number, True, tuple(BatchIdentity.of(number, batch, kept).prefixes)
+            )
+            strict = self._batches.outcomes.get(batch, {})
             self._prefix = 0  # its claim may be among what goes
             self._rebase.undo(gone, RemoteChanges())
             self._batches.forget(gone)
+            self._batches.outcomes[batch] = {n: t for n, t in strict.items() if n < first}
             if kept:
-                self._rebase.redo_logged([(batch, kept)])
-        self.oplog.keep_only(
-            [(number, tree_ops.encode(self.operations(number))) for number in self.pending]
-        )
+                self._rebase.redo_logged([(batch, kept, origin)])
+        self._log_only_pending()
         return count
+
+    def _log_only_pending(self) -> None:
+        """Make the log hold what is pending, as it is now, and nothing else."""
+        left = [self._for_log(number) for number in self.pending]
+        self.oplog.keep_only(
+            [(number, encoded) for number, encoded, _ in left],
+            {number: note for number, _, note in left},
+        )
 
     # ---- checkpoints ------------------------------------------------------------------------
 
@@ -634,14 +778,14 @@ class Replica:
             self.sequence, self.head = sequence, head
             self._database.put("checkpoint", sequence)
 
-    @_whole
+    @whole
     def adopt_parts(self, parts: dict[str, list[Part]], sequence: int) -> None:
         """A checkpoint of this replica is in the store; what changed since is still marked."""
         with self._between_batches():
             self.parts.adopt(parts)
             self._database.put("checkpoint", sequence)
 
-    @_whole
+    @whole
     def expect(self, sequence: int) -> None:
         """This replica is being built anew and must not be used before it holds commit *sequence*.
 

@@ -18,7 +18,6 @@ from megafs.concurrency import offload
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, TooNew, Unavailable
 from megafs.journal import commit as commit_format
-from megafs.journal.batches import CommitDraft
 from megafs.journal.commit import Commit
 from megafs.journal.follower import TAIL_TRUST, Follower, Subscriber, Trust
 from megafs.journal.replica import Replica
@@ -32,7 +31,7 @@ _IN_PLACE = 64 << 10
 
 
 class Packs(Protocol):
-    """What the writer needs of the stage."""
+    """The part of the stage that the writer uses."""
 
     @property
     def blocked(self) -> set[int]: ...
@@ -183,8 +182,8 @@ class Writer:
         target = self._replica.close_batch()
         self._packs.cut()
         while self._replica.committed < target and self._replica.pending:
-            draft = self._replica.next_commit(self._packs.blocked)
-            if draft is None:
+            first = self._replica.first_to_commit(self._packs.blocked)
+            if first is None:
                 error = self._packs.last_error
                 if error is not None:
                     raise error
@@ -192,14 +191,14 @@ class Writer:
                 self._packs.cut()
                 await self._packs.wait_change()
                 continue
-            await self._publish(draft)
+            await self._publish(first)
 
-    async def _publish(self, draft: CommitDraft) -> None:
+    async def _publish(self, first: int) -> None:
         replica, follower = self._replica, self.follower
         async with follower.turn:
             if self.frozen is not None:
                 raise Corrupt(f"the mount is read-only: {self.frozen}")
-            if replica.committed >= draft.first or draft.first not in replica.pending:
+            if replica.committed >= first or first not in replica.pending:
                 return  # the follower changed what is pending while we waited for our turn
             if follower.trust is Trust.DOUBTFUL:
                 await follower.apply_new()
@@ -229,6 +228,7 @@ class Writer:
             ):
                 # Nobody could read it: the journal would end here for every mount.
                 raise Full(f"a commit of {len(data)} bytes is too large for the journal")
+            replica.attempt(sequence, digest(data))
             try:
                 await self._store.put_new(commit_format.object_name(sequence), data)
             except Exists:

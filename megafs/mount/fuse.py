@@ -44,6 +44,7 @@ from megafs.fs.filesystem import FileSystem
 from megafs.fs.requests import Caller, Invalidation
 from megafs.fs.snapshot_view import attributes_may_change, in_snapshots
 from megafs.metrics import Registry
+from megafs.supervisor import keep_running
 from megafs.tree.inode import Inode, SetAttr
 
 log = logging.getLogger(__name__)
@@ -626,7 +627,7 @@ class KernelMount:
         """Answer the kernel until the mount has gone or `stop` was called."""
         with self._scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._invalidations.run)
+                nursery.start_soon(keep_running, "telling the kernel", self._invalidations.run)
                 await pyfuse3.main(min_tasks=MIN_TASKS, max_tasks=MAX_TASKS)
                 nursery.cancel_scope.cancel()
 
@@ -655,7 +656,7 @@ class KernelMount:
 
 
 def _reason(said: str) -> str:
-    """What libfuse or fusermount3 wrote, as one line."""
+    """The error that libfuse or fusermount3 wrote, as one line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return "; ".join(line.removeprefix("fuse: ").removeprefix("fusermount3: ") for line in lines)
 

@@ -34,6 +34,7 @@ from megafs.mount.mountpoint import Directory
 from megafs.mount.options import MountOptions
 from megafs.mount.shutdown import Shutdown, unsent
 from megafs.secret_struct import SecretStruct
+from megafs.supervisor import keep_running
 from megafs.volume.header import Credential
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.open import open_volume
@@ -43,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class MountRequest(SecretStruct, frozen=True):
-    """What is to be mounted where.
+    """The volume to mount, where, and how.
 
     mountpoint: as `mountpoint.canonical` returns it.  directory: which `prepare` has seen there.
     early: the key derivation that `kdf_process.begin` has begun.
@@ -133,10 +134,13 @@ async def _serve(
             on_ready.ready(msgspec.convert(volume.status(), MountFacts))
             log.info("mounted %s at %s", url, at)
             garbage.collect_seldom()
-            nursery.start_soon(shutdown.report_draining, notify, stopping.is_set)
-            nursery.start_soon(shutdown.watch_elsewhere)
-            nursery.start_soon(pins.keep, volume)
-            nursery.start_soon(memory.give_back, lambda: volume.memory_in_use)
+            for what, work, args in (
+                ("reporting", shutdown.report_draining, (notify, stopping.is_set)),
+                ("watching other namespaces", shutdown.watch_elsewhere, ()),
+                ("keeping what is pinned", pins.keep, (volume,)),
+                ("giving memory back", memory.give_back, (lambda: volume.memory_in_use,)),
+            ):
+                nursery.start_soon(keep_running, what, work, *args)
             await _first(stopping.wait, attachment.gone.wait)
             if not attachment.gone.is_set():
                 await shutdown.leave(insist=True)

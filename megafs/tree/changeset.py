@@ -102,18 +102,35 @@ def row_changes(changeset: bytes) -> Iterator[AnyChange]:
     if not changeset:
         return
     make = tuple.__new__  # as NamedTuple._make, without its call in Python: once for every row
-    for change in apsw.Changeset.iter(changeset):
-        name = change.name
-        decoder = _DECODERS.get(name)
-        if decoder is None:
-            raise _unknown(name)
-        kind, row = decoder
-        old, new = change.old, change.new
-        yield kind(
-            name,
-            None if old is None else make(row, old),
-            None if new is None else make(row, new),
-        )
+    changes = iter(apsw.Changeset.iter(changeset))
+    while True:
+        try:
+            change = next(changes, None)
+            if change is None:
+                return
+            name = change.name
+            decoder = _DECODERS.get(name)
+            if decoder is None:
+                raise _unknown(name)
+            kind, row = decoder
+            old, new = change.old, change.new
+            made = kind(
+                name,
+                None if old is None else make(row, old),
+                None if new is None else make(row, new),
+            )
+        except _ODD as exc:
+            raise _odd(exc) from exc
+        yield made
+
+
+#: What a changeset raises that no megafs writes: its bytes are authentic, but a writer may have a
+#: fault, or be one who has the key.
+_ODD = (apsw.Error, TypeError, ValueError, OverflowError, AttributeError, IndexError)
+
+
+def _odd(exc: Exception) -> Corrupt:
+    return Corrupt(f"a commit does not hold a changeset of the tree: {type(exc).__name__}: {exc}")
 
 
 def _unknown(table: str) -> Corrupt:
@@ -146,10 +163,13 @@ class Changes(Struct):
 
     @classmethod
     def of(cls, changeset: bytes) -> Changes:
-        """Decode *changeset*; Corrupt if it changes a table that is not replicated."""
+        """Decode *changeset*; Corrupt if it is none, or changes what is not of the tree."""
         made = cls(changeset)
         if changeset:
-            made._decode()
+            try:
+                made._decode()
+            except _ODD as exc:
+                raise _odd(exc) from exc
         return made
 
     @property

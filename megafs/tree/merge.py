@@ -33,6 +33,7 @@ from msgspec import Struct, field
 
 from megafs.errors import Refused
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
+from megafs.tree.mount_number import is_kin
 from megafs.tree.ops import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
@@ -114,6 +115,8 @@ class Merge:
     view: what the mount saw of the inodes that the others changed.
     number: gives a number never used before.  host, date: for the names of conflict copies.
     mount: whose operations they are.
+    is_ours: whether an operation that is still to be done made that version of a file: then it is
+        in the journal already, brought there by a process with a copy of it.
 
     aliases: directories of ours that became one with somebody else's of the same name.
     notes: one line for every rule that changed something.
@@ -127,11 +130,13 @@ class Merge:
         host: str,
         date: str,
         mount: int = 0,
+        is_ours: Callable[[int, int], bool] = lambda ino, version: False,
     ) -> None:
         self.tree = tree
         self.view = view
         self.number = number
         self.mount = mount
+        self.is_ours = is_ours
         self.label = f"conflict from {_plain(host)} {date}".encode()
         self.aliases: dict[int, int] = {}
         self.notes: list[str] = []
@@ -352,6 +357,8 @@ class Merge:
         if inode is None:
             self._come_back(op)
             return
+        if inode.version == op.version or self.is_ours(op.ino, inode.version):
+            return  # it is done already, and so perhaps is what we did later
         if inode.nlink == 0:
             return  # nobody can reach an unlinked file but those who have it open
         if self.view.complete and op.ino not in self.view.seen:
@@ -422,7 +429,8 @@ class Merge:
         inode = self.tree.find(op.ino)
         if inode is None or inode.nlink or not inode.is_file:
             return
-        if self.tree.orphan_of(op.ino) == self.mount:
+        holder = self.tree.orphan_of(op.ino)
+        if holder is not None and is_kin(holder, self.mount):
             return  # we removed it ourselves
         extents, xattrs = self.tree.all_extents(op.ino), self.tree.xattrs(op.ino)
         self._do(Reap(op.ino))

@@ -571,7 +571,7 @@ def decode(data: bytes) -> list[Operation]:
     """The operations in *data*; Corrupt if it holds anything else."""
     try:
         return list(_decoder.decode(data))
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as exc:
         raise Corrupt(f"not a list of operations: {exc}") from exc
 
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -30,7 +31,7 @@ from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
 from megafs.config import MIB, Settings
-from megafs.errors import BadUsage
+from megafs.errors import BadUsage, Fault
 from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
@@ -40,7 +41,7 @@ from megafs.journal.batches import COMMIT_SIZE
 from megafs.journal.checkpoint import PART_SIZE, Checkpointer
 from megafs.journal.follower import Follower
 from megafs.journal.head import HeadKeeper, OpenedHeader
-from megafs.journal.heartbeat import Heartbeats
+from megafs.journal.heartbeat import Heartbeats, Predecessor
 from megafs.journal.lease import Lease
 from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
@@ -51,6 +52,7 @@ from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.retry import CONTACT, CONTACT_HANG
 from megafs.stores.stack import Traffic, cached, open_store
+from megafs.supervisor import keep_running
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
 from megafs.volume.catch_up import Expected, catch_up, check_head
@@ -60,6 +62,7 @@ from megafs.volume.recovery import open_replica, recover
 from megafs.volume.state_directory import (
     HEADER,
     STORE_LIMITS,
+    Process,
     StateDirectory,
     keep_durably,
     remember_fsid,
@@ -186,6 +189,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     found, settings = opening.found, opening.settings
     keyring, header = found.unlocked.keyring, found.unlocked.header
     unlogged = UnloggedChunks()
+    process = found.directory.begin()
     pack_size = _pack_size(opening)
     replica = open_replica(
         found.directory,
@@ -193,6 +197,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         header.parameters.chunk_size,
         opening.host,
         unlogged,
+        process,
         min(COMMIT_SIZE, pack_size.others),
     )
     try:
@@ -217,16 +222,22 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         taken = recover(replica, journal.stage, found.directory, rebooted=rebooted)
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
-        volume = _wire_volume(opening, journal, offline=offline)
-        if not settings.read_only:
-            await volume.fs.reap_orphans()
+        if process.moved:
+            log.warning(
+                "%s is at another place than when it was used last: it was moved or copied. What"
+                " waits in it is brought to the store, unless another copy of it has done so",
+                found.directory.volume,
+            )
+        volume = _wire_volume(opening, journal, process, offline=offline)
+        if process.is_dead and not settings.read_only:
+            await volume.fs.reap_orphans(process.predecessor)
         check_head(replica, settings.expect_head)
         await _remember(opening, journal)
         upkeep.register_gauges(volume)
         if volume.lease is not None:
             await upkeep.take_lease(volume, volume.lease, opening.say)
         async with volume.background.running() as nursery:
-            _start_tasks(volume, journal, nursery)
+            _start_tasks(volume, journal, process, nursery)
             if opening.own_store and not settings.read_only and not journal.pack_size.known:
                 nursery.start_soon(upkeep.prove_store, volume, journal.pack_size)
             yield volume
@@ -247,7 +258,9 @@ def _wire_journal(
         keyring,
         replica,
         unlogged,
-        StageLimits.of(header.parameters, settings, pack_size),
+        StageLimits.of(
+            header.parameters, settings, pack_size, may_overwrite=not header.create_if_absent
+        ),
         _adopter(DiskCache.of(store)),
     )
     opened = OpenedHeader(
@@ -299,7 +312,9 @@ def _pack_size(opening: _Opening) -> PackSize:
     return made
 
 
-def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volume:
+def _wire_volume(
+    opening: _Opening, journal: _Journal, process: Process, *, offline: bool
+) -> Volume:
     """Make the filesystem over the journal, the past beside it, and the volume around them."""
     found, settings, store = opening.found, opening.settings, opening.store
     header, keyring = found.unlocked.header, found.unlocked.keyring
@@ -346,7 +361,13 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
         checkpointer=Checkpointer(
             replica, store, keyring, min(PART_SIZE, journal.pack_size.others)
         ),
-        heartbeats=Heartbeats(replica, store, keyring, read_only=settings.read_only),
+        heartbeats=Heartbeats(
+            replica,
+            store,
+            keyring,
+            read_only=settings.read_only,
+            predecessor=Predecessor(process.predecessor, process.is_dead, process.moved),
+        ),
         history=history,
         metrics=opening.metrics,
         background=background,
@@ -356,17 +377,34 @@ def _wire_volume(opening: _Opening, journal: _Journal, *, offline: bool) -> Volu
     )
 
 
-def _start_tasks(volume: Volume, journal: _Journal, nursery: trio.Nursery) -> None:
-    """Start everything that goes on while the volume is open."""
-    nursery.start_soon(journal.follower.run)
+def _start_tasks(
+    volume: Volume, journal: _Journal, process: Process, nursery: trio.Nursery
+) -> None:
+    """Start everything that goes on while the volume is open.
+
+    None of it may end the mount: programs would write into the bare directory below.
+    """
+
+    def start(
+        what: str,
+        work: Callable[..., Awaitable[object]],
+        *args: object,
+        give_up: Callable[[Fault], None] | None = None,
+    ) -> None:
+        nursery.start_soon(partial(keep_running, what, work, *args, give_up=give_up))
+
+    freeze = journal.follower.freeze
+    start("following the journal", journal.follower.run, give_up=freeze)
     if not volume.settings.read_only:
-        nursery.start_soon(volume.stage.run)
-        nursery.start_soon(volume.writer.run)
-        nursery.start_soon(volume.fs.writeback.run)
-        nursery.start_soon(upkeep.keep_checkpoints, volume)
-    nursery.start_soon(volume.heartbeats.run)
+        start("uploading packs", volume.stage.run)
+        start("committing", volume.writer.run, give_up=freeze)
+        start("writing back", volume.fs.writeback.run)
+        start("writing checkpoints", upkeep.keep_checkpoints, volume)
+        if not process.is_dead:
+            start("removing orphans", upkeep.reap_after, volume, process.predecessor)
+    start("the heartbeat", volume.heartbeats.run)
     if volume.lease is not None:
-        nursery.start_soon(upkeep.keep_lease, volume, volume.lease)
+        start("keeping the lease", upkeep.keep_lease, volume, volume.lease)
     if volume.cache is not None:
         volume.cache.begin()  # or the first read would wait for the index, some 30 ms
 

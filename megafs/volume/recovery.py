@@ -11,7 +11,7 @@ from megafs.errors import Corrupt
 from megafs.journal.database import remove_files
 from megafs.journal.replica import Replica
 from megafs.tree.ops import AddPack
-from megafs.volume.state_directory import StateDirectory
+from megafs.volume.state_directory import Process, StateDirectory
 
 log = logging.getLogger(__name__)
 
@@ -22,16 +22,23 @@ def open_replica(
     chunk_size: int,
     host: str,
     unlogged: UnloggedChunks,
+    process: Process,
     commit_size: int,
 ) -> Replica:
     """The replica as it was left, or an empty one if it is damaged."""
 
     def opened() -> Replica:
         return Replica(
-            directory.volume, keyring, chunk_size, mount, host, unlogged, commit_size=commit_size
+            directory.volume,
+            keyring,
+            chunk_size,
+            process.number,
+            host,
+            unlogged,
+            state_number=process.state_number,
+            commit_size=commit_size,
         )
 
-    mount = directory.mount_number()
     try:
         return opened()
     except Corrupt as exc:

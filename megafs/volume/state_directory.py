@@ -1,6 +1,6 @@
 """The directories in which one machine keeps a volume's state and cache.
 
-    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, lock
+    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, process, boot, lock
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
     <cache>/<fsid>/           the disk cache
 
@@ -12,15 +12,21 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from pathlib import Path
 
 from blake3 import blake3
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from megafs import clock
+from megafs.crypto.volume_keys import FSID_SIZE
 from megafs.durable import replace_file, sync_directory
 from megafs.errors import Busy, Denied, Full, Stopped
+from megafs.tree.mount_number import fresh_number
+
+log = logging.getLogger(__name__)
 
 #: The copy of the key header, in a volume's directory.
 HEADER = "header"
@@ -78,8 +84,8 @@ class StateDirectory(Struct, frozen=True):
         """Note that the damage of the last power cut is dealt with."""
         write_durably(self.volume / "boot", _boot_id().encode())
 
-    def mount_number(self) -> int:
-        """The number of this state directory among the volume's mounts; made at the first call."""
+    def state_number(self) -> int:
+        """The number of this state directory, and of all its copies; made at the first call."""
         path = self.volume / "mount"
         try:
             return int(path.read_text())
@@ -87,6 +93,85 @@ class StateDirectory(Struct, frozen=True):
             number = int.from_bytes(clock.random_bytes(8), "big") >> 1 or 1
             write_durably(path, str(number).encode())
             return number
+
+    def begin(self) -> Process:
+        """Take a number for this process, and see which one it comes after; while it is locked."""
+        state_number = self.state_number()
+        place = Place.of(self.volume)
+        before = self._last()
+        # One that says nothing of itself is of a megafs that had one number for all.
+        made = Process(state_number, fresh_number(state_number), state_number)
+        if before is not None:
+            made.predecessor = before.number
+            made.is_dead = place.surely_same(before.place)
+            made.moved = place.machine != before.place.machine or (
+                place.inode != before.place.inode
+            )
+        try:
+            replace_file(
+                self.volume / "process", json.dumps([made.number, *astuple(place)]).encode()
+            )
+        except OSError as exc:  # a full disk: then the next process takes ours for one more copy
+            log.debug("%s: %s", self.volume, exc)
+        return made
+
+    def _last(self) -> _LastProcess | None:
+        """The process that had the directory before, as far as it could say so."""
+        try:
+            number, *place = json.loads((self.volume / "process").read_bytes())
+            return _LastProcess(int(number), Place(*place))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+class Place(Struct, frozen=True):
+    """Where a state directory is.  Two equal ones are one directory in one boot of a machine."""
+
+    machine: str
+    boot: str
+    device: int
+    inode: int
+
+    @classmethod
+    def of(cls, directory: Path) -> Place:
+        """That of *directory*, here and now."""
+        about = directory.stat()
+        return cls(_machine_id(), _boot_id(), about.st_dev, about.st_ino)
+
+    def surely_same(self, other: Place) -> bool:
+        """Whether it is one directory, so that its lock keeps two processes apart."""
+        return bool(self.boot) and self == other
+
+
+class _LastProcess(Struct, frozen=True):
+    """What the file `process` says."""
+
+    number: int
+    place: Place
+
+
+class Process(Struct):
+    """One process's time with a state directory.
+
+    state_number: of the directory.  number: of this process among the volume's mounts.
+    predecessor: of the process before.  is_dead: that one cannot live any more, for we have
+        its lock.  moved: the directory is at another place than it was then.
+    """
+
+    state_number: int
+    number: int
+    predecessor: int
+    is_dead: bool = False
+    moved: bool = False
+
+
+def _machine_id() -> str:
+    """What tells this machine from others, hashed; "" where there is none."""
+    try:
+        found = Path("/etc/machine-id").read_bytes().strip()
+    except OSError:
+        return ""
+    return blake3(b"megafs place" + found).hexdigest()[:32] if found else ""
 
 
 def _boot_id() -> str:
@@ -99,9 +184,10 @@ def _boot_id() -> str:
 def remembered_fsid(state_dir: Path, url: str) -> bytes | None:
     """The volume that *url* had when it was last opened here."""
     try:
-        return bytes.fromhex(json.loads(_url_path(state_dir, url).read_text())["fsid"])
-    except (OSError, ValueError, KeyError, TypeError):
+        fsid = bytes.fromhex(json.loads(_url_path(state_dir, url).read_text())["fsid"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    return fsid if len(fsid) == FSID_SIZE else None
 
 
 def remember_fsid(state_dir: Path, url: str, fsid: bytes) -> None:

@@ -49,6 +49,12 @@ async def keep_checkpoints(volume: Volume) -> None:
             await write_checkpoint(volume)
 
 
+async def reap_after(volume: Volume, predecessor: int) -> None:
+    """Remove what an earlier mount kept open without a name, once it is known to be dead."""
+    await volume.heartbeats.buried.wait()
+    await volume.fs.reap_orphans(predecessor)
+
+
 async def write_checkpoint(volume: Volume) -> int | None:
     """Write a checkpoint now, unless another mount just did; errors are logged."""
     replica = volume.replica

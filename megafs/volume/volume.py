@@ -27,6 +27,7 @@ from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
+from megafs.tree.mount_number import is_kin
 from megafs.volume.header import Header
 
 
@@ -146,7 +147,7 @@ class Volume(Struct):
             "head_words": head.words(replica.head),
             "head_time": time_ns / 1e9,
             "head_host": host,
-            "head_is_ours": mount == replica.mount,
+            "head_is_ours": is_kin(mount, replica.mount),
             "mount_id": replica.mount,
             "host": replica.host,
             "read_only": (

@@ -85,6 +85,7 @@ class Registry:
     def __init__(self, tree: Tree) -> None:
         self._numbers = itertools.count(1)
         self.announce_pack = tree.add_pack
+        self.chunks_of = lambda number: tree.extents_of_pack(number, 0, 1 << 62)
 
     def number(self) -> int:
         return next(self._numbers)

@@ -19,7 +19,7 @@ RING = Keyring(bytes(range(16)), {0: bytes(range(32))}, 0)
 
 def opened(directory: Path, mount: int = 1) -> tuple[OperationLog, list[tuple[int, bytes]]]:
     log = OperationLog(directory, RING, mount)
-    return log, [(batch, b"".join(frames)) for batch, frames in log.read()]
+    return log, [(batch, b"".join(f.operations for f in frames)) for batch, frames in log.read()]
 
 
 def files(directory: Path) -> list[str]:

@@ -43,7 +43,10 @@ def again(mount: Mount, directory: Path, base: Path, name: str) -> Mount:
 def logged(directory: Path) -> list[tuple[int, list[ops.Operation]]]:
     """What another process would find in the log."""
     log = OperationLog(directory, KEYRING, 1)
-    return [(batch, [op for f in frames for op in ops.decode(f)]) for batch, frames in log.read()]
+    return [
+        (batch, [op for frame in frames for op in ops.decode(frame.operations)])
+        for batch, frames in log.read()
+    ]
 
 
 @pytest.fixture
@@ -312,7 +315,8 @@ def test_a_further_frame_of_another_place_does_not_open(tmp_path: Path) -> None:
     path.write_bytes(data)
     again = OperationLog(directory, KEYRING, 1)
 
-    assert again.read() == [(7, [b"a"])]
+    ((batch, frames),) = again.read()
+    assert (batch, [frame.operations for frame in frames]) == (7, [b"a"])
 
 
 @pytest.mark.parametrize("tidied", [True, False])

@@ -63,7 +63,7 @@ from tests.tree import invariants
 KEY = Credential(keyfile=bytes(range(64)))
 USER = Caller(0, 0, 0, 0)
 URL = "memory://simulation"
-HOSTS = ("anna", "berta", "clara", "doris")
+HOSTS = ("anna", "berta", "clara", "doris", "emil", "frida")
 CHUNK = 16 * KIB
 START_NS = 1_700_000_000 * 10**9
 
@@ -146,6 +146,19 @@ class Plan:
     files: tuple[bytes, ...]
     directories: tuple[bytes, ...]
     events: list[tuple[float, str, int, float]] = field(default_factory=list)
+    #: Copies of a machine's disk that run as machines of their own: when, of which, how it is made,
+    #: and how long after.
+    clones: list[tuple[float, int, str, float]] = field(default_factory=list)
+
+    def draw_clones(self, rng: random.Random) -> None:
+        """Now and then a machine's state directory is copied, whether it is up or down."""
+        for _ in range(rng.choice((0, 0, 0, 0, 1, 1, 2))):
+            how = rng.choice(("whole", "whole", "log first", "database first"))
+            since = rng.uniform(0, 25)
+            self.clones.append((since, rng.randrange(self.machines), how, rng.uniform(0, 20)))
+        for _ in self.clones:
+            self.strict += (rng.random() < 0.2,)
+            self.fsync += (rng.choice(("local", "store")),)
 
     @classmethod
     def draw(cls, rng: random.Random, operations: int | None = None) -> Plan:
@@ -401,6 +414,19 @@ class Machine:
             target = self.world.directory / f"{self.host}-backup"
             shutil.copytree(self.directory, target)
             self.backup = (target, trio.current_time())
+
+    async def copy_of(self, other: Machine, how: str) -> None:
+        """Begin with a copy of another machine's disk, which may be up; *how* is the order."""
+        late = {"log first": "replica.db*", "database first": "ops-*"}.get(how, "")
+        if not other.directory.exists():
+            return
+        source = other.directory
+        skip = shutil.ignore_patterns(late) if late else None
+        shutil.copytree(source, self.directory, ignore=skip)
+        if late:
+            await trio.sleep(self.rng.uniform(0, 2))
+            for path in sorted(source.glob(f"state/volumes/*/{late}")):
+                shutil.copy2(path, self.directory / path.relative_to(source))
 
     def weather(self, rates: dict[str, float] | None = None, cut: bool | None = None) -> None:
         if rates is not None:
@@ -889,6 +915,7 @@ def run(
     """
     rng = random.Random(f"{seed}/plan")
     plan = Plan.draw(rng, operations)
+    plan.draw_clones(random.Random(f"{seed}/clones"))
     objects = _new_volume(plan.parameters)
     directory = (base or memory(Path("/tmp"))) / f"megafs-sim-{os.getpid()}-{seed}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -931,7 +958,10 @@ async def _play(world: World) -> Outcome:
             await world.machines[0].furnish()
             world.furnished.set()
             world.machines[0].weather(rates)
-            await _events(world)
+            async with trio.open_nursery() as events:
+                events.start_soon(_events, world)
+                for when, index, how, pause in plan.clones:
+                    events.start_soon(_clone, world, when, index, how, pause, nursery)
             for machine in world.machines:
                 machine.weather(CALM, cut=False)
             await _until(lambda: all(m.idle and m.volume for m in world.machines))
@@ -952,6 +982,22 @@ async def _events(world: World) -> None:
     async with trio.open_nursery() as nursery:
         for when, kind, index, seconds in world.plan.events:
             nursery.start_soon(_event, world, when, kind, world.machines[index], seconds)
+
+
+async def _clone(
+    world: World, when: float, index: int, how: str, pause: float, nursery: trio.Nursery
+) -> None:
+    """A copy of a machine's disk becomes a machine."""
+    await trio.sleep(when)
+    source = world.machines[index]
+    machine = Machine(world, len(world.machines))
+    world.machines.append(machine)
+    up = "up" if source.volume is not None else "down"
+    world.tell(f"{machine.host}: a copy of {source.host}, which is {up} ({how})")
+    await machine.copy_of(source, how)
+    machine.weather(source.rates)
+    await trio.sleep(pause)
+    nursery.start_soon(machine.live)
 
 
 async def _event(world: World, when: float, kind: str, machine: Machine, seconds: float) -> None:
