@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability
+from megafs.stores.abilities import Ability, LimitedBodies
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import Form, Location, StoreOption, directory, has_slashes, named, path_only
@@ -90,6 +90,7 @@ DRIVERS: dict[str, Driver] = {
             form=named("bucket"),
             example="s3://bucket/prefix",
             described=S3_OPTIONS,
+            abilities=(LimitedBodies,),
         ),
         Driver(
             scheme="memory",

@@ -47,7 +47,7 @@ from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.abilities import DiskCache
+from megafs.stores.abilities import DiskCache, LimitedBodies
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.retry import CONTACT, CONTACT_HANG
@@ -307,7 +307,7 @@ def _pack_size(opening: _Opening) -> PackSize:
         params.chunk_size,
         opening.found.directory.volume / STORE_LIMITS,
     )
-    if opening.own_store and not made.known:
+    if opening.own_store and not made.known and LimitedBodies.of(opening.store) is not None:
         made.be_cautious()
     return made
 

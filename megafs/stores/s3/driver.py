@@ -21,6 +21,7 @@ from typing import NoReturn
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
+from megafs.stores.abilities import LimitedBodies
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.http.session import Response, Session
 from megafs.stores.s3.answers import Listing, child_text, error_of, read_listing, seconds_of
@@ -62,7 +63,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
-class S3Store(ObjectStore):
+class S3Store(ObjectStore, LimitedBodies):
     """Objects in one bucket, below one prefix."""
 
     def __init__(
