@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -100,7 +100,7 @@ DRIVERS: dict[str, Driver] = {
             form=named("bucket"),
             example="s3://bucket/prefix",
             described=S3_OPTIONS,
-            abilities=(LimitedBodies,),
+            abilities=(LimitedBodies, UnconditionalPuts),
         ),
         Driver(
             scheme="webdav+https",
