@@ -72,7 +72,7 @@ setup-test:
 	@tools/setup.sh test
 
 clean:
-	@! grep -q "^file://$(CURDIR)/.demo/store " /proc/mounts || \
+	@! grep -Eq "^file(:|%3A)//$(CURDIR)/.demo/store " /proc/mounts || \
 	    { echo "clean: the demo is still mounted; megafs umount it first" >&2; exit 1; }
 	rm -rf .demo
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis \

@@ -99,6 +99,10 @@ def mount(
     """Mount, and return when the directory is usable; with *foreground*, when it is unmounted."""
     for text in options.warnings:
         output.warn(text)
+    if os.geteuid() != 0:
+        for name in ("suid", "dev"):
+            if name in options.kernel:
+                output.warn(f"option {name} is for root: ignored")
 
     with garbage.paused():
         from megafs.cli import passphrase

@@ -1,6 +1,7 @@
 """mount.megafs: what mount(8) runs for `mount -t megafs`, fstab and systemd's .mount units.
 
     mount.megafs URL MOUNTPOINT [-sfnvN] [-o OPTIONS] [-t TYPE]
+    mount.fuse.megafs           the same, for `mount -t fuse.megafs` and `mount -o remount`
 
 -s ignores unknown options, -f does everything but mount, -n is obsolete, -v says more, -t is the
 type without its subtype and is ignored.  The exit codes are mount(8)'s, since mount passes
@@ -71,13 +72,63 @@ def _mount(args: list[str]) -> None:
     from megafs.cli import arguments
 
     given = tuple(value for name, value in options if name == "-o")
+    if _remounted(path, given):
+        return
     chosen = arguments.mount_options(url, given, sloppy="-s" in names)
     if "-f" in names:
+        return
+    if _is_mounted(url, path):
+        # `mount -a` compares sources, and ours is not the URL (mount/source.py).
+        if "-v" in names:
+            output.note(f"{url} is mounted at {path} already")
         return
 
     from megafs.cli.mount import mount
 
     mount(url, path, chosen, foreground=False, quiet="-v" not in names)
+
+
+def _is_mounted(url: str, path: str) -> bool:
+    """Whether the volume at *url* is mounted at *path*, by this user and alive."""
+    from megafs.mount import mountpoint
+    from megafs.mount.mount_record import is_alive, record_of
+
+    at = mountpoint.canonical(path)
+    there = mountpoint.find(at)
+    if there is None or there.fstype != mountpoint.FSTYPE:
+        return False
+    record = record_of(at)
+    return record is not None and record.url == url and is_alive(record)
+
+
+def _remounted(path: str, given: Sequence[str]) -> bool:
+    """Obey -o remount, if it is among the options and there is a mount to change."""
+    from megafs.mount.options import split
+
+    found = [pair for text in given for pair in split(text)]
+    if ("remount", None) not in found:
+        return False
+
+    from megafs.mount import mountpoint, remount
+    from megafs.mount.option_table import OPTIONS
+
+    there = mountpoint.find(mountpoint.canonical(path))
+    if there is None or there.fstype != mountpoint.FSTYPE:
+        return False  # refused with the option's own sentence
+    names = [name for name, _ in found]
+    remount.remount(there, names)
+    stay = [
+        name
+        for name in names
+        if not remount.changes(name)
+        and (option := OPTIONS.get(name)) is not None
+        and option.kind in ("setting", "secret", "mount")
+        and option.field != "atime"  # mount(8) hands on what the kernel shows
+    ]
+    if stay:
+        said = ", ".join(stay)
+        output.note(f"as it was mounted: {said}; a remount changes ro, rw and flags only")
+    return True
 
 
 def _umount(args: list[str]) -> None:

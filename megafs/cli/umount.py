@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from typing import Literal
 
 import click
 from msgspec import to_builtins
@@ -38,24 +37,23 @@ FORCE_STEP = 8.0
 @click.argument("mountpoint")
 @click.option(
     "--lazy",
-    "how",
-    flag_value="lazy",
+    is_flag=True,
     help="Take the directory away now; the mount finishes in the background.",
 )
 @click.option(
     "--force",
-    "how",
-    flag_value="force",
+    is_flag=True,
     help="End now. Programs that use it get errors; what is not in the store yet stays on this"
     " machine and goes there with the next mount.",
 )
 @arguments.json_option
-def command(mountpoint: str, how: Literal["lazy", "force"] | None, as_json: bool) -> None:
+def command(mountpoint: str, lazy: bool, force: bool, as_json: bool) -> None:
     """Unmount MOUNTPOINT, when everything is in the store.
 
-    Ctrl-C leaves it mounted.  While a program uses the directory this refuses.
+    Ctrl-C leaves it mounted.  While a program uses the directory this refuses.  With both --lazy
+    and --force it is ended by force, which takes the directory away, too.
     """
-    ended = umount(mountpoint, how or "wait")
+    ended = umount(mountpoint, "force" if force else "lazy" if lazy else "wait")
     if as_json:
         output.show_json(to_builtins(ended))
 

@@ -195,7 +195,7 @@ class FileData:
                 return self._assemble(offset, end, extents, chunks)
 
     def _around(self, extent: Extent, size: int) -> list[Extent]:
-        """What to fetch along with a chunk that a reader jumped to; nothing if it is here.
+        """The extents to fetch along with a chunk that a reader jumped to; none if it is here.
 
         Nothing at first: not before the jumps so far, counted at `_AROUND` bytes each, come to a
         sixteenth of the file.  From then on, as much as takes no longer than the round trip; and

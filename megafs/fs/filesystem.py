@@ -29,6 +29,7 @@ from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.errors import Refused
 from megafs.fs import callers
+from megafs.fs.access_times import AccessTimes
 from megafs.fs.attributes import Attributes
 from megafs.fs.core import Below, Core
 from megafs.fs.live_tree import LiveDirectory, LiveTree
@@ -89,6 +90,7 @@ class FileSystem:
         self._orphans = Orphans(self.core)
         self._names = Names(self.core, self._live, self._orphans)
         self._attributes = Attributes(self.core)
+        self._times = AccessTimes(self.core)
         self._tell_kernel: Callable[[list[Invalidation]], None] | None = None
         self._open: dict[int, OpenFile] = {}
         self._directories: dict[int, LiveDirectory | SnapshotDirectory] = {}
@@ -124,7 +126,10 @@ class FileSystem:
         await self._of_snapshots().load_snapshot(ino, name, attributes=attributes)
 
     def readlink(self, ino: int) -> bytes:
-        return self._tree_of(ino).readlink(ino)
+        target = self._tree_of(ino).readlink(ino)
+        if self._times.kept and not in_snapshots(ino):
+            self._times.touch(self.core.current(ino))
+        return target
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
         return self._tree_of(ino).getxattr(ino, name)
@@ -173,7 +178,10 @@ class FileSystem:
 
         See `LiveDirectory.read`.
         """
-        return self._directories[fh].read(after, limit)
+        directory = self._directories[fh]
+        if after == 0 and self._times.kept and isinstance(directory, LiveDirectory):
+            self._times.touch(directory.ino)
+        return directory.read(after, limit)
 
     def releasedir(self, fh: int) -> None:
         self._directories.pop(fh, None)
@@ -259,10 +267,15 @@ class FileSystem:
         stale = core.kernel.stale
         keep = ino not in stale
         stale.discard(ino)
+        times = self._times
+        if times.kept and keep and not flags & os.O_NOATIME:
+            keep = not times.is_due(inode, clock.now_ns())
         return self._opened(ino, flags, caller), keep
 
     def _opened(self, ino: int, flags: int, caller: Caller) -> int:
-        return self._add(LiveFile(self.core, self._attributes, self._orphans, ino, flags, caller))
+        return self._add(
+            LiveFile(self.core, self._attributes, self._orphans, self._times, ino, flags, caller)
+        )
 
     def _add(self, file: OpenFile) -> int:
         self._last_handle += 1
@@ -310,7 +323,7 @@ class FileSystem:
             self.core.files[ino].keep_removed()
 
     def after_commits(self, news: RemoteChanges) -> None:
-        """Have the kernel forget what another mount's commits have changed."""
+        """Tell the kernel to forget everything that another mount's commits have changed."""
         core, kernel = self.core, self.core.kernel
         for note in news.notes:
             self.errors.add(f"conflict: {note}")
@@ -342,7 +355,7 @@ class FileSystem:
             self.invalidate(forget)
 
     def attach_kernel(self, tell: Callable[[list[Invalidation]], None]) -> None:
-        """Have *tell* called with what the kernel must forget, until `detach_kernel`."""
+        """Call *tell* with whatever the kernel must forget, until `detach_kernel`."""
         self._tell_kernel = tell
 
     def detach_kernel(self) -> None:
@@ -350,6 +363,6 @@ class FileSystem:
         self._tell_kernel = None
 
     def invalidate(self, items: list[Invalidation]) -> None:
-        """Have the kernel forget *items*, if the filesystem is mounted."""
+        """Tell the kernel to forget *items*, if the filesystem is mounted."""
         if self._tell_kernel is not None:
             self._tell_kernel(items)

@@ -79,13 +79,17 @@ class LiveTree:
 
 
 class LiveDirectory:
-    """An open directory."""
+    """An open directory.  ino: which."""
 
     def __init__(self, core: Core, ino: int) -> None:
         self._core = core
         self._ino = ino
         # (newest, end): cookies in between were given since the listing began.
         self._skip = (0, 0)
+
+    @property
+    def ino(self) -> int:
+        return self._core.current(self._ino)
 
     def read(self, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries whose cookies follow *after*: (name, inode, cookie).

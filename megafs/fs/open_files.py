@@ -7,9 +7,9 @@ import logging
 import os
 from typing import Final, Protocol
 
-from megafs import clock
 from megafs.chunks.readahead import ReadAhead
 from megafs.errors import Corrupt, Denied, Fault, Missing, NoStore, Refused, StoreError
+from megafs.fs.access_times import AccessTimes
 from megafs.fs.attributes import Attributes
 from megafs.fs.core import Core
 from megafs.fs.file_data import FileData
@@ -17,12 +17,10 @@ from megafs.fs.orphans import Orphans
 from megafs.fs.repack import SOON
 from megafs.fs.requests import Caller
 from megafs.fs.snapshot_view import SnapshotFile
-from megafs.tree import ops
 from megafs.tree.inode import FILE_SIZE_MAX
 
 log = logging.getLogger(__name__)
 
-_DAY_NS = 86400 * 10**9
 #: A read up to this size, out of sequence, is answered without a plan if its bytes are here.
 _AT_ONCE = 32 << 10
 
@@ -53,8 +51,8 @@ class LiveFile:
     """
 
     __slots__ = (
-        "_ahead", "_attributes", "_caller", "_core", "_noatime", "_orphans", "data", "readable",
-        "writable",
+        "_ahead", "_attributes", "_caller", "_core", "_noatime", "_orphans", "_times", "data",
+        "readable", "writable",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +60,7 @@ class LiveFile:
         core: Core,
         attributes: Attributes,
         orphans: Orphans,
+        times: AccessTimes,
         ino: int,
         flags: int,
         caller: Caller,
@@ -71,7 +70,8 @@ class LiveFile:
         self._orphans = orphans
         self._caller = caller
         self._ahead = ReadAhead(*core.readahead)
-        self._noatime = core.noatime
+        self._times = times
+        self._noatime = not times.kept or bool(flags & os.O_NOATIME)
         self.readable = flags & os.O_ACCMODE != os.O_WRONLY
         self.writable = flags & os.O_ACCMODE != os.O_RDONLY
         self.data = core.file(ino)
@@ -104,7 +104,7 @@ class LiveFile:
             path = (self._core.tree.path(data.ino) or b"?").decode("utf-8", "backslashreplace")
             raise _unreadable(self._core, path, offset, size, exc) from exc
         if not self._noatime:
-            self._touch_atime(data.ino)
+            self._times.touch(data.ino)
         return found
 
     def _read_ahead(self, offset: int, length: int) -> None:
@@ -116,17 +116,6 @@ class LiveFile:
         ahead = self._ahead.after(offset, length, self.data.size, *line)
         if ahead is not None and (extents := self.data.extents(*ahead)):
             core.background.start(core.chunks.fetch_ahead, extents, self._ahead.piece(*line))
-
-    def _touch_atime(self, ino: int) -> None:
-        inode = self._core.tree.find(ino)
-        if inode is None or self._core.writer.frozen is not None:
-            return
-        now = clock.now_ns()
-        if self._core.settings.atime == "relatime" and not (
-            inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now - inode.atime_ns > _DAY_NS
-        ):
-            return
-        self._core.record(ops.SetAttributes(ino, {"atime": now}))
 
     # ---- writing ----------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ class Repacker:
         self._waiting[(ino, start)] = size
 
     def begin(self) -> None:
-        """Have the work done in the background, if there is any."""
+        """Start the work in the background, if there is any."""
         if self._waiting and not self._running:
             self._running = self._background.start(self._run)
 

@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Caller(Struct, frozen=True):
-    """Who asks.  umask: applied by the kernel already."""
+    """The caller of a request.  umask: applied by the kernel already."""
 
     uid: int = 0
     gid: int = 0

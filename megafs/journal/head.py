@@ -112,7 +112,7 @@ class HeadKeeper:
         self._syncs = Syncs()
 
     def at(self, sequence: int, newest: bytes, epoch: int) -> RememberedHead:
-        """What is remembered of a commit.  newest: its hash.  epoch: the journal's highest."""
+        """The head to remember at a commit.  newest: its hash.  epoch: the journal's highest."""
         if epoch >= self._rotating:
             self._rotating = 0
         opened = self._opened

@@ -13,7 +13,7 @@ _HASH = 32
 
 
 class LastCommit(NamedTuple):
-    """Who wrote the newest commit, and when (ns); zeros if there is none."""
+    """Writer and time (ns) of the newest commit; zeros if there is none."""
 
     time_ns: int
     host: str

@@ -104,7 +104,7 @@ class OperationLog:
         self.position = 0
 
     def read(self, restore: Restore | None = None) -> list[tuple[int, list[LoggedFrame]]]:
-        """What is here of every batch: (its number, its frames in order), in order of number.
+        """Read the log: (a batch's number, its frames in order) for each batch, by number.
 
         Call before `append`.
         restore: given every chunk that came along: its pack, its offset there, its bytes.

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class RemoteChanges(Struct):
-    """What others' commits changed: for the kernel's caches and for open files.
+    """The changes that others' commits made, for the kernel's caches and for open files.
 
     inodes: attributes or contents changed.  names: (directory, name) that stand for something else.
     contents: inodes whose bytes changed.  notes: conflicts that were settled.
@@ -43,7 +43,7 @@ class RemoteChanges(Struct):
 
 
 class OpenBatch(Protocol):
-    """What a rebase needs of the replica, whose open batch is empty meanwhile."""
+    """The part of the replica that a rebase uses; its open batch is empty meanwhile."""
 
     def number(self) -> int:
         """A number that nothing in the volume has ever had; may claim a range of them."""

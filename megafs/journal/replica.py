@@ -20,20 +20,19 @@ is rebuilt from the store; the log of operations (operation_log.py) then gives b
 committed.
 
 The file is database.py, the batches that wait for a commit batches.py, undoing and doing them again
-rebase.py, what a process that ended left in the log of operations logged_batches.py.
+rebase.py, what a process that ended left in the log of operations logged_batches.py, and going back
+when a transaction fails replica_state.py.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol
 
 import apsw
-from msgspec import Struct
 
 from megafs import clock
 from megafs.crypto.volume_keys import Keyring
@@ -55,6 +54,7 @@ from megafs.journal.known_commits import KnownCommits, LastCommit
 from megafs.journal.logged_batches import LoggedBatch, LoggedBatches
 from megafs.journal.operation_log import Note, OperationLog, Piece, Restore
 from megafs.journal.rebase import Rebase, RemoteChanges
+from megafs.journal.replica_state import ReplicaState, whole
 from megafs.journal.writer_rows import WriterRows
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
@@ -65,9 +65,6 @@ from megafs.tree.schema import Ino, SequenceNumber
 from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 # A number is a range's prefix (38 random bits) and a counter (25 bits): below 2**63, as inode
 # numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the
@@ -84,43 +81,6 @@ _BATCH_OPERATIONS = 4096
 _BATCH_MEMORY = 4 << 20
 # Bytes of a changeset that one operation comes to, as far as it matters.
 _OPERATION = 1536
-
-
-class ReplicaState(Struct):
-    """Where a replica stands, so that a transaction that fails can go back to it.
-
-    sequence, head: the last commit applied and its hash.  batch: the last closed batch; committed:
-    the last one that is in the journal.  prefix, counter: the last number given out.
-    used, files: bytes allocated and inodes in use.  pending: the batches that are not committed.
-    """
-
-    sequence: SequenceNumber
-    head: bytes
-    batch: int
-    committed: int
-    prefix: int
-    counter: int
-    used: int
-    files: int
-    pending: dict[int, PendingBatch]
-
-
-def _whole(method: Callable[P, T]) -> Callable[P, T]:
-    """A method of Replica that a full disk may stop in the middle: then nothing of it was done."""
-
-    @functools.wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(*args, **kwargs)
-        except (Full, apsw.FullError) as exc:
-            replica = args[0]
-            assert isinstance(replica, Replica)
-            replica.rewind()
-            if isinstance(exc, Full):
-                raise
-            raise Full(f"{replica.path}: the disk is full") from exc
-
-    return run
 
 
 class ChunksForLog(Protocol):
@@ -231,7 +191,7 @@ class Replica:
     # ---- opening and closing ----------------------------------------------------------------
 
     def wal_copier(self) -> Callable[[], None] | None:
-        """What copies SQLite's log into the database, to be run in a thread; None if it is short.
+        """A function for a thread, to copy SQLite's log into the database; None if it is short.
 
         Thus a COMMIT need not.
         """
@@ -349,7 +309,7 @@ class Replica:
         self._prefix, self._counter = prefix, 0
         self.record(ClaimRange(prefix, self.mount))
 
-    @_whole
+    @whole
     def record(self, op: Operation, outcome: StrictOutcome | None = None) -> None:
         """Apply an operation of this mount; Refused leaves everything as it was.
 
@@ -381,7 +341,7 @@ class Replica:
         return claims
 
     def operations(self, batch: int) -> list[Operation]:
-        """What a pending batch did, in order."""
+        """The operations of a pending batch, in order."""
         return self._batches.operations(batch)
 
     @property
@@ -460,7 +420,7 @@ class Replica:
             if extent.pack and (sealed := unlogged.take(extent)) is not None
         ]
 
-    @_whole
+    @whole
     def close_batch(self) -> int:
         """Close the batch, if it holds anything; return the number of the last one.
 
@@ -521,7 +481,7 @@ class Replica:
         """This mount is about to create a commit, and may never hear whether it did."""
         self._attempts.setdefault(sequence, set()).add(digest)
 
-    @_whole
+    @whole
     def won(
         self, sequence: SequenceNumber, digest: bytes, commit: Commit, changeset: bytes
     ) -> None:
@@ -576,7 +536,7 @@ class Replica:
                 found |= Changes.of(self._batches.changeset(batch)).touched
         return found
 
-    @_whole
+    @whole
     def follow(self, commits: list[VerifiedCommit]) -> RemoteChanges:
         """Apply commits that are in the journal, without a gap.
 
@@ -818,14 +778,14 @@ class Replica:
             self.sequence, self.head = sequence, head
             self._database.put("checkpoint", sequence)
 
-    @_whole
+    @whole
     def adopt_parts(self, parts: dict[str, list[Part]], sequence: int) -> None:
         """A checkpoint of this replica is in the store; what changed since is still marked."""
         with self._between_batches():
             self.parts.adopt(parts)
             self._database.put("checkpoint", sequence)
 
-    @_whole
+    @whole
     def expect(self, sequence: int) -> None:
         """This replica is being built anew and must not be used before it holds commit *sequence*.
 

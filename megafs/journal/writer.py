@@ -31,7 +31,7 @@ _IN_PLACE = 64 << 10
 
 
 class Packs(Protocol):
-    """What the writer needs of the stage."""
+    """The part of the stage that the writer uses."""
 
     @property
     def blocked(self) -> set[int]: ...

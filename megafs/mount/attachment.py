@@ -8,7 +8,7 @@ import trio
 
 from megafs.concurrency import offload
 from megafs.errors import Busy, MountFailed
-from megafs.mount import guard, holders, mountpoint
+from megafs.mount import guard, holders, mountpoint, source
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
 from megafs.mount.holders import Holder
@@ -55,20 +55,21 @@ class Attachment:
     @classmethod
     def of(cls, volume: Volume, at: str, directory: Directory, options: MountOptions) -> Attachment:
         """Return what will attach *volume* at *at*, which is *directory*."""
-        source = _ascii(options.fsname or volume.url)
+        name = options.fsname
+        shown = source.of_url(volume.url) if name is None else source.plain(name)
         kernel = KernelMount(
             volume.fs,
             at,
             Presentation.of(options.settings),
             [
                 *options.kernel,
-                f"fsname={_escaped(source)}",
+                source.as_option(shown),
                 "subtype=megafs",
             ],
             metrics=volume.metrics,
             on_fault=volume.fs.errors.add,
         )
-        return cls(kernel, at, directory, source, guarded=options.guard)
+        return cls(kernel, at, directory, shown, guarded=options.guard)
 
     def open(self) -> None:
         """Attach.  To be called on the main thread, which the guardian watches."""
@@ -187,15 +188,3 @@ class Attachment:
         """
         await self.detach()
         self._kernel.stop(patience)
-
-
-def _ascii(text: str) -> str:
-    """*text* without what is not ASCII, or a space."""
-    return "".join(
-        c if " " < c < "\x7f" else "".join(f"%{b:02X}" for b in c.encode()) for c in text
-    )
-
-
-def _escaped(text: str) -> str:
-    """*text* as libfuse takes it in an option: with commas escaped."""
-    return text.replace("\\", "\\\\").replace(",", "\\,")

@@ -39,7 +39,7 @@ class ControlHandlers:
         self._shutdown = shutdown
 
     async def status(self) -> JsonObject:
-        """What `megafs status --json` prints (docs/commands.md)."""
+        """The status, as `megafs status --json` prints it (docs/commands.md)."""
         await trio.lowlevel.checkpoint()
         waiting = self._attachment.waiting()
         settings = self._volume.settings

@@ -88,7 +88,7 @@ Request = (
 
 
 class _Heading(Struct, frozen=True):
-    """What any version of the protocol has in a request."""
+    """The fields of a request in every version of the protocol."""
 
     op: str
     version: int = 1
@@ -128,7 +128,7 @@ _OPERATIONS: Final = frozenset({"status", "umount", "flush", "cache-clear", "met
 
 
 class DrainProgress(Struct, frozen=True):
-    """What is not in the store yet.  error: why it does not get there, or ""."""
+    """The amount that is not in the store yet.  error: why it does not get there, or ""."""
 
     staged_bytes: int
     pending_operations: int
@@ -188,7 +188,7 @@ class MountedElsewhere(Struct, frozen=True):
 
 
 class MountStatus(Struct, frozen=True):
-    """What commands read of a mount's status; `megafs status --json` prints more.
+    """The part of a mount's status that commands read; `megafs status --json` prints more.
 
     Times in seconds since 1970, uptime in seconds; requests_waiting: by FUSE operation, for how
     many seconds the oldest has waited.  sequence is None of a mount that could not be asked.

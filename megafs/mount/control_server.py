@@ -57,7 +57,7 @@ Say = Callable[[object], Awaitable[None]]
 
 
 class Handlers(Protocol):
-    """What a mount does for each request."""
+    """A mount's answer to each request."""
 
     async def status(self) -> JsonObject: ...
 

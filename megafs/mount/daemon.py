@@ -66,7 +66,7 @@ def harden() -> None:
 
 
 class MountFacts(Struct, frozen=True):
-    """What `megafs mount` says of the volume once the directory is usable.
+    """The facts that `megafs mount` shows once the directory is usable.
 
     pid: of the mount.  head_time: seconds since 1970.  The others as in `megafs status --json`.
     """
@@ -83,7 +83,7 @@ class MountFacts(Struct, frozen=True):
 
 
 class ReadyListener(Protocol):
-    """Who wants to hear when the directory is usable."""
+    """Is told when the directory is usable."""
 
     def ready(self, facts: MountFacts) -> None:
         """It is usable."""

@@ -656,7 +656,7 @@ class KernelMount:
 
 
 def _reason(said: str) -> str:
-    """What libfuse or fusermount3 wrote, as one line."""
+    """The error that libfuse or fusermount3 wrote, as one line."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return "; ".join(line.removeprefix("fuse: ").removeprefix("fusermount3: ") for line in lines)
 

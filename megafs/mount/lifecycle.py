@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class MountRequest(SecretStruct, frozen=True):
-    """What is to be mounted where.
+    """The volume to mount, where, and how.
 
     mountpoint: as `mountpoint.canonical` returns it.  directory: which `prepare` has seen there.
     early: the key derivation that `kdf_process.begin` has begun.

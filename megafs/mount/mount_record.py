@@ -37,7 +37,7 @@ RECORD_LIMIT = 64 << 10
 
 
 class MountRecord(Struct, frozen=True):
-    """What is known of a mount without asking it.
+    """The facts about a mount that are known without asking it.
 
     name: of its files, without suffix.  directory: the runtime directory that they lie in.
     started: when the process was started, in clock ticks since boot (proc(5)): another one may have

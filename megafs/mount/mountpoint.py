@@ -22,7 +22,7 @@ from typing import TypeVar
 from msgspec import Struct
 
 from megafs.errors import AlreadyThere, BadUsage, Busy, MegafsError, MountFailed
-from megafs.mount import connection
+from megafs.mount import connection, source
 
 FSTYPE = "fuse.megafs"
 FUSE_DEVICE = "/dev/fuse"
@@ -40,6 +40,7 @@ class Mounted(Struct, frozen=True):
 
     device: "major:minor", whose minor names the FUSE connection.  number: of the mount, which no
     other has while it is there.  uid: of the user who mounted it, if it is a FUSE filesystem.
+    options: of the mount and of the filesystem, "rw,nosuid" for example.
     """
 
     mountpoint: str
@@ -48,6 +49,7 @@ class Mounted(Struct, frozen=True):
     device: str
     number: int
     uid: int | None = None
+    options: str = ""
 
     @property
     def connection(self) -> int:
@@ -70,6 +72,7 @@ def mounts() -> list[Mounted]:
                     device=_unescaped(before[2]),
                     number=int(before[0]),
                     uid=_user_id(after[2]) if len(after) > 2 else None,
+                    options=_unescaped(b",".join([before[5], *after[2:3]])),
                 )
             )
     return found
@@ -107,6 +110,12 @@ def _unescaped(text: bytes) -> str:
     for char in b" \t\n\\#":
         text = text.replace(b"\\%03o" % char, b"\0%c" % char)
     return os.fsdecode(text.replace(b"\0", b""))
+
+
+def flags_of(mounted: Mounted) -> list[str]:
+    """The options of a mount without a value; "ro" of either the mount or the filesystem."""
+    names = [name for name in mounted.options.split(",") if "=" not in name]
+    return [name for name in names if name != "rw" or "ro" not in names]
 
 
 def find(mountpoint: str) -> Mounted | None:
@@ -253,7 +262,8 @@ def _clear_if_dead(at: Mounted, patience: float) -> None:
 
 
 def _taken(at: Mounted) -> str:
-    return f"{at.mountpoint} is mounted already ({at.source}): see megafs status {at.mountpoint}"
+    url = source.to_url(at.source)
+    return f"{at.mountpoint} is mounted already ({url}): see megafs status {at.mountpoint}"
 
 
 def _in_time(ask: Callable[[], T], patience: float) -> T:

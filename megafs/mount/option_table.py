@@ -49,6 +49,13 @@ class Option(Struct, frozen=True):
     optional: bool = False  # the value may be left out
 
 
+_STRICTATIME = (
+    "Every read that reaches megafs changes the access time: each time a file is opened and read, a"
+    " directory listed, a link followed. What the kernel answers from its memory does not: bytes"
+    " read again, or written before, through the same open file."
+)
+
+
 def _settings() -> Iterable[Option]:
     def setting(
         name: str, text: str, value: Callable[[str], Any], example: str, field: str = ""
@@ -196,7 +203,11 @@ def _settings() -> Iterable[Option]:
             "relatime",
         ),
         ("atime", "The same as relatime.", "relatime"),
-        ("strictatime", "Every read changes the access time.", "strictatime"),
+        (
+            "strictatime",
+            _STRICTATIME,
+            "strictatime",
+        ),
         ("norelatime", "The same as strictatime.", "strictatime"),
         ("nostrictatime", "The same as relatime.", "relatime"),
     )
@@ -270,7 +281,8 @@ def _mount() -> Iterable[Option]:
     yield Option(
         "fsname",
         "mount",
-        "What df and mount show as the source; default the URL.",
+        "What df and mount show as the source; default the URL, with `%3A` for its colon: programs"
+        " take a source with a colon for a remote one.",
         as_text,
         "fsname",
         example="home",
@@ -353,7 +365,8 @@ def _ignored() -> Iterable[Option]:
 
 
 _REFUSED = {
-    "remount": "a megafs mount cannot be changed while it runs: unmount it and mount it again",
+    "remount": "mount -o remount changes ro, rw and the kernel's flags of what is mounted; the rest"
+    " of a megafs mount cannot be changed while it runs: unmount it and mount it again",
     "bind": "a bind mount is made by mount --bind, not by megafs",
     "rbind": "a bind mount is made by mount --rbind, not by megafs",
     "move": "a mount is moved by mount --move, not by megafs",

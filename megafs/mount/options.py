@@ -57,7 +57,7 @@ class MountOptions(Struct, frozen=True):
 
 
 class _Collected(Struct):
-    """What has been read so far."""
+    """The options that were read so far."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     secrets: dict[str, Any] = field(default_factory=dict)

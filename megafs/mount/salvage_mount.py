@@ -10,7 +10,7 @@ import trio
 from megafs.config import Settings
 from megafs.jobs.salvage import SalvageReport
 from megafs.jobs.salvage_view import salvaged
-from megafs.mount import mountpoint
+from megafs.mount import mountpoint, source
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.mountpoint import Directory
 from megafs.stores.stack import Traffic, open_store
@@ -53,9 +53,10 @@ async def _main(
         async with salvaged(store, url, credential, settings, report, at=commit) as fs:
             for text in report.problems:
                 say(text)
-            options = ("ro", "subtype=megafs", f"fsname={url}")
+            shown = source.of_url(url)
+            options = ("ro", "subtype=megafs", source.as_option(shown))
             kernel = KernelMount(fs, path, Presentation.of(settings), options)
-            with mountpoint.pinned(path, directory, url) as name:
+            with mountpoint.pinned(path, directory, shown) as name:
                 kernel.open(name)
             ours = mountpoint.find(path)
             try:

@@ -40,7 +40,7 @@ def progress_of(volume: Volume) -> DrainProgress:
 
 
 def unsent(volume: Volume) -> str:
-    """What the user should know of data that is not in the store, as the end of a sentence."""
+    """The warning about data that is not in the store, as the end of a sentence."""
     now = volume.progress()
     if now.done or volume.settings.read_only:
         return ""

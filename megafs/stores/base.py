@@ -40,7 +40,7 @@ class Page(Struct, frozen=True):
 
 
 class Health(Struct, frozen=True):
-    """What `megafs status` says of a store.
+    """The health of a store, as `megafs status` shows it.
 
     state: "ok", "degraded" (some requests fail) or "down" (none has worked lately).
     details: counters and gauges by name, for people and for metrics.
@@ -109,7 +109,7 @@ class ObjectStore(ABC):
         """Give back connections, files and threads; the store is not usable afterwards."""
 
     def health(self) -> Health:
-        """What is known of the store from recent requests; never asks it."""
+        """The store's health as recent requests show it; never asks it."""
         return Health()
 
 

@@ -65,7 +65,7 @@ class Driver(Struct, frozen=True):
 
     @property
     def prefix(self) -> str:
-        """What its URLs begin with: "s3://" or "dropbox:"."""
+        """The beginning of its URLs: "s3://" or "dropbox:"."""
         return f"{self.scheme}://" if has_slashes(self.form) else f"{self.scheme}:"
 
     def load(self) -> Opener:

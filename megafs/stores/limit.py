@@ -56,7 +56,7 @@ _priority: ContextVar[Priority] = ContextVar("store_priority", default=_FOREGROU
 
 @contextmanager
 def background() -> Iterator[None]:
-    """What the block asks of a store gives way to what programs wait for."""
+    """The block's requests to a store give way to those that programs wait for."""
     with at_priority(Priority(BACKGROUND)):
         yield
 

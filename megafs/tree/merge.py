@@ -14,6 +14,7 @@ rules are (docs/semantics.md gives an example of each):
     a directory into itself       the later rename becomes a conflict name in the old place
     directory removed there       it comes back if something was put into it here
     directory filled there        it stays
+    a conflict in a git directory goes to its `megafs-conflicts`, under its path with "__" for "/"
     attributes, xattrs            the later value stands; those of a removed file are dropped
 
 No rule loses a byte that was written: it is reachable afterwards in place, in a conflict copy, or
@@ -60,6 +61,11 @@ from megafs.tree.ops import (
 from megafs.tree.tree import Extent, Tree
 
 LOST_FOUND = b"lost+found"
+#: In a git directory: what conflicts there go to.  git reads every file below refs and objects, and
+#: took "main (conflict ...)" for a branch; of directories at the top it reads those that it made.
+GIT_CONFLICTS = b"megafs-conflicts"
+#: The names by which git itself knows its directory, bare or not.
+_OF_GIT = (b"HEAD", b"objects", b"refs")
 
 
 class SeenInode(Struct):
@@ -213,15 +219,19 @@ class Merge:
             return  # brought back already, for an operation that needed it
         if self.tree.find(op.ino) is not None:
             return  # brought back under another name
-        name = op.name
-        if there is not None:
-            other = self.tree.inode(there)
-            if stat.S_ISDIR(op.mode) and other.is_dir:
-                self.aliases[op.ino] = there
-                return
-            name = self._conflict_name(parent, op.name)
-            self._note(f"{self._shown(parent, op.name)} was made twice: ours is now {_show(name)}")
-        self._do(msgspec.structs.replace(op, parent=parent, name=name))
+        if there is None:
+            self._do(msgspec.structs.replace(op, parent=parent))
+            return
+        other = self.tree.inode(there)
+        if stat.S_ISDIR(op.mode) and other.is_dir:
+            self.aliases[op.ino] = there
+            return
+        place = self._conflict_place(parent, op.name)
+        self._note(
+            f"{self._shown(parent, op.name)} was made twice:"
+            f" ours is now {self._from(parent, place)}"
+        )
+        self._do(msgspec.structs.replace(op, parent=place[0], name=place[1]))
 
     def _link(self, op: Link) -> None:
         parent = self._directory(op.parent)
@@ -230,8 +240,12 @@ class Merge:
             return
         name = op.name
         if there is not None:
-            name = self._conflict_name(parent, op.name)
-            self._note(f"{self._shown(parent, op.name)} was made twice: ours is now {_show(name)}")
+            place = self._conflict_place(parent, name)
+            self._note(
+                f"{self._shown(parent, name)} was made twice:"
+                f" ours is now {self._from(parent, place)}"
+            )
+            parent, name = place
         inode = self._present(op.ino)
         if inode is None or inode.nlink == 0:
             if inode is None and op.ino in self.view.seen:
@@ -312,12 +326,18 @@ class Merge:
                 return
             except Refused:
                 pass  # a directory there was filled meanwhile
-        name = self._conflict_name(new_parent, op.new_name)
+        place = self._conflict_place(new_parent, op.new_name)
+        if tree.inode(op.ino).is_dir and tree.is_below(place[0], op.ino):
+            place = new_parent, self._conflict_name(new_parent, op.new_name)
         self._note(
             f"{self._shown(new_parent, op.new_name)} was made or changed elsewhere: ours, moved"
-            f" there, is now {_show(name)}"
+            f" there, is now {self._from(new_parent, place)}"
         )
-        self._do(msgspec.structs.replace(moved, new_name=name, replaced=0, flags=RENAME_NOREPLACE))
+        self._do(
+            msgspec.structs.replace(
+                moved, new_parent=place[0], new_name=place[1], replaced=0, flags=RENAME_NOREPLACE
+            )
+        )
 
     def _rename_moved(self, op: Rename, new_parent: int) -> None:
         """Our rename no longer fits: the old name does not stand for that inode any more."""
@@ -330,11 +350,11 @@ class Merge:
         seen = self.view.seen.get(op.ino)
         if seen is None:
             return
-        name = self._free_name(new_parent, op.new_name)
+        parent, name = self._free_place(new_parent, op.new_name)
         if seen.inode.is_dir:
-            self._revive_directory(op.ino, new_parent, name, op.time_ns)
+            self._revive_directory(op.ino, parent, name, op.time_ns)
         else:
-            self._revive_file(op.ino, new_parent, name, op.time_ns)
+            self._revive_file(op.ino, parent, name, op.time_ns)
         self._note(f"{_show(op.name)} was renamed here and removed elsewhere: it is {_show(name)}")
 
     def _contents(self, op: SetContents) -> None:
@@ -365,14 +385,14 @@ class Merge:
             return  # we removed it afterwards; what others made of it stays
         names = self.tree.names_of(op.ino)
         parent, name = names[0] if names else (self._lost_found(op.ctime_ns), b"file")
-        copy = self._conflict_name(parent, name)
+        place, copy = self._conflict_place(parent, name)
         seen = self.view.seen.get(op.ino)
         source = seen.inode if seen is not None else inode
         extents = seen.extents if seen is not None else self.tree.all_extents(op.ino)
         new = self.number()
         self._do(
             Create(
-                parent,
+                place,
                 copy,
                 new,
                 self.number(),
@@ -421,7 +441,8 @@ class Merge:
             )
             self._kept.add(op.ino)
         self._note(
-            f"{self._shown(parent, name)} was changed here and elsewhere: ours is {_show(copy)}"
+            f"{self._shown(parent, name)} was changed here and elsewhere:"
+            f" ours is {self._from(parent, (place, copy))}"
         )
 
     def _rescue(self, op: SetContents) -> None:
@@ -495,7 +516,7 @@ class Merge:
             return  # it had no name on this machine either
         parent, name = seen.names[0]
         parent = self._directory(parent)
-        name = self._free_name(parent, name)
+        parent, name = self._free_place(parent, name)
         self._revive_file(op.ino, parent, name, op.ctime_ns)
         self._note(f"{self._shown(parent, name)} was changed here and removed elsewhere: it stays")
 
@@ -523,7 +544,7 @@ class Merge:
             if there is not None and self.tree.inode(there).is_dir:
                 self.aliases[ino] = there
                 return there
-            name = self._free_name(parent, name)
+            parent, name = self._free_place(parent, name)
             self._revive_directory(ino, parent, name, seen.inode.ctime_ns)
             self._note(f"{self._shown(parent, name)} was removed elsewhere: it is back, for ours")
             return ino
@@ -656,6 +677,58 @@ class Merge:
         if self.tree.child(parent, name) is None:
             return name
         return self._conflict_name(parent, name)
+
+    def _free_place(self, parent: int, name: bytes) -> tuple[int, bytes]:
+        """(directory, name): as given if that is free, else where a conflict copy goes."""
+        if self.tree.child(parent, name) is None:
+            return parent, name
+        return self._conflict_place(parent, name)
+
+    def _conflict_place(self, parent: int, name: bytes) -> tuple[int, bytes]:
+        """The directory and the name of a conflict copy: beside the file, or out of git's way."""
+        path: list[bytes] = [name]
+        above = parent
+        while above != ROOT:
+            names = self.tree.names_of(above)
+            if not names:
+                break
+            if names[0][1] == b".git" or self._is_of_git(above):
+                there = self._git_conflicts(above)
+                if there in (0, parent):
+                    break
+                return there, self._conflict_name(there, b"__".join(reversed(path)))
+            path.append(names[0][1])
+            above = names[0][0]
+        return parent, self._conflict_name(parent, name)
+
+    def _is_of_git(self, directory: int) -> bool:
+        return all(self.tree.child(directory, name) is not None for name in _OF_GIT)
+
+    def _git_conflicts(self, directory: int) -> int:
+        """The directory for the conflicts of a git directory; 0 if something else has its name."""
+        there = self.tree.child(directory, GIT_CONFLICTS)
+        if there is not None:
+            return there if self.tree.inode(there).is_dir else 0
+        like = self.tree.inode(directory)
+        ino = self.number()
+        self._do(
+            Create(
+                directory,
+                GIT_CONFLICTS,
+                ino,
+                self.number(),
+                like.mode,
+                like.uid,
+                like.gid,
+                0,
+                like.ctime_ns,
+            )
+        )
+        return ino
+
+    def _from(self, parent: int, place: tuple[int, bytes]) -> str:
+        """A place as a note about something in *parent* names it."""
+        return _show(place[1]) if place[0] == parent else self._shown(*place)
 
     def _conflict_name(self, parent: int, name: bytes) -> bytes:
         """`name (conflict from HOST DATE).ext`, with a number if that is taken as well."""

@@ -136,7 +136,7 @@ class Deriver:
             self._now = None
 
     def end(self) -> None:
-        """Whoever waited has left: stop the work; from another thread."""
+        """Stop the work, since nobody waits for it any more; called from another thread."""
         self._ended = True
         if self._now is not None:
             self._now.end()

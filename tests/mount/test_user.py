@@ -140,3 +140,14 @@ def test_root_sees_and_unmounts_it(user: User) -> None:
     finally:
         there.unlink()
     assert not is_mounted(user.mnt)
+
+
+def test_suid_and_dev_are_for_root(user: User) -> None:
+    """Said and ignored, as fusermount3 does."""
+    said = user.mount("-o", "suid,dev").stderr
+    assert "option suid is for root: ignored" in said
+    assert "option dev is for root: ignored" in said
+    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    (options,) = [line.split()[5] for line in table if f" {user.mnt} " in line]
+    assert {"nosuid", "nodev"} <= set(options.split(","))
+    user.umount()

@@ -550,3 +550,64 @@ def test_two_mounts_always_agree_and_lose_nothing(
     finally:
         first.replica.close()
         later.replica.close()
+
+
+def git_directory(mount: Mount, path: str) -> None:
+    """What `git init --bare` makes, as far as it tells a git directory."""
+    for name in ("", "/objects", "/refs", "/refs/heads"):
+        mount.mkdir(path + name)
+    mount.create(f"{path}/HEAD", b"ref: refs/heads/main")
+    mount.create(f"{path}/refs/heads/main", b"0")
+
+
+@pytest.mark.parametrize("path", ["/work/.git", "/bare.git", "/any name"])
+def test_conflicts_in_a_git_directory_go_where_git_does_not_read(mounts: Mounts, path: str) -> None:
+    first, later = mounts
+
+    def make(mount: Mount) -> None:
+        mount.mkdir("/work")
+        git_directory(mount, path)
+
+    share(mounts, make)
+    for mount, data in ((first, b"1"), (later, b"2")):
+        # As git does: a lock file, renamed over the branch; and a new one.
+        mount.create(f"{path}/refs/heads/main.lock", data)
+        mount.rename(f"{path}/refs/heads/main.lock", f"{path}/refs/heads/main")
+        mount.create(f"{path}/refs/heads/new", data)
+        mount.write(f"{path}/HEAD", data)
+    files = settle(mounts)
+    assert files[f"{path}/refs/heads/main"] == files[f"{path}/refs/heads/new"] == b"1"
+    assert {name for name in files if name.startswith(f"{path}/refs/heads/")} == {
+        f"{path}/refs/heads/main", f"{path}/refs/heads/new",
+    }  # fmt: skip
+    found = copies(files)
+    assert {name.partition(" (conflict")[0].removeprefix(f"{path}/") for name in found} == {
+        "megafs-conflicts/refs__heads__main",
+        "megafs-conflicts/refs__heads__new",
+        "megafs-conflicts/HEAD",
+    }
+    assert all(files[name] == b"2" for name in found)
+    assert all(f"{path}/megafs-conflicts/" in note for _, note in later.replica.conflicts())
+    # A conflict among the conflicts stays there; beside a repository it stays beside.
+    for mount, data in ((first, b"3"), (later, b"4")):
+        mount.write(found[0], data)
+        mount.create("/work/file", data)
+    files = settle(mounts)
+    assert len(copies(files, f"{path}/megafs-conflicts/")) == 4
+    assert len(copies(files, "/work/file (conflict")) == 1
+
+
+def test_a_file_in_the_place_of_gits_conflicts_changes_nothing(mounts: Mounts) -> None:
+    first, later = mounts
+
+    def make(mount: Mount) -> None:
+        git_directory(mount, "/r")
+        mount.create("/r/megafs-conflicts", b"a file")
+
+    share(mounts, make)
+    first.write("/r/HEAD", b"1")
+    later.write("/r/HEAD", b"2")
+    files = settle(mounts)
+    (copy,) = copies(files)
+    assert copy.startswith("/r/HEAD (conflict") and files[copy] == b"2"
+    assert files["/r/megafs-conflicts"] == b"a file"

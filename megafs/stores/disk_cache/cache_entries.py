@@ -53,7 +53,7 @@ class CacheEntry:
 
     @property
     def key(self) -> str:
-        """What it is called on disk: name, start and length, and the size where that is less."""
+        """The key on disk: name, start and length, and the size where that is less."""
         key = f"{self.name}:{self.start}:{self.asked}"
         return key if self.size == self.asked else f"{key}:{self.size}"
 

@@ -82,7 +82,7 @@ class CacheIndex:
         self.throw_out(entry)
 
     def throw_out(self, entry: CacheEntry) -> None:
-        """Have an entry that is no longer in the index removed from the disk."""
+        """Queue an entry that is no longer in the index to be removed from the disk."""
         self.handles.pop(entry, None)
         self.touched.discard(entry)
         handle, entry.handle = entry.handle, None

@@ -496,7 +496,7 @@ class DiskCached(DiskCache):
                         self._stop_using(system or str(exc) or repr(exc))
                     finally:
                         with trio.move_on_after(5, shield=True):
-                            await self._shut()
+                            await self._shut_anyhow()
                     if not self._closing:
                         self._wake = trio.Event()  # only aclose() need wake us now
                         with trio.move_on_after(self._backoff):
@@ -505,6 +505,13 @@ class DiskCached(DiskCache):
         finally:
             self._index.empty()
             self._ended.set()
+
+    async def _shut_anyhow(self) -> None:
+        try:
+            await self._shut()
+        except Exception as exc:
+            # What leaves this task ends the process, and with it the mount.
+            log.warning("the disk cache could not be closed well: %s", exc)
 
     async def _shut(self) -> None:
         self._usable = None

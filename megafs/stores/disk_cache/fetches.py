@@ -57,7 +57,7 @@ class Fetches:
             del self._by_name[fetch.name]
 
     def forget(self, name: str) -> None:
-        """What is under way of this object is stale."""
+        """Mark every fetch of this object as stale."""
         for fetch in self._by_name.pop(name, ()):
             fetch.stale = True
 
