@@ -17,7 +17,7 @@ from typing import NoReturn
 import click
 
 import megafs
-from megafs import garbage
+from megafs import garbage, logs
 from megafs.cli import output
 from megafs.errors import BadUsage, MegafsError, leaf
 from megafs.hardening import protect_memory
@@ -122,12 +122,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit."""
     protect_memory()
     args = list(sys.argv[1:] if argv is None else argv)
+    # Or what is logged would be printed by `logging` itself, as it is; a mount chooses another way.
+    logs.set_up("terminal", debug=_is_debugging(args))
     sys.exit(run(args))
 
 
 def run(args: list[str]) -> int:
     """Run the command with *args* and return its exit code."""
-    debug = "--debug" in args or bool(os.environ.get("MEGAFS_DEBUG"))
+    debug = _is_debugging(args)
     as_json = "--json" in args
     output.document_is_out = False
     try:
@@ -145,6 +147,10 @@ def run(args: list[str]) -> int:
         return report_error(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
     except Exception as exc:
         return report_error(exc, as_json=as_json, debug=debug)
+
+
+def _is_debugging(args: Sequence[str]) -> bool:
+    return "--debug" in args or bool(os.environ.get("MEGAFS_DEBUG"))
 
 
 def report_error(exc: BaseException, *, as_json: bool, debug: bool) -> int:

@@ -22,6 +22,11 @@ from megafs.mount.option_table import OPTIONS
 from megafs.mount.option_values import as_path
 from megafs.stores.drivers import known_options, owner_of
 
+#: Options of stores that name a file: the mount's directory changes to / later on.
+STORE_FILES = frozenset(
+    {"ca", "client_cert", "client_key", "credentials_file", "netrc", "password_file"}
+)
+
 
 class UnknownOption(BadUsage):
     """There is no option of that name."""
@@ -169,12 +174,14 @@ def _add(collected: _Collected, name: str, value: str | None, known: frozenset[s
     if name[:2] in ("x-", "X-"):
         return
     option = OPTIONS.get(name) or OPTIONS.get(name.replace("-", "_"))
+    if name in known and (option is None or (option.kind == "ignored" and value)):
+        # "user" alone is mount(8)'s, user=NAME is the store's.
+        option = None
     if option is None:
         if name in known:
             if value is None:
                 raise BadUsage(f"option {name} needs a value: {name}=...")
-            # The mount's directory changes to / later on.
-            collected.store[name] = str(as_path(value)) if name == "ca" else value
+            collected.store[name] = str(as_path(value)) if name in STORE_FILES else value
             return
         raise UnknownOption(_unknown(name, known))
     if option.kind == "refused":

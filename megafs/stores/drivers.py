@@ -19,12 +19,22 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability
+from megafs.stores.abilities import Ability, SpaceLeft
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
-from megafs.stores.urls import Form, Location, StoreOption, directory, has_slashes, named, path_only
+from megafs.stores.urls import (
+    Form,
+    Location,
+    StoreOption,
+    directory,
+    has_slashes,
+    named,
+    path_only,
+    web,
+)
+from megafs.stores.webdav.option_table import WEBDAV_OPTIONS
 
-__all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only"]
+__all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only", "web"]
 
 
 class Opener(Protocol):
@@ -92,6 +102,22 @@ DRIVERS: dict[str, Driver] = {
             described=S3_OPTIONS,
         ),
         Driver(
+            scheme="webdav+https",
+            module="megafs.stores.webdav.driver",
+            form=web("https"),
+            example="webdav+https://host/path",
+            described=WEBDAV_OPTIONS,
+            abilities=(SpaceLeft,),
+        ),
+        Driver(
+            scheme="webdav+http",
+            module="megafs.stores.webdav.driver",
+            form=web("http"),
+            example="webdav+http://127.0.0.1:8080/path",
+            described=WEBDAV_OPTIONS,
+            abilities=(SpaceLeft,),
+        ),
+        Driver(
             scheme="memory",
             module="megafs.stores.memory",
             form=named("name"),
@@ -125,7 +151,8 @@ def driver_of(url: str) -> Driver:
     if scheme in ("http", "https"):
         raise BadStore(
             f"{scheme}:// is not a kind of store; for an S3 service write"
-            f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST"
+            f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST, for WebDAV"
+            f" webdav+{scheme}://HOST/PATH"
         )
     raise BadStore(f"no driver for {scheme}://; write {_examples()}")
 

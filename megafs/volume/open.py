@@ -149,6 +149,7 @@ async def open_volume(
             )
         lock = found.directory.lock()
         try:
+            found.directory.inspect()
             opening = _Opening(
                 url,
                 store,
