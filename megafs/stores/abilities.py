@@ -40,6 +40,16 @@ class Ability:
             store = store.beneath
 
 
+class UnconditionalPuts(Ability, ABC):
+    """Can create objects without telling the store that the name must be free."""
+
+    @abstractmethod
+    def do_without_conditions(self) -> None:
+        """From now on look whether a name is free, and write then: the volume's header says that
+        this store refuses the condition, or ignores it.
+        """
+
+
 # ---- the disk cache ----------------------------------------------------------------------------
 
 

@@ -47,7 +47,7 @@ from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.abilities import DiskCache
+from megafs.stores.abilities import DiskCache, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.retry import CONTACT
@@ -110,6 +110,7 @@ class _Journal(Struct, frozen=True):
     writer: Writer
     heads: HeadKeeper
     pack_size: PackSize
+    lease: Lease | None
 
 
 @asynccontextmanager
@@ -203,7 +204,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     try:
         if not settings.accept_state:
             check_epoch(header, replica.epoch, "this machine's copy of the tree is of")
-        journal = _wire_journal(opening, replica, unlogged, pack_size)
+        journal = _wire_journal(opening, process, replica, unlogged, pack_size)
         rebooted = found.directory.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
@@ -247,7 +248,11 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
 
 
 def _wire_journal(
-    opening: _Opening, replica: Replica, unlogged: UnloggedChunks, pack_size: PackSize
+    opening: _Opening,
+    process: Process,
+    replica: Replica,
+    unlogged: UnloggedChunks,
+    pack_size: PackSize,
 ) -> _Journal:
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
@@ -272,8 +277,20 @@ def _wire_journal(
     )
     heads = HeadKeeper(found.directory.volume, opened, _rotating(found))
     known = None if settings.accept_state else found.last_head
+    lease: Lease | None = None
+    if not header.create_if_absent:
+        unconditional = UnconditionalPuts.of(store)
+        if unconditional is not None:
+            unconditional.do_without_conditions()
+        if not settings.read_only:
+            lease = Lease(replica, store, keyring, process.predecessor if process.is_dead else 0)
     follower = Follower(
-        replica, JournalReader(store, keyring), heads, known, interval=settings.sync_interval
+        replica,
+        JournalReader(store, keyring),
+        heads,
+        known,
+        interval=settings.sync_interval,
+        right=lease,
     )
     writer = Writer(
         replica,
@@ -283,8 +300,9 @@ def _wire_journal(
         follower,
         interval=settings.sync_interval,
         generation=header.generation,
+        fence=lease,
     )
-    return _Journal(replica, stage, follower, writer, heads, pack_size)
+    return _Journal(replica, stage, follower, writer, heads, pack_size, lease)
 
 
 def _rotating(found: UnlockedVolume) -> int:
@@ -345,7 +363,6 @@ def _wire_volume(
         ),
         dedup_key=keyring.subkey("name"),
     )
-    needs_lease = not header.create_if_absent and not settings.read_only
     return Volume(
         fs=fs,
         url=opening.url,
@@ -372,7 +389,7 @@ def _wire_volume(
         metrics=opening.metrics,
         background=background,
         cache=DiskCache.of(store),
-        lease=Lease(replica, store, keyring, writer.bar) if needs_lease else None,
+        lease=journal.lease,
         offline=offline,
     )
 
@@ -450,6 +467,7 @@ def _write_remembered(
     now: None if the head that is there stays: its directory is synced all the same.
     """
     remember_fsid(state_dir, url, header.fsid)
+    directory.keep_reserve()
     keep_durably(directory.volume / HEADER, header.encode())
     if now is not None:
         head.write(directory.volume, now)
