@@ -47,10 +47,10 @@ from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.abilities import DiskCache, UnconditionalPuts
+from megafs.stores.abilities import DiskCache, LimitedBodies, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
-from megafs.stores.retry import CONTACT
+from megafs.stores.retry import CONTACT, CONTACT_HANG
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.supervisor import keep_running
 from megafs.tree.inode import ROOT
@@ -181,6 +181,7 @@ def _traffic(url: str, settings: Settings) -> Traffic:
         uploads=settings.uploads,
         downloads=settings.downloads,
         contact=_CONTACT_IF_KNOWN if known else CONTACT,
+        hang=_CONTACT_IF_KNOWN if known else CONTACT_HANG,
     )
 
 
@@ -325,7 +326,7 @@ def _pack_size(opening: _Opening) -> PackSize:
         params.chunk_size,
         opening.found.directory.volume / STORE_LIMITS,
     )
-    if opening.own_store and not made.known:
+    if opening.own_store and not made.known and LimitedBodies.of(opening.store) is not None:
         made.be_cautious()
     return made
 

@@ -12,6 +12,7 @@ from megafs.chunks.pack_size import PackSize, largest_object
 from megafs.errors import Corrupt, Exists, Fault, TooLarge, TooNew, Unavailable
 from megafs.journal import checkpoint
 from megafs.journal.lease import Lease
+from megafs.stores.abilities import LimitedBodies
 from megafs.stores.probe import LIMITS, probe_create_if_absent, probe_largest
 from megafs.stores.stack import unlimited
 from megafs.volume.volume import Volume
@@ -100,7 +101,10 @@ async def prove_store(volume: Volume, pack_size: PackSize) -> None:
                 volume.writer.bar(NOT_EXCLUSIVE)
                 return
             raced = True
-            pack_size.found(await probe_largest(store, largest_object(pack_size.wanted)))
+            largest = largest_object(pack_size.wanted)
+            if LimitedBodies.of(store) is not None:
+                largest = await probe_largest(store, largest)
+            pack_size.found(largest)
         except TooLarge as exc:
             log.warning("%s", exc)
             pack_size.found(LIMITS[-1])
