@@ -6,6 +6,7 @@
 # make fuzz     the parsers of what a store or disk holds, with fresh seeds (SECONDS=3600 SEED=...)
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
+# make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make clean    remove what the targets above made in the checkout
@@ -20,8 +21,8 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday setup setup-test \
-	clean
+.PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
+	setup-test clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -64,6 +65,10 @@ acceptance: setup-test
 
 launchday: setup-test
 	$(BIN)/python -m benchmarks.launchday --seconds $(if $(filter command line environment,$(origin SECONDS)),$(SECONDS),120)
+
+DAV_ROUNDS ?= 100
+dav-races: setup-test
+	DAV_ROUNDS=$(DAV_ROUNDS) $(BIN)/python -m pytest tests/stores/test_webdav_races.py
 
 setup:
 	@tools/setup.sh run

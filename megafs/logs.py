@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import functools
 import logging
-import logging.handlers
 import os
 import re
-import stat
 import sys
 from collections.abc import Mapping
-from io import TextIOWrapper
 from pathlib import Path
 
+from megafs.errors import BadUsage
 from megafs.printable import indented, printable
-from megafs.private_files import others_may_write
 
 # Compiled when the first line is written: they take 3 ms, of every start.
 _SECRETS = (
@@ -45,8 +42,6 @@ _PRIORITIES = (
     (logging.INFO, 6),
     (0, 7),
 )
-
-FILE_SIZE = 4 << 20
 
 
 @functools.cache
@@ -74,21 +69,6 @@ class _Escaping(logging.Formatter):
         if record.stack_info:
             lines += indented(self.formatStack(record.stack_info))
         return redacted("\n".join(lines))
-
-
-class _LogFile(logging.handlers.RotatingFileHandler):
-    """A file for the owner alone, each time anew after it was rotated away."""
-
-    def _open(self) -> TextIOWrapper:
-        # A link is the administrator's to make, not anybody's in /tmp.
-        link = os.O_NOFOLLOW if others_may_write(os.path.dirname(self.baseFilename)) else 0
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | link
-        fd = os.open(self.baseFilename, flags | os.O_NONBLOCK, 0o600)
-        os.set_blocking(fd, True)
-        found = os.fstat(fd)
-        if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
-            os.fchmod(fd, 0o600)
-        return TextIOWrapper(open(fd, "ab"), self.encoding, self.errors)
 
 
 class _Journal(_Escaping):
@@ -131,14 +111,25 @@ def set_up(target: str, *, debug: bool = False, environ: Mapping[str, str] | Non
     logging.captureWarnings(True)
 
 
+def check_file(path: str) -> None:
+    """Make sure that the log can be written to *path*; BadUsage says why not.
+
+    For while there is somebody to tell: a mount in the background opens its log after the fork.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        raise BadUsage(f"option log: {path}: {exc.strerror}") from None
+
+
 def _handler(target: str, environ: Mapping[str, str]) -> logging.Handler:
     handler: logging.Handler
     if target == "syslog":
+        from logging.handlers import SysLogHandler
+
         if not Path("/dev/log").exists():
             return logging.NullHandler()
-        handler = logging.handlers.SysLogHandler(
-            "/dev/log", facility=logging.handlers.SysLogHandler.LOG_DAEMON
-        )
+        handler = SysLogHandler("/dev/log", facility=SysLogHandler.LOG_DAEMON)
         handler.ident = f"megafs[{os.getpid()}]: "
         handler.setFormatter(_Escaping("%(message)s"))
     elif target == "terminal":
@@ -151,8 +142,8 @@ def _handler(target: str, environ: Mapping[str, str]) -> logging.Handler:
         else:
             handler.setFormatter(_Escaping("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
     else:
-        handler = _LogFile(
-            target, maxBytes=FILE_SIZE, backupCount=2, encoding="utf-8", errors="backslashreplace"
-        )
+        from megafs.log_file import LogFile
+
+        handler = LogFile(target)
         handler.setFormatter(_Escaping("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
     return handler

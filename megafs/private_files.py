@@ -7,17 +7,26 @@ somebody may still do:
                        neither write into it nor swap it for another one
     open_private       each file: a regular file, never through a symbolic link; a FIFO that lies in
                        its place keeps nobody waiting
+
+What has a name of ours and cannot be what we made is set aside, not removed (`set_aside`).
 """
 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from megafs.errors import Denied
 
+log = logging.getLogger(__name__)
+
+#: Where `set_aside` puts things.
+DAMAGED: Final = "damaged"
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -35,7 +44,7 @@ def open_private(path: str | Path, flags: int, mode: int = 0o600) -> int:
         return fd
     os.close(fd)
     number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
-    raise OSError(number, _kind(kind), str(path))
+    raise OSError(number, f"{_kind(kind)}, not a file", str(path))
 
 
 def read_private(path: str | Path, limit: int | None = None) -> bytes:
@@ -45,20 +54,51 @@ def read_private(path: str | Path, limit: int | None = None) -> bytes:
         return file.read(-1 if limit is None else limit)
 
 
-def is_private_file(path: str | Path) -> bool:
-    """Whether *path* is a regular file, and no link to one."""
+def set_aside(path: Path, below: Path | None = None) -> Path:
+    """Move *path*, whatever it is, to the directory `damaged` beside it, or in *below*.
+
+    Returns where it is now.  For what cannot be used and may yet be wanted: nothing that a user
+    could miss is removed.
+    """
+    home = (below or path.parent) / DAMAGED
+    home.mkdir(mode=0o700, exist_ok=True)
+    number = 1
+    while os.path.lexists(to := home / f"{path.name}-{number}"):
+        number += 1
+    path.rename(to)
+    return to
+
+
+def expect_file(path: Path) -> bool:
+    """Set aside, and log, what has the name of a file of ours and is none; False if it was."""
+    return _expect(path, stat.S_ISREG, "a regular file")
+
+
+def expect_directory(path: Path) -> bool:
+    """Set aside, and log, what has the name of a directory of ours and is none; False if it was."""
+    return _expect(path, stat.S_ISDIR, "a directory")
+
+
+def _expect(path: Path, is_kind: Callable[[int], bool], what: str) -> bool:
     try:
-        return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
-        return False
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return True
+    if is_kind(mode):
+        return True
+    log.warning("%s is %s, not %s: moved to %s", path, _kind(mode), what, set_aside(path))
+    return False
 
 
 def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a directory, not a file"
-    if stat.S_ISFIFO(mode):
-        return "a FIFO, not a file"
-    return "not a regular file"
+    kinds = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def make_directories(path: Path) -> None:
@@ -83,19 +123,20 @@ def check_directory(path: Path, *, instead: str) -> None:
     instead: how to choose another directory, for the error.
     """
     _check_ways(path, instead)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = os.fstat(fd)
-        # Root may use what a user keeps (sudo, a backup of homes); nobody else's is ours.
-        if found.st_uid != os.geteuid() and os.geteuid() != 0:
-            raise Denied(
-                f"{path} belongs to user {found.st_uid}, who could change what lies there: chown it"
-                f" to user {os.geteuid()}, or {instead}"
-            )
-        if found.st_mode & _OTHERS and found.st_uid == os.geteuid():
-            os.fchmod(fd, stat.S_IMODE(found.st_mode) & ~_OTHERS)
-    finally:
-        os.close(fd)
+    found = os.stat(path)
+    ours = found.st_uid == os.geteuid()
+    # Root may use what a user keeps (sudo, a backup of homes); nobody else's is ours.
+    if not ours and os.geteuid() != 0:
+        raise Denied(
+            f"{path} belongs to user {found.st_uid}, who could change what lies there: chown it"
+            f" to user {os.geteuid()}, or {instead}"
+        )
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
+        if os.statvfs(path).f_flag & os.ST_RDONLY:
+            raise Denied(f"{path} is on a file system that is mounted read-only: {instead}")
+        raise Denied(f"{path}: {os.strerror(errno.EACCES)}; chmod u+rwx {path}, or {instead}")
+    if ours and found.st_mode & _OTHERS:
+        os.chmod(path, stat.S_IMODE(found.st_mode) & ~_OTHERS)
 
 
 def _check_ways(path: Path, instead: str) -> None:

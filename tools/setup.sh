@@ -2,7 +2,7 @@
 # Make this machine ready: Debian packages that are missing, and a virtual environment.
 #
 #   tools/setup.sh run     what megafs needs to run
-#   tools/setup.sh test    and what its tests and linters need (a real Ceph among it)
+#   tools/setup.sh test    and what its tests and linters need (a real Ceph and WebDAV servers among it)
 #   tools/setup.sh bench   what `make bench` compares with; nothing else
 #
 # For Debian and Ubuntu, as root or with sudo.  Run again at will: it takes a fraction of a second
@@ -24,6 +24,8 @@ packages='fuse3 libfuse3-dev pkg-config gcc libc6-dev ca-certificates'
 if [ "$kind" = test ]; then
     packages="$packages ceph-mon ceph-osd radosgw ceph-common rsync git sqlite3 attr acl"
     packages="$packages tar diffutils findutils util-linux procps"
+    packages="$packages apache2-bin lighttpd lighttpd-mod-webdav nginx-light libnginx-mod-http-dav-ext"
+    packages="$packages rclone"
 fi
 
 say() { echo "setup: $*" >&2; }

@@ -10,6 +10,7 @@ from typing import Final
 from megafs.crypto.aead import padme
 from megafs.durable import replace_file
 from megafs.errors import TooLarge
+from megafs.private_files import read_private
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class PackSize:
         if self._path is None:
             return None
         try:
-            limit = json.loads(self._path.read_bytes())["largest_object"]
+            limit = json.loads(read_private(self._path))["largest_object"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return limit if isinstance(limit, int) and limit > 0 else None

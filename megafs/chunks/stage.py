@@ -45,6 +45,7 @@ from megafs.errors import (
     TooLarge,
     Unavailable,
 )
+from megafs.private_files import open_private, set_aside
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -222,15 +223,19 @@ class Stage:
             fd = self._restoring.get(number)
             if fd is None:
                 path = next(self._directory.glob(f"{number:016x}-*"), None)
-                fd = -1 if path is None else os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                fd = -1 if path is None else open_private(path, os.O_WRONLY)
                 self._restoring[number] = fd
             if fd >= 0:
                 _write_at(fd, sealed, offset)
         except OSError as exc:
             raise Full(f"{self._directory}: {exc.strerror}") from exc
 
-    def take_up(self, wanted: Callable[[int], bool]) -> None:
-        """Queue the packs that an earlier process left; remove those that nothing names."""
+    def take_up(self, wanted: Callable[[int], bool], *, is_all_known: bool = True) -> None:
+        """Queue the packs that an earlier process left; remove those that nothing names.
+
+        is_all_known: the log of operations could be read to its end.  Else what it named may be
+            among them, so they are set aside.
+        """
         for restored in self._restoring.values():
             if restored >= 0:
                 os.close(restored)
@@ -241,9 +246,16 @@ class Stage:
                 continue
             pack_number, pack_name, pack_epoch = identity
             if not wanted(pack_number):
-                path.unlink(missing_ok=True)
+                if is_all_known:
+                    path.unlink(missing_ok=True)
+                else:
+                    log.error(
+                        "%s: staged, and nothing that could be read names it: moved to %s",
+                        path.name,
+                        set_aside(path, self._directory.parent),
+                    )
                 continue
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_private(path, os.O_RDWR)
             pack = StagedPack(
                 pack_number,
                 pack_name,
@@ -261,13 +273,23 @@ class Stage:
             # stands on it.
             self._unsynced.add(pack_number)
 
-    def holds(self, extent: Extent, *, must_be_here: bool = False) -> bool:
+    def path_of(self, number: int) -> Path:
+        """The file of a pack that lies here."""
+        return self._packs[number].path
+
+    def holds(
+        self, extent: Extent, *, must_be_here: bool = False, only_length: bool = False
+    ) -> bool:
         """Whether the chunk of *extent* is whole; of one whose pack does not lie here, the caller
         knows whether it should.
+
+        only_length: whether its bytes are there, whatever they are.
         """
         pack = self._packs.get(extent.pack)
         if pack is None:
             return not must_be_here
+        if only_length:
+            return extent.offset + extent.sealed <= pack.size
         sealed = os.pread(pack.fd, extent.sealed, extent.offset)
         return extent.digest is None or digest(sealed) == extent.digest
 
@@ -578,6 +600,11 @@ class Stage:
         try:
             with trio.move_on_after(_ADOPTION):
                 await self._adopt(chunk_format.pack_name(pack.name), pack.path, pack.size)
+        except Exception:
+            # The other uploads, which would be cancelled with this one, must not pay for it.
+            if supervisor.raises():
+                raise
+            log.exception("the disk cache did not take a pack; this is a bug")
         finally:
             pack.adopted = False
             if pack.path in self._leaving:

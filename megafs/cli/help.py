@@ -6,7 +6,7 @@ import click
 
 from megafs.cli import output
 
-TOPICS = ("exit-codes", "options", "passphrase")
+TOPICS = ("exit-codes", "options", "passphrase", "stores")
 
 
 @click.command(name="help")
@@ -14,7 +14,7 @@ TOPICS = ("exit-codes", "options", "passphrase")
 @click.pass_context
 def command(ctx: click.Context, topic: str | None) -> None:
     """Show more help on TOPIC: exit-codes, options (what -o takes), passphrase (where it may come
-    from).
+    from), stores (where a volume can lie).
     """
     if topic == "exit-codes":
         from megafs.cli.main import EXIT_CODES
@@ -38,8 +38,7 @@ def command(ctx: click.Context, topic: str | None) -> None:
         )
         for kind, title in kinds:
             output.show(f"{title}:")
-            names = [o for o in OPTIONS.values() if o.kind == kind]
-            for option in names:
+            for option in (o for o in OPTIONS.values() if o.kind == kind):
                 value = f"={option.example}" if option.value is not None else ""
                 output.show(f"  {option.name}{value}", f"      {option.text.replace('`', '')}")
             output.show("")
@@ -49,6 +48,15 @@ def command(ctx: click.Context, topic: str | None) -> None:
             for own in driver.described:
                 text = own.text.replace("`", "")
                 output.show(f"  {own.name}={own.example}", f"      {text}")
+    elif topic == "stores":
+        from megafs.stores.drivers import DRIVERS
+
+        output.show("A volume lies at a URL of one of these kinds:")
+        for driver in DRIVERS.values():
+            if not driver.for_tests:
+                names = ", ".join(sorted(driver.options)) or "none"
+                output.show(f"  {driver.example}", f"      options: {names}")
+        output.show("", "megafs help options says what the options do.")
     elif topic == "passphrase":
         from megafs.cli import passphrase
 

@@ -9,6 +9,7 @@ import apsw
 
 from megafs import clock
 from megafs.errors import Fault, Full
+from megafs.private_files import check_directory, make_directories
 
 
 def scratch(directory: Path, cache_kib: int = 4096) -> apsw.Connection:
@@ -16,7 +17,8 @@ def scratch(directory: Path, cache_kib: int = 4096) -> apsw.Connection:
     path = directory / f"scratch-{clock.random_bytes(8).hex()}"
     old = os.umask(0o077)
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(directory)
+        check_directory(directory, instead="choose another directory with --cache-dir")
         db = apsw.Connection(str(path))
         try:
             db.pragma("hexkey", clock.random_bytes(32).hex())

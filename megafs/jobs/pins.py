@@ -13,6 +13,7 @@ import logging
 import stat
 from typing import Final
 
+import msgspec
 import trio
 
 from megafs.chunks import ranges
@@ -21,6 +22,7 @@ from megafs.chunks.ranges import SealedRange
 from megafs.concurrency import offload
 from megafs.errors import BadUsage, Fault, Refused, StoreError
 from megafs.jobs.messages import Nothing, PinArgs, PinList, PinResult, PinRow, UnpinResult
+from megafs.private_files import read_private, set_aside
 from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.abilities import DiskCache
 from megafs.stores.limit import background
@@ -39,10 +41,21 @@ _RANGE: Final = 4 << 20
 
 def pinned(volume: Volume) -> list[int]:
     """The inodes that are pinned here."""
+    path = volume.replica.directory / "pins"
     try:
-        found = json.loads((volume.replica.directory / "pins").read_text())
-        return [int(ino) for ino in found]
-    except (OSError, ValueError, TypeError):
+        return msgspec.json.decode(read_private(path), type=list[int])
+    except FileNotFoundError:
+        return []
+    except (OSError, msgspec.MsgspecError) as exc:
+        try:
+            log.warning(
+                "%s cannot be read (%s), so nothing is pinned: pin again; moved to %s",
+                path,
+                exc,
+                set_aside(path),
+            )
+        except OSError as why:
+            log.warning("%s cannot be read (%s), nor moved away (%s)", path, exc, why)
         return []
 
 

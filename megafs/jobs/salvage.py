@@ -35,6 +35,7 @@ from megafs.chunks import ranges
 from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.crypto.volume_keys import Keyring, digest
+from megafs.durable import replace_file
 from megafs.errors import (
     AlreadyThere,
     BadUsage,
@@ -53,6 +54,7 @@ from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
 from megafs.journal.checkpoint import Manifest
 from megafs.journal.commit import Commit, unpack_changeset
+from megafs.private_files import check_directory, make_directories, read_private
 from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.base import ObjectStore
 from megafs.tree import queries_inodes, rebuild
@@ -149,7 +151,8 @@ async def salvage(
 
 def _check_target(to: Path) -> None:
     try:
-        to.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(to)
+        check_directory(to, instead="choose another with --to")
         if any(to.iterdir()):
             raise AlreadyThere(f"{to} is not empty: choose a new directory")
     except NotADirectoryError as exc:
@@ -159,8 +162,8 @@ def _check_target(to: Path) -> None:
 
 
 def _write_report(path: Path, result: SalvageResult) -> None:
-    path.write_text(json.dumps(as_message(result), indent=2) + "\n")
-    path.chmod(0o600)  # it names files
+    # For the owner alone: it names files.
+    replace_file(path, json.dumps(as_message(result), indent=2).encode() + b"\n")
 
 
 # ---- the keys ----------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ async def unlock(
     if fsid is not None:
         path = directory_of(settings.state_dir, fsid) / HEADER
         try:
-            found.append((str(path), path.read_bytes()))
+            found.append((str(path), read_private(path)))
         except OSError:
             pass
     for name, data in found:

@@ -19,6 +19,7 @@ from collections import deque
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import trio
 from msgspec import UNSET, Struct, field
 from msgspec.structs import asdict
@@ -32,6 +33,7 @@ from megafs.errors import Corrupt, MegafsError, Missing, StoreError, TooNew
 from megafs.jobs.messages import Damage, ScrubArgs, ScrubResult, UnnamedObject
 from megafs.journal import checkpoint, commit
 from megafs.journal.checkpoint import Manifest
+from megafs.private_files import read_private
 from megafs.progress import OnProgress, Progress
 from megafs.stores.abilities import uncached
 from megafs.stores.base import ObjectStore, list_all
@@ -74,10 +76,11 @@ class ScrubPosition(Struct):
     @classmethod
     def read(cls, path: Path) -> ScrubPosition:
         try:
-            found = json.loads(path.read_text())
-            found["bad"] = [(int(p), int(o), str(why)) for p, o, why in found["bad"]]
-            return cls(**found)
-        except (OSError, ValueError, TypeError, KeyError):
+            return msgspec.json.decode(read_private(path), type=cls)
+        except FileNotFoundError:
+            return cls()
+        except (OSError, msgspec.MsgspecError) as exc:
+            log.warning("%s cannot be read (%s): this scrub begins anew", path, exc)
             return cls()
 
 

@@ -23,7 +23,8 @@ from msgspec.structs import asdict
 
 from megafs.concurrency import Syncs
 from megafs.durable import replace_file
-from megafs.errors import Corrupt, Full
+from megafs.errors import Corrupt, Denied, Full
+from megafs.private_files import open_private, read_private
 
 _SIZE: Final = 512
 
@@ -67,9 +68,11 @@ def read(directory: Path) -> RememberedHead | None:
     """Return the remembered head; None on a machine that has not seen the volume."""
     path = directory / "head"
     try:
-        data = path.read_bytes()
+        data = read_private(path, 2 * _SIZE + 1)
     except FileNotFoundError:
         return None
+    except PermissionError as exc:
+        raise Denied(f"{path}: {exc.strerror}; chmod u+rw {path}") from exc
     except OSError as exc:
         raise _unreadable(path, exc.strerror or str(exc)) from exc
     newest = max(_records(data), default=None, key=lambda record: record[0])
@@ -82,7 +85,7 @@ def write(directory: Path, seen: RememberedHead) -> None:
     """Remember *seen*, durably; blocks for a sync.  Not for two threads at once."""
     path = directory / "head"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        fd = open_private(path, os.O_RDWR)
     except FileNotFoundError:
         replace_file(path, _line(1, seen) + b" " * _SIZE)
         return

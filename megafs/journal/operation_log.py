@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -47,8 +48,9 @@ import msgspec
 
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import DIGEST_SIZE, Keyring, digest
-from megafs.durable import sync_directory
+from megafs.durable import replace_file, sync_directory
 from megafs.errors import Corrupt
+from megafs.private_files import DAMAGED, expect_file, open_private, read_private
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ _PIECE = struct.Struct(">QQ")
 _IS_PIECE = 0xFFFFFFFF
 _IS_NOTE = 0xFFFFFFFE
 _SEGMENT_SIZE = 8 << 20
+_NAME = re.compile(r"ops-[0-9]{8}")
 
 
 #: (pack, offset, sealed bytes): a chunk that an operation names.
@@ -100,6 +103,8 @@ class OperationLog:
         # Frames that the disk would not take; `sync` tries again, and fails if it must.
         self._unwritten: list[bytes] = []
         self._lock = threading.Lock()
+        #: Whether there was more here than `read` could take up.
+        self.is_damaged = False
         #: How many frames were appended by this process; see `sync`.
         self.position = 0
 
@@ -110,12 +115,20 @@ class OperationLog:
         restore: given every chunk that came along: its pack, its offset there, its bytes.
         """
         found: dict[int, dict[int, LoggedFrame]] = {}
-        for path in sorted(self._directory.glob("ops-*")):
+        paths = sorted(self._directory.glob("ops-*"))
+        for path in paths:
+            if not _NAME.fullmatch(path.name):
+                continue  # an editor's copy
             number = int(path.name[4:])
+            if not expect_file(path):
+                self.is_damaged = True
+                self._current = max(self._current, number)
+                continue
             self._current = max(self._current, number)
             last = 0
             note = self._unnoted
-            for batch, first, ops in self._frames(path, restore):
+            may_be_torn = restore is not None and path == paths[-1]
+            for batch, first, ops in self._frames(path, restore, may_be_torn):
                 last = max(last, batch)
                 if first == _IS_PIECE:
                     continue
@@ -134,15 +147,23 @@ class OperationLog:
         """Make durable what `read` found: a process that was killed may not have got to it."""
         for number, last in self._segments.items():
             if last:
-                fd = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+                fd = open_private(self._path(number), os.O_RDONLY)
                 try:
                     os.fdatasync(fd)
                 finally:
                     os.close(fd)
 
-    def _frames(self, path: Path, restore: Restore | None) -> list[tuple[int, int, bytes]]:
-        data = path.read_bytes()
-        at = 0
+    def _frames(
+        self, path: Path, restore: Restore | None, may_be_torn: bool
+    ) -> list[tuple[int, int, bytes]]:
+        """The frames of a file.
+
+        may_be_torn: a power cut may have taken its end, which no sync had covered.
+        """
+        data = read_private(path)
+        if not data and not may_be_torn:
+            self.is_damaged = True  # a process that is killed hardly ever leaves it like that
+        at = end = 0
         frames = []
         while at + _FRAME.size <= len(data):
             size, batch, epoch, first = _FRAME.unpack_from(data, at)
@@ -162,13 +183,38 @@ class OperationLog:
                         path.name,
                     )
             except Corrupt:
-                log.warning(
-                    "%s: batch %d is not whole; what follows was never promised", path.name, batch
-                )
                 break
             frames.append((batch, first, ops))
             at += size
+            end = at
+        left = len(data) - end
+        if may_be_torn:
+            if left:
+                log.warning("%s: its end is not whole; what lies there was never promised", path)
+        elif any(data[end:]):
+            self._keep(path, left)
         return frames
+
+    def _keep(self, path: Path, size: int) -> None:
+        """Keep a copy of a file whose last *size* bytes cannot be read: it is removed in the end.
+
+        A process that was killed in the middle of a write leaves such an end, of a frame that
+        nobody was told of; so does a disk that loses bytes, of frames that were promised.
+        """
+        self.is_damaged = True
+        data = read_private(path)
+        home = path.parent / DAMAGED
+        home.mkdir(mode=0o700, exist_ok=True)
+        to = home / f"{path.name}-{digest(data).hex()[:16]}"
+        if not to.exists():  # it may lie here for many mounts, if nothing can be committed
+            replace_file(to, data)
+        log.error(
+            "%s: the last %d bytes are not whole and cannot be taken up: what they held is not"
+            " in the store, unless nobody was told yet that it was kept; a copy lies in %s",
+            path,
+            size,
+            to,
+        )
 
     def append(
         self,
@@ -286,7 +332,7 @@ class OperationLog:
         self._current += 1
         self._fd = os.open(
             self._path(self._current),
-            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC,
+            os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
             0o600,
         )
         self._size = 0

@@ -19,8 +19,13 @@ from megafs.config import Settings, cache_home, state_home
 from megafs.errors import BadUsage
 from megafs.mount import config_file
 from megafs.mount.option_table import OPTIONS
-from megafs.mount.option_values import as_path
+from megafs.mount.option_values import as_path, shortened
 from megafs.stores.drivers import known_options, owner_of
+
+#: Options of stores that name a file: the mount's directory changes to / later on.
+STORE_FILES = frozenset(
+    {"ca", "client_cert", "client_key", "credentials_file", "netrc", "password_file"}
+)
 
 
 class UnknownOption(BadUsage):
@@ -48,6 +53,7 @@ class MountOptions(Struct, frozen=True):
     kernel: tuple[str, ...] = ()
     allow_other: bool = False
     nonempty: bool = False
+    guard: bool = False
     log: str | None = None
     debug: bool = False
     fsname: str | None = None
@@ -167,13 +173,18 @@ def _add(collected: _Collected, name: str, value: str | None, known: frozenset[s
     """
     if name[:2] in ("x-", "X-"):
         return
+    if any(ord(char) < 32 or char == "\x7f" for char in name + (value or "")):
+        # NUL ends a path for the kernel, a newline a line of every log and mount table.
+        raise BadUsage(f"option {shortened(name)}: control characters cannot be in an option")
     option = OPTIONS.get(name) or OPTIONS.get(name.replace("-", "_"))
+    if name in known and (option is None or (option.kind == "ignored" and value)):
+        # "user" alone is mount(8)'s, user=NAME is the store's.
+        option = None
     if option is None:
         if name in known:
             if value is None:
                 raise BadUsage(f"option {name} needs a value: {name}=...")
-            # The mount's directory changes to / later on.
-            collected.store[name] = str(as_path(value)) if name == "ca" else value
+            collected.store[name] = str(as_path(value)) if name in STORE_FILES else value
             return
         raise UnknownOption(_unknown(name, known))
     if option.kind == "refused":
@@ -217,4 +228,4 @@ def _unknown(name: str, known: frozenset[str]) -> str:
 
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else "; docs/mount-options.md lists all"
-    return f"unknown option {name!r}{hint}"
+    return f"unknown option {shortened(name)}{hint}"

@@ -19,12 +19,22 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
-from megafs.stores.urls import Form, Location, StoreOption, directory, has_slashes, named, path_only
+from megafs.stores.urls import (
+    Form,
+    Location,
+    StoreOption,
+    directory,
+    has_slashes,
+    named,
+    path_only,
+    web,
+)
+from megafs.stores.webdav.option_table import WEBDAV_OPTIONS
 
-__all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only"]
+__all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only", "web"]
 
 
 class Opener(Protocol):
@@ -90,6 +100,23 @@ DRIVERS: dict[str, Driver] = {
             form=named("bucket"),
             example="s3://bucket/prefix",
             described=S3_OPTIONS,
+            abilities=(LimitedBodies, UnconditionalPuts),
+        ),
+        Driver(
+            scheme="webdav+https",
+            module="megafs.stores.webdav.driver",
+            form=web("https"),
+            example="webdav+https://host/path",
+            described=WEBDAV_OPTIONS,
+            abilities=(LimitedBodies, SpaceLeft),
+        ),
+        Driver(
+            scheme="webdav+http",
+            module="megafs.stores.webdav.driver",
+            form=web("http"),
+            example="webdav+http://127.0.0.1:8080/path",
+            described=WEBDAV_OPTIONS,
+            abilities=(LimitedBodies, SpaceLeft),
         ),
         Driver(
             scheme="memory",
@@ -125,7 +152,8 @@ def driver_of(url: str) -> Driver:
     if scheme in ("http", "https"):
         raise BadStore(
             f"{scheme}:// is not a kind of store; for an S3 service write"
-            f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST"
+            f" s3://BUCKET/PREFIX and -o endpoint={scheme}://HOST, for WebDAV"
+            f" webdav+{scheme}://HOST/PATH"
         )
     raise BadStore(f"no driver for {scheme}://; write {_examples()}")
 

@@ -3,6 +3,7 @@
     file:///srv/volume          a directory         `directory`
     s3://bucket/prefix          a name and a path   `named("bucket")`
     dropbox:/path, mega:        a path or nothing   `path_only`
+    webdav+https://host/path    a server and a path `web("https")`
 
 A driver names its form in its row of stores/drivers.py.  Everything here is text: nothing is asked
 of a store, and no driver is imported.
@@ -21,7 +22,7 @@ from megafs.errors import BadStore
 class Location(Struct, frozen=True):
     """The parts of a URL besides its scheme.
 
-    name: the bucket or the like, "" in forms that have none.
+    name: the bucket or the like, the server's address in the form `web`, "" in forms without one.
     path: what follows, without percent-encoding; "" or beginning with "/" where `name` is given.
     """
 
@@ -73,6 +74,28 @@ def path_only(url: str, example: str) -> Location:
     if parts.netloc:
         raise BadStore(f"{url!r} has two slashes too many after the colon; write {example}")
     return Location("", _path(url, parts))
+
+
+def web(protocol: str) -> Form:
+    """SCHEME://HOST[:PORT]/path; the name is the server's address: "https://host:8443".
+
+    protocol: "http" or "https".
+    """
+
+    def read(url: str, example: str) -> Location:
+        parts = _split(url)
+        try:
+            host, port = parts.hostname, parts.port
+        except ValueError as exc:
+            raise BadStore(f"{url!r} is not a URL: {exc}") from exc
+        if not host:
+            raise BadStore(f"{url!r} names no server; write for example {example}")
+        host = f"[{host}]" if ":" in host else host
+        return Location(
+            f"{protocol}://{host}" + (f":{port}" if port is not None else ""), _path(url, parts)
+        )
+
+    return read
 
 
 def has_slashes(form: Form) -> bool:

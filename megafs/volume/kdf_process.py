@@ -24,6 +24,7 @@ from pathlib import Path
 from megafs.crypto import kdf
 from megafs.errors import Fault, MegafsError, Stopped
 from megafs.journal import head
+from megafs.private_files import read_private
 from megafs.volume import header as headers
 from megafs.volume import kdf_child, state_directory
 from megafs.volume.header import Credential
@@ -161,7 +162,7 @@ def begin(url: str, credential: Credential, state_dir: Path) -> Derivation | Non
         if seen is None or not seen.slot:
             return None
         path = kept / state_directory.HEADER
-        header = headers.parse_copy(path.read_bytes(), str(path))
+        header = headers.parse_copy(read_private(path), str(path))
         slot = header.slot(bytes.fromhex(seen.slot))
         if slot.cost is None or not credential.fits(slot.kind) or slot.cost.memory <= IN_PLACE:
             return None

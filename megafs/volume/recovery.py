@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from megafs.chunks.stage import Stage, staged_ids
 from megafs.chunks.unlogged import UnloggedChunks
@@ -15,6 +16,12 @@ from megafs.volume.state_directory import Process, StateDirectory
 
 log = logging.getLogger(__name__)
 
+#: Bytes of a replica that are read through whenever a volume is opened: 3 ms of CPU for each MiB.
+CHECKED_AT_ONCE: Final = 4 << 20
+#: Bytes of staged chunks that are read through: 1 ms of CPU for each MiB; of more, only whether
+#: they are there.
+CHUNKS_CHECKED: Final = 64 << 20
+
 
 def open_replica(
     directory: StateDirectory,
@@ -25,7 +32,10 @@ def open_replica(
     process: Process,
     commit_size: int,
 ) -> Replica:
-    """The replica as it was left, or an empty one if it is damaged."""
+    """The replica as it was left, or an empty one if it is damaged.
+
+    A large one is looked at later, by `upkeep.check_replica`.
+    """
 
     def opened() -> Replica:
         return Replica(
@@ -40,7 +50,12 @@ def open_replica(
         )
 
     try:
-        return opened()
+        replica = opened()
+        if replica.path.stat().st_size > CHECKED_AT_ONCE or replica.is_sound():
+            return replica
+        replica.reset()
+        log.warning("the replica is damaged and will be rebuilt from the store")
+        return replica
     except Corrupt as exc:
         log.warning("the replica is damaged and will be rebuilt from the store: %s", exc)
     remove_files(directory.volume)
@@ -56,11 +71,38 @@ def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, reboot
     # Should others have dropped a pack that lies here and that pending operations name.
     replica.keep_packs(staged_ids(directory.packs))
     taken = replica.recover(stage.restore if rebooted else None)
-    stage.take_up(replica.tree.has_pack)
+    stage.take_up(replica.tree.has_pack, is_all_known=not replica.oplog.is_damaged)
     if rebooted:
         _drop_unsynced(replica, stage)
         directory.note_boot()
+    else:
+        _name_damaged(replica, stage)
     return taken
+
+
+def _name_damaged(replica: Replica, stage: Stage) -> None:
+    """Say which staged packs the disk has damaged: what is in them is nowhere else.
+
+    The operations stay: what else they did is sound, and the files tell by an I/O error.
+    """
+    checked = 0
+    damaged: dict[int, int] = {}
+    for batch in sorted(replica.pending):
+        for op in replica.operations(batch):
+            for extent in op.laid():
+                if not stage.has(extent.pack):
+                    continue
+                whole = checked < CHUNKS_CHECKED
+                checked += extent.sealed
+                if not stage.holds(extent, only_length=not whole):
+                    damaged[extent.pack] = damaged.get(extent.pack, 0) + extent.length
+    for pack, size in damaged.items():
+        log.error(
+            "%s is damaged: %d bytes that are not in the store yet are lost; megafs scrub names the"
+            " files",
+            stage.path_of(pack),
+            size,
+        )
 
 
 def _drop_unsynced(replica: Replica, stage: Stage) -> None:

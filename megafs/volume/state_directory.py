@@ -1,6 +1,7 @@
 """The directories in which one machine keeps a volume's state and cache.
 
-    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, process, boot, lock
+    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, process, boot,
+                              reserve, lock
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
     <cache>/<fsid>/           the disk cache
 
@@ -10,10 +11,12 @@ time. Both hold ciphertext, numbers and random names only.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import re
 from pathlib import Path
 
 from blake3 import blake3
@@ -23,13 +26,32 @@ from msgspec.structs import astuple
 from megafs import clock
 from megafs.crypto.volume_keys import FSID_SIZE
 from megafs.durable import replace_file, sync_directory
-from megafs.errors import Busy, Denied, Full, Stopped
+from megafs.errors import Busy, Corrupt, Denied, Full, Stopped
+from megafs.private_files import (
+    check_directory,
+    expect_file,
+    make_directories,
+    open_private,
+    read_private,
+)
 from megafs.tree.mount_number import fresh_number
 
 log = logging.getLogger(__name__)
 
+#: What a start needs on a disk that is full: SQLite's shared memory, and a few pages of its log.
+_RESERVE = 512 << 10
 #: The copy of the key header, in a volume's directory.
 HEADER = "header"
+#: The newest commit that this machine has seen (journal/head.py).
+HEAD = "head"
+#: What a file of ours may be called in a volume's directory.
+_OURS = re.compile(
+    r"replica\.db(-wal|-shm)?|ops-[0-9]{8}|head|header|mount|mount-copy|process|boot|lock|pins|scrub"
+    r"|store-limits"
+)
+_PACK = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}-[0-9]+")
+_URL_LIMIT = 4096
+_INSTEAD = "choose another directory with --state-dir"
 #: What the store takes from this machine (chunks/pack_size.py).
 STORE_LIMITS = "store-limits"
 
@@ -55,9 +77,36 @@ class StateDirectory(Struct, frozen=True):
             _make(path)
         return made
 
+    def inspect(self) -> None:
+        """Set aside what has the name of a file of ours and is none; call while it is locked.
+
+        Raises Denied if a file may not be read and written.  A `head` that is no file is left for
+        `head.read` to refuse: without it this machine would believe any state of the store.
+        """
+        try:
+            for entry in [*os.scandir(self.volume), *os.scandir(self.packs)]:
+                path = Path(entry.path)
+                ours = _OURS if path.parent == self.volume else _PACK
+                if not ours.fullmatch(entry.name):
+                    continue
+                if entry.name != HEAD and not entry.name.startswith("ops-"):  # see OperationLog
+                    expect_file(path)
+                if path.exists() and not os.access(path, os.R_OK | os.W_OK, effective_ids=True):
+                    raise Denied(
+                        f"{path}: {os.strerror(errno.EACCES)}; chmod u+rw {path}, for it may hold"
+                        " what is not in the store yet"
+                    )
+        except OSError as exc:
+            raise _failed(self.volume, exc) from exc
+
     def lock(self) -> int:
         """Take the volume for this process; Busy if another one has it.  Close the fd to let go."""
-        fd = os.open(self.volume / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.volume / "lock"
+        try:
+            expect_file(path)
+            fd = open_private(path, os.O_RDWR | os.O_CREAT)
+        except OSError as exc:
+            raise _failed(path, exc) from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -76,7 +125,7 @@ class StateDirectory(Struct, frozen=True):
         covered.  Within one boot the kernel keeps what was written."""
         boot = _boot_id()
         try:
-            return not boot or (self.volume / "boot").read_text() != boot
+            return not boot or read_private(self.volume / "boot", 100) != boot.encode()
         except OSError:
             return True
 
@@ -86,16 +135,29 @@ class StateDirectory(Struct, frozen=True):
 
     def state_number(self) -> int:
         """The number of this state directory, and of all its copies; made at the first call."""
-        path = self.volume / "mount"
-        try:
-            return int(path.read_text())
-        except (FileNotFoundError, ValueError):
+        path, copy = self.volume / "mount", self.volume / "mount-copy"
+        number, kept = _number_in(path), _number_in(copy)
+        if kept is not None and kept != number:
+            log.warning("%s could not be read: taken from %s", path, copy)
+            write_durably(path, str(kept).encode())
+            return kept
+        if number is None:
+            if path.exists() and any(self.volume.glob("ops-*")):
+                # Under another number nothing of the log opens.
+                raise Corrupt(
+                    f"{path} cannot be read: without the number in it what is not in the store yet"
+                    " cannot be taken up. Put the file back from a copy; or, to go on without that,"
+                    f" move {self.volume} away"
+                )
             number = int.from_bytes(clock.random_bytes(8), "big") >> 1 or 1
             write_durably(path, str(number).encode())
-            return number
+        if kept is None:
+            write_durably(copy, _checked(number))
+        return number
 
     def begin(self) -> Process:
         """Take a number for this process, and see which one it comes after; while it is locked."""
+        self.use_reserve()
         state_number = self.state_number()
         place = Place.of(self.volume)
         before = self._last()
@@ -115,10 +177,29 @@ class StateDirectory(Struct, frozen=True):
             log.debug("%s: %s", self.volume, exc)
         return made
 
+    def keep_reserve(self) -> None:
+        """Keep some room on the disk for the next start, if there is any; blocks."""
+        path = self.volume / "reserve"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _RESERVE)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            log.debug("no room is kept on the disk of %s: %s", self.volume, exc)
+            path.unlink(missing_ok=True)
+
+    def use_reserve(self) -> None:
+        """Give the room that was kept, if the disk is so full that nothing could be opened."""
+        room = os.statvfs(self.volume)
+        if room.f_bavail * room.f_frsize < _RESERVE:
+            (self.volume / "reserve").unlink(missing_ok=True)
+
     def _last(self) -> _LastProcess | None:
         """The process that had the directory before, as far as it could say so."""
         try:
-            number, *place = json.loads((self.volume / "process").read_bytes())
+            number, *place = json.loads(read_private(self.volume / "process"))
             return _LastProcess(int(number), Place(*place))
         except (OSError, ValueError, TypeError):
             return None
@@ -165,6 +246,23 @@ class Process(Struct):
     moved: bool = False
 
 
+def _checked(number: int) -> bytes:
+    """A number as `mount-copy` holds it: the copy counts where the two differ."""
+    return b"%d %s" % (number, blake3(b"%d" % number).hexdigest(8).encode())
+
+
+def _number_in(path: Path) -> int | None:
+    """The number in `mount` or `mount-copy`, None if there is none that can be read."""
+    try:
+        data = read_private(path, 100)
+        digits = data.split()[0]
+        number = int(digits) if digits.isdigit() else 0
+    except (OSError, IndexError):
+        return None
+    good = data == _checked(number) if path.name == "mount-copy" else data.strip() == digits
+    return number if good and 0 < number < 1 << 63 else None
+
+
 def _machine_id() -> str:
     """What tells this machine from others, hashed; "" where there is none."""
     try:
@@ -184,7 +282,8 @@ def _boot_id() -> str:
 def remembered_fsid(state_dir: Path, url: str) -> bytes | None:
     """The volume that *url* had when it was last opened here."""
     try:
-        fsid = bytes.fromhex(json.loads(_url_path(state_dir, url).read_text())["fsid"])
+        found = json.loads(read_private(_url_path(state_dir, url), _URL_LIMIT))
+        fsid = bytes.fromhex(found["fsid"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return fsid if len(fsid) == FSID_SIZE else None
@@ -203,6 +302,7 @@ def _url_path(state_dir: Path, url: str) -> Path:
 def write_durably(path: Path, data: bytes) -> None:
     """Replace *path* atomically, and sync it and its directory."""
     try:
+        expect_file(path)
         replace_file(path, data)
     except OSError as exc:
         raise _failed(path, exc) from exc
@@ -214,7 +314,7 @@ def keep_durably(path: Path, data: bytes) -> None:
     That sync is for a process that was killed between renaming the file and syncing its name.
     """
     try:
-        if path.read_bytes() == data:
+        if read_private(path, len(data) + 1) == data:
             sync_directory(path.parent)
             return
     except OSError:
@@ -224,13 +324,14 @@ def keep_durably(path: Path, data: bytes) -> None:
 
 def _make(path: Path) -> None:
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directories(path)
+        check_directory(path, instead=_INSTEAD)
     except OSError as exc:
         raise _failed(path, exc) from exc
 
 
 def _failed(path: Path, exc: OSError) -> Stopped | Denied | Full:
-    text = f"{path}: {exc.strerror}; choose another directory with --state-dir"
+    text = f"{exc.filename or path}: {exc.strerror}; {_INSTEAD}"
     if isinstance(exc, PermissionError):
         return Denied(text)
     if exc.errno in (28, 122):  # ENOSPC, EDQUOT

@@ -14,6 +14,7 @@ from megafs.errors import Corrupt, NotAVolume, Rollback, Unavailable
 from megafs.journal import checkpoint, head
 from megafs.journal.commit import genesis
 from megafs.journal.reader import ask_for_commits, ask_for_standing
+from megafs.private_files import read_private
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
 from megafs.volume import header as headers
@@ -65,8 +66,8 @@ async def unlock(
             raise
         path = directory_of(settings.state_dir, known) / HEADER
         try:
-            header = headers.parse_copy(path.read_bytes(), str(path))
-        except FileNotFoundError:
+            header = headers.parse_copy(read_private(path), str(path))
+        except OSError:
             raise exc from None
         log.warning("the store is away (%s): going on with what this machine has", exc)
         offline = True

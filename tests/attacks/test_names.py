@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from megafs import logs
 from megafs.cli import main, output
+from megafs.log_file import LogFile
 from megafs.mount.daemon import Notifier
 from megafs.printable import printable
 from tests.mount.machine import Machine
@@ -161,7 +162,7 @@ def test_a_log_stays_for_its_owner_when_it_is_rotated(
 ) -> None:
     old = os.umask(0)
     try:
-        (handler,) = (h for h in logging.getLogger().handlers if isinstance(h, logs._LogFile))
+        (handler,) = (h for h in logging.getLogger().handlers if isinstance(h, LogFile))
         handler.maxBytes = 100
         for _ in range(5):
             logging.getLogger("megafs").warning("x" * 60)
@@ -181,11 +182,11 @@ def test_a_log_does_not_go_through_a_link_in_a_directory_of_others(tmp_path: Pat
     shared.chmod(0o1777)
     (shared / "log").symlink_to(victim)
     with pytest.raises(OSError, match="symbolic links"):
-        logs._LogFile(str(shared / "log"))
+        LogFile(str(shared / "log"))
     assert victim.read_text() == "dear"
     assert stat.S_IMODE(victim.stat().st_mode) == 0o644
     (tmp_path / "log").symlink_to(tmp_path / "elsewhere")
-    handler = logs._LogFile(str(tmp_path / "log"))
+    handler = LogFile(str(tmp_path / "log"))
     handler.emit(logging.LogRecord("megafs", 30, "", 0, "said", (), None))
     handler.close()
     assert (tmp_path / "elsewhere").read_text() == "said\n"

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from megafs.cli.main import COMMANDS, EXIT_CODES, cli
 from megafs.errors import MegafsError
+from megafs.stores.drivers import DRIVERS
 
 
 def commands() -> list[list[str]]:
@@ -86,6 +87,10 @@ def test_every_exit_code_of_an_error_is_documented() -> None:
 def test_help_topics() -> None:
     assert "cache_size=20G" in CliRunner().invoke(cli, ["help", "options"]).output
     assert "MEGAFS_PASSPHRASE" in CliRunner().invoke(cli, ["help", "passphrase"]).output
+    stores = CliRunner().invoke(cli, ["help", "stores"]).output
+    for driver in DRIVERS.values():
+        assert (driver.example in stores) is not driver.for_tests
+        assert driver.for_tests or all(option in stores for option in driver.options)
     assert "Usage: " in CliRunner().invoke(cli, ["help"]).output
 
 

@@ -38,10 +38,10 @@ def verdicts(copy: Path) -> tuple[dict[str, str], str]:
 
 
 PROBES = [
-    ("stores/webdav.py", "import httpx", "only stores.http imports httpx and certifi"),
-    ("stores/webdav.py", "import certifi", "only stores.http imports httpx and certifi"),
+    ("stores/cloud.py", "import httpx", "only stores.http imports httpx and certifi"),
+    ("stores/cloud.py", "import certifi", "only stores.http imports httpx and certifi"),
     ("stores/shelf.py", "import diskcache", "only the disk cache imports diskcache"),
-    ("stores/webdav.py", "from diskcache import Cache", "only the disk cache imports diskcache"),
+    ("stores/cloud.py", "from diskcache import Cache", "only the disk cache imports diskcache"),
     ("stores/s3/driver2.py", "import botocore.session", "only S3's credentials import botocore"),
     ("mount/second.py", "import pyfuse3", "only the FUSE adapter imports pyfuse3"),
     (

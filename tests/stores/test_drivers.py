@@ -90,7 +90,14 @@ async def test_everything_that_is_made_of_the_table_knows_it(box: Driver) -> Non
         ("box:/a", {"endpoint": "x"}, "endpoint= is an option of s3:// stores, not of box:"),
         ("box:/a", {"colour": "x"}, "box: stores have no option colour=; they have account"),
         ("s3://b", {"account": "x"}, "account= is an option of box: stores, not of s3://"),
-        ("cube:/a", {}, "write file:///srv/volume or s3://bucket/prefix or box:/path"),
+        (
+            "cube:/a",
+            {},
+            (
+                "write file:///srv/volume or s3://bucket/prefix or webdav+https://host/path or"
+                " webdav+http://127.0.0.1:8080/path or box:/path"
+            ),
+        ),
     ],
 )
 def test_what_is_wrong_with_one_is_said(

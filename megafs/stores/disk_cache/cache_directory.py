@@ -26,12 +26,19 @@ import hashlib
 import logging
 import os
 import sqlite3
-import stat
+from pathlib import Path
 from typing import Any
 
 import diskcache
 from msgspec import Struct
 
+from megafs.private_files import (
+    check_directory,
+    expect_directory,
+    expect_file,
+    make_directories,
+    open_private,
+)
 from megafs.stores.disk_cache.cache_entries import CacheEntry, parse_key
 from megafs.stores.disk_cache.range_file import RangeFile
 
@@ -44,6 +51,7 @@ _DIRECTORIES = "0123456789abcdef"
 
 #: diskcache's table.
 TABLE = "cache.db"
+_SUFFIXES = ("", "-wal", "-shm", "-journal")
 # What diskcache calls a value that is bytes in a file; it passes this on to `BytesDisk.fetch`.
 _IN_FILE = 2
 # What it keeps among its settings besides those that can be given.
@@ -147,20 +155,24 @@ class CacheDirectory:
         if os.path.expandvars(os.path.expanduser(self.directory)) != self.directory:
             # diskcache would expand it and use another one.
             raise OSError(errno.EINVAL, "its path must not hold $ or begin with ~")
-        os.makedirs(self.directory, 0o700, exist_ok=True)
-        info = os.stat(self.directory)
+        home = Path(self.directory)
+        make_directories(home)
+        check_directory(home, instead="choose another with --cache-dir")
+        info = os.stat(home)
         if info.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, "belongs to another user")
-        os.chmod(self.directory, 0o700)
-        self._lock = os.open(
-            os.path.join(self.directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        os.chmod(home, 0o700)
+        expect_file(home / "lock")
+        self._lock = open_private(home / "lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(errno.EWOULDBLOCK, "another mount uses it") from None
+        for name in (TABLE + suffix for suffix in _SUFFIXES):
+            expect_file(home / name)
         for name in _DIRECTORIES:
-            os.makedirs(os.path.join(self.directory, name), 0o700, exist_ok=True)
+            expect_directory(home / name)
+            (home / name).mkdir(0o700, exist_ok=True)
         self.block = max(512, os.statvfs(self.directory).f_frsize)
         try:
             return self._load()
@@ -218,10 +230,8 @@ class CacheDirectory:
         It is read before diskcache opens it, which would execute its settings.
         """
         path = os.path.join(self.directory, TABLE)
-        if not os.path.lexists(path):
+        if not os.path.exists(path):
             return
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise ValueError("not a file")
         known = {*diskcache.DEFAULT_SETTINGS, *_COUNTERS}
         known |= {"sqlite_wal_autocheckpoint", "sqlite_journal_size_limit"}
         connection = sqlite3.connect(path)
@@ -262,7 +272,7 @@ class CacheDirectory:
     def _wipe(self) -> None:
         """Remove everything of ours."""
         self._close_cache()
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in _SUFFIXES:
             try:
                 os.unlink(os.path.join(self.directory, TABLE + suffix))
             except FileNotFoundError:

@@ -27,7 +27,7 @@ from megafs.stores.base import Buffer
 from megafs.stores.http.direct import DirectTransport
 from megafs.stores.http.errors import unsendable
 from megafs.stores.http.proxy import proxy_for
-from megafs.stores.http.tls import client_context
+from megafs.stores.http.tls import ClientCertificate, client_context
 from megafs.stores.http.transport import Answer, Origin, Request, Timeouts, Transport
 
 __all__ = ["ERROR_LIMIT", "Response", "Session", "Timeouts"]
@@ -63,6 +63,7 @@ class Session:
 
     base: scheme, host and port, perhaps a path that every target begins with.
     ca: a file of certificates to trust instead of the system's.
+    client: a certificate of our own, for servers that ask for one.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Session:
         connections: int = 16,
         timeouts: Timeouts | None = None,
         ca: Path | None = None,
+        client: ClientCertificate | None = None,
     ) -> None:
         origin, path = _origin_of(base)
         self.secure = origin.secure
@@ -81,7 +83,7 @@ class Session:
         self.base_path = path.rstrip("/")
         self.connections = connections
         self._slots = trio.CapacityLimiter(connections)
-        self._transport = open_transport(origin, connections, timeouts or Timeouts(), ca)
+        self._transport = open_transport(origin, connections, timeouts or Timeouts(), ca, client)
         self._date = ""
         self._server_time = 0.0
         #: Server's clock minus ours in seconds, from its last Date; None before the first.
@@ -155,6 +157,9 @@ class Session:
     async def _read(self, request: Request, answer: Answer, limit: int, start: int) -> Response:
         status = answer.status
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in answer.headers}
+        if status == 401:  # one line for each way to log in, or one for all
+            asked = [v for k, v in answer.headers if k == b"www-authenticate"]
+            headers["www-authenticate"] = b", ".join(asked).decode("latin-1")
         self._note_date(headers.get("date", ""))
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise BadStore(
@@ -185,10 +190,14 @@ class Session:
 
 
 def open_transport(
-    origin: Origin, connections: int, timeouts: Timeouts, ca: Path | None
+    origin: Origin,
+    connections: int,
+    timeouts: Timeouts,
+    ca: Path | None,
+    client: ClientCertificate | None = None,
 ) -> Transport:
     """Return the transport for *origin*: our own, unless the environment names a proxy."""
-    context = client_context(ca) if origin.secure else None
+    context = client_context(ca, client) if origin.secure else None
     proxy = proxy_for(origin)
     if proxy is None:
         return DirectTransport(origin, timeouts, context)

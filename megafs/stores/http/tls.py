@@ -7,12 +7,36 @@ import ssl
 from pathlib import Path
 from typing import cast
 
+from msgspec import Struct
+
 from megafs.buffers import aligned
 from megafs.errors import BadStore
 
 
-def client_context(ca: Path | None) -> ssl.SSLContext:
-    """Return what to trust servers by: the certificates in *ca*, or the system's if it is None."""
+class ClientCertificate(Struct, frozen=True):
+    """By what a server knows us, in PEM.  key: None if it is in the same file."""
+
+    certificate: Path
+    key: Path | None = None
+
+
+def client_context(ca: Path | None, client: ClientCertificate | None = None) -> ssl.SSLContext:
+    """Return what to trust servers by: the certificates in *ca*, or the system's if it is None.
+
+    client: what to show to servers that ask who we are.
+    """
+    context = _trusting(ca)
+    if client is not None:
+        try:
+            # An encrypted key would be asked for at the terminal: there may be none.
+            context.load_cert_chain(client.certificate, client.key, password="")
+        except (OSError, ssl.SSLError) as exc:
+            reason = exc.strerror or "not a certificate and its key, without a passphrase, in PEM"
+            raise BadStore(f"cannot use the certificate {client.certificate}: {reason}") from exc
+    return context
+
+
+def _trusting(ca: Path | None) -> ssl.SSLContext:
     if ca is not None:
         try:
             context = ssl.create_default_context(cafile=str(ca))

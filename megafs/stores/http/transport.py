@@ -72,7 +72,7 @@ class Request(Struct, frozen=True):
     @property
     def may_change(self) -> bool:
         """Whether carrying it out may have changed something."""
-        return self.method not in ("GET", "HEAD")
+        return self.method not in ("GET", "HEAD", "PROPFIND")
 
 
 class Answer(Protocol):

@@ -13,7 +13,6 @@ not ours are not listed.
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +20,9 @@ from typing import NoReturn
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
+from megafs.stores.abilities import LimitedBodies, UnconditionalPuts
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
+from megafs.stores.http.content_range import holds_range
 from megafs.stores.http.session import Response, Session
 from megafs.stores.s3.answers import Listing, child_text, error_of, read_listing, seconds_of
 from megafs.stores.s3.credentials import Chain, Source
@@ -46,8 +47,6 @@ _HASH_IN_PLACE = 64 << 10
 # An entry of a listing is 300 bytes and a quoted key of up to 3 KiB.
 _ENTRY = 4 << 10
 
-_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
-
 
 def open_driver(location: Location, options: Mapping[str, str], connections: int) -> S3Store:
     """Open s3://bucket/prefix: see stores/drivers.py."""
@@ -62,7 +61,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
-class S3Store(ObjectStore):
+class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts):
     """Objects in one bucket, below one prefix."""
 
     def __init__(
@@ -81,6 +80,7 @@ class S3Store(ObjectStore):
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
         self._settings = settings
+        self._conditional = settings.conditional_put
         self._session = Session(
             address.base, connections=connections, timeouts=settings.timeouts, ca=settings.ca
         )
@@ -111,8 +111,11 @@ class S3Store(ObjectStore):
             self._refuse(reply, f"get {name}", write=False)
         return reply.body[:length]
 
+    def do_without_conditions(self) -> None:
+        self._conditional = False
+
     async def put_new(self, name: str, data: Buffer) -> None:
-        if not self._settings.conditional_put:
+        if not self._conditional:
             await self._look(name)
             await self.put(name, data)
             return
@@ -282,14 +285,8 @@ class S3Store(ObjectStore):
 
     def _check_range(self, name: str, reply: Response, start: int, end: int) -> None:
         """See that the bytes are those asked for, and all of them."""
-        match = _RANGE.fullmatch(reply.headers.get("content-range", "").strip())
-        if match:
-            first, beyond = int(match[1]), int(match[2]) + 1
-            total = beyond if match[3] == "*" else int(match[3])
-            whole = beyond == end <= total or beyond == total < end
-            if first == start and whole and len(reply.body) == beyond - start and not reply.more:
-                return
-        raise Unavailable(f"get {name}: {self._session.host} sent another range than asked for")
+        if not holds_range(reply, start, end):
+            raise Unavailable(f"get {name}: {self._session.host} sent another range than asked for")
 
     def _check_written(self, reply: Response, what: str) -> None:
         """Accept the success of a write; raise anything else, and errors dressed as success."""

@@ -6,9 +6,7 @@ Codes: Amazon's S3 API reference, and what the engines say that speak it.
 from __future__ import annotations
 
 import re
-from email.utils import parsedate_to_datetime
 
-from megafs import clock
 from megafs.errors import (
     BadStore,
     Denied,
@@ -19,6 +17,7 @@ from megafs.errors import (
     TooLarge,
     Unavailable,
 )
+from megafs.stores.http.retry_after import retry_after
 from megafs.stores.http.session import Response
 from megafs.stores.s3.answers import child_text, error_of
 
@@ -143,6 +142,8 @@ def error_for(
         )
     if code in ("InvalidAccessKeyId", "InvalidToken"):
         return Denied(f"{said}; check the access key, the secret key and the region")
+    if status == 407:
+        return Denied(f"{said}; the proxy wants a login: http_proxy=http://NAME:PASSWORD@HOST:PORT")
     if status in (401, 403):
         return Denied(
             f"{said}; do the credentials allow GetObject, PutObject, DeleteObject and"
@@ -153,23 +154,3 @@ def error_for(
     if code in ("InvalidBucketName", "InvalidLocationConstraint", "MethodNotAllowed"):
         return BadStore(said)
     return StoreError(said)
-
-
-def retry_after(reply: Response) -> float | None:
-    """Return the seconds that the answer asks us to wait, or None."""
-    value = reply.headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value[:9])
-    try:
-        moment = parsedate_to_datetime(value).timestamp()
-    except (ValueError, OverflowError):
-        return None
-    server_now = _header_time(reply) or clock.now()
-    return max(0.0, moment - server_now)
-
-
-def _header_time(reply: Response) -> float | None:
-    try:
-        return parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
-    except (ValueError, OverflowError):
-        return None

@@ -1,0 +1,1 @@
+"""Objects on a WebDAV server: Apache, nginx, lighttpd, Nextcloud, rclone, ..."""

@@ -1,0 +1,86 @@
+"""Two machines on one volume, on each WebDAV server, through /dev/fuse."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.engines.dav import KINDS, PASSWORD, USER, Dav
+from tests.mount.machine import Machine, eventually
+
+pytestmark = [pytest.mark.fuse, pytest.mark.webdav]
+
+
+@pytest.fixture
+def machines(place: Path) -> Iterator[list[Machine]]:
+    """Two machines without a URL; their mounts are killed at the end if need be."""
+    made = [Machine(place, name, url="nowhere:") for name in ("a", "b")]
+    yield made
+    for machine in made:
+        machine.kill()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_machines_write_and_see_each_other(kind: str, machines: list[Machine]) -> None:
+    with Dav(kind) as server:
+        for machine in machines:
+            machine.url = f"{server.url}/volumes/home"
+        one = machines[0]
+        one.format()
+        way = (server.files / "volumes" / "home" / "exclusive.txt").read_text().strip()
+        assert way == "move-folder"
+        for machine in machines:
+            machine.mount("-o", "sync_interval=1s")
+        data = os.urandom(3 << 20)
+        (one.mnt / "large").write_bytes(data)
+
+        def create(machine: Machine) -> None:
+            for i in range(10):
+                path = machine.mnt / f"{machine.place.name}{i}"
+                fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                os.write(fd, path.name.encode())
+                os.fsync(fd)
+                os.close(fd)
+
+        writers = [threading.Thread(target=create, args=(machine,)) for machine in machines]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        names = {f"{name}{i}" for name in "ab" for i in range(10)} | {"large"}
+        for machine in machines:
+            eventually(lambda m=machine: set(os.listdir(m.mnt)) == names, within=30)
+            for name in names - {"large"}:
+                assert (machine.mnt / name).read_text() == name
+            assert (machine.mnt / "large").read_bytes() == data
+        assert one.status()["store"]["exclusive_create"] == way
+        for machine in machines:
+            machine.umount()
+
+
+def test_a_password_comes_from_a_file_and_shows_nowhere(machines: list[Machine]) -> None:
+    one, _ = machines
+    secret = one.place / "password"
+    secret.write_text(f"{PASSWORD}\n")
+    secret.chmod(0o600)
+    with Dav("apache", auth="digest") as server:
+        one.url = f"{server.url}/v"
+        said = one.run("format", one.url, code=13).stderr.splitlines()[-1]
+        assert "user=" in said and "password_file=" in said
+        options = ("-o", f"user={USER},password_file={secret}")
+        one.format(*options)
+        one.mount(*options)
+        (one.mnt / "f").write_text("hello")
+        shown = one.run("status").stdout + Path(f"/proc/{one.pid}/cmdline").read_text()
+        assert PASSWORD not in shown
+        one.umount()
+        secret.write_text("wrong\n")
+        said = one.run("mount", one.url, one.mnt, *options, code=13).stderr
+        assert "app password" in said and "wrong\n" not in said
+    said = one.run("format", f"webdav+http://{USER}:hunter2@127.0.0.1/v", code=2).stderr
+    assert "credentials do not belong into the URL" in said and "hunter2" not in said
+    assert len(said.splitlines()) == 1
