@@ -20,8 +20,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from megafs.cli import output
-from megafs.errors import BadStore, BadUsage, MegafsError, leaf
+from megafs.cli import ending, output
+from megafs.errors import BadStore, BadUsage
 
 USAGE = 1
 BUG = 4
@@ -31,6 +31,7 @@ FAILED = 32
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Mount, or unmount if called by such a name, and exit."""
+    ending.open_missing_outputs()
     args = list(sys.argv if argv is None else argv)
     umount = os.path.basename(args[0]).startswith("umount.")
     try:
@@ -38,16 +39,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (BadUsage, BadStore) as exc:
         output.note(str(exc))
         sys.exit(USAGE)
-    except KeyboardInterrupt:
-        output.note("interrupted")
-        sys.exit(INTERRUPTED)
-    except Exception as exc:
-        cause = leaf(exc)
-        if isinstance(cause, MegafsError):
-            output.note(str(cause))
-            sys.exit(FAILED)
-        output.note(f"{type(cause).__name__}: {cause}; this is a bug")
-        sys.exit(BUG)
+    except BaseException as exc:
+        if isinstance(exc, SystemExit | GeneratorExit):
+            raise
+        ends = ending.of(exc)
+        output.note(f"{ends.text}; this is a bug" if ends.is_bug else ends.text)
+        if ends.exit_code == ending.INTERRUPTED:
+            sys.exit(INTERRUPTED)
+        sys.exit(BUG if ends.is_bug else FAILED)
     sys.exit(0)
 
 
