@@ -97,6 +97,9 @@ class _ParentPipe:
         self._on_ready = on_ready
 
     def ready(self, facts: MountFacts) -> None:
+        # Not before: below autofs (x-systemd.automount) the kernel lets only the process group of
+        # whoever mounts reach the mountpoint until mount(8) has ended; others wait for that.
+        os.setsid()
         self._on_ready()
         self._send(Reply(result=facts))
 
@@ -160,10 +163,12 @@ def in_background(
 def _become_child(
     run: Callable[[ReadyListener], None], report: _ParentPipe, keep: set[int], fd: int
 ) -> NoReturn:
-    """Leave the session (the second fork gives up the chance of a new terminal), then *run*."""
+    """Leave the parent, then *run*; the session is left when the directory is usable.
+
+    The second fork makes this a process that leads no group, which setsid(2) asks for.
+    """
     code = MegafsError.exit_code
     try:
-        os.setsid()
         if os.fork():
             os._exit(0)
         os.write(fd, b"%d\n" % os.getpid())
