@@ -402,6 +402,7 @@ def _start_tasks(
         start("writing checkpoints", upkeep.keep_checkpoints, volume)
         if not process.is_dead:
             start("removing orphans", upkeep.reap_after, volume, process.predecessor)
+    start("checking the replica", upkeep.check_replica, volume)
     start("the heartbeat", volume.heartbeats.run)
     if volume.lease is not None:
         start("keeping the lease", upkeep.keep_lease, volume, volume.lease)
