@@ -1,13 +1,15 @@
 #!/bin/sh
 # Make a volume in a local directory, mount it, use it, and leave it mounted.
 #
-#   contrib/demo.sh [MOUNTPOINT]      (default: ~/megafs; `make demo MOUNTPOINT=...` does the same)
+#   contrib/demo.sh [MOUNTPOINT]      (`make demo MOUNTPOINT=...` does the same)
+#
+# The default is ~/megafs or, where something else is there (this checkout, for example),
+# ~/megafs-demo, ~/megafs-demo-2 and so on.
 #
 # Everything it makes lies in .demo/ of the checkout.  Run it again at will.
 set -eu
 cd "$(dirname "$0")/.."
 
-mountpoint=${1:-$HOME/megafs}
 megafs=${MEGAFS_VENV:-$PWD/.venv}/bin/megafs
 demo=$PWD/.demo
 url=file://$demo/store
@@ -17,7 +19,12 @@ umask 077
 
 title() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 run() { # show a command, then do it
-    printf '$ %s\n' "$*" | sed "s|$megafs|megafs|g"
+    shown=
+    for word; do
+        [ "$word" != "$megafs" ] || word=megafs
+        shown="$shown $word"
+    done
+    printf '$%s\n' "$shown"
     "$@"
 }
 mounted() { mountpoint -q "$mountpoint" 2>/dev/null; }
@@ -25,6 +32,23 @@ mount_it() {
     run "$megafs" mount "$url" "$mountpoint" --passphrase-file "$demo/passphrase" \
         --state-dir "$demo/state" --cache-dir "$demo/cache"
 }
+
+# A mount of the demo is taken before a free name: run again, it shows what is there.
+source_of() { findmnt -n -o FSTYPE --mountpoint "$1" 2>/dev/null || true; }
+is_demo() { [ "$(source_of "$1")" = fuse.megafs ] && [ -e "$1/hello.txt" ]; }
+is_free() { [ -z "$(source_of "$1")" ] && [ -z "$(ls -A "$1" 2>/dev/null)" ] && { [ -d "$1" ] || [ ! -e "$1" ]; }; }
+default_place() {
+    for test in is_demo is_free; do
+        for name in megafs megafs-demo megafs-demo-2 megafs-demo-3 megafs-demo-4; do
+            if "$test" "$HOME/$name"; then
+                printf '%s\n' "$HOME/$name"
+                return
+            fi
+        done
+    done
+    printf '%s\n' "$HOME/megafs-demo"
+}
+mountpoint=${1:-$(default_place)}
 
 if mounted; then
     if [ ! -e "$mountpoint/hello.txt" ]; then

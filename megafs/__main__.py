@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NoReturn
 
 from megafs import garbage
@@ -9,8 +10,11 @@ from megafs import garbage
 
 def main() -> NoReturn:
     """Run the command line of this process, and exit."""
-    with garbage.paused():
-        from megafs.cli import main as command
+    try:
+        with garbage.paused():
+            from megafs.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)  # as `command.main` would; nothing has begun
     command.main()
 
 

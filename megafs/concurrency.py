@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import trio
 
@@ -20,6 +20,7 @@ from megafs.errors import leaf
 from megafs.supervisor import run_once
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _in_place: ContextVar[bool] = ContextVar("offload_in_place", default=False)
 _limiters: dict[str, trio.CapacityLimiter] = {}
@@ -27,6 +28,15 @@ _limiters: dict[str, trio.CapacityLimiter] = {}
 # The threads of each kind of work: ciphers gain nothing beyond the cores; disk waits more than it
 # works, and a stuck disk must not take the threads that ciphers need.
 _LIMITS = {"cpu": max(2, os.cpu_count() or 2), "disk": 8, "net": 40, "kernel": 4}
+
+
+def run_interruptible(work: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """Run *work* as trio.run does; Ctrl-C comes where it waits, as a cancellation would.
+
+    trio's own way is to raise KeyboardInterrupt between any two steps of a task, also in what
+    counts on not being interrupted: an operation on the tree, or a close half done.
+    """
+    return trio.run(work, *args, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ unknown names are refused.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,9 @@ class Settings(Struct, frozen=True):
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtpe]?)(i?b?)\Z", re.IGNORECASE)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|min|m|h|d|)\Z", re.IGNORECASE)
+#: The longest number that is taken: int() and float() refuse, or lose, what is far longer.
+_DIGITS = 30
+_AGES = 10_000 * 366 * 86400.0
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -105,21 +109,32 @@ def parse_size(text: str) -> int:
     """Return the bytes that *text* means: "4096", "10G" and "10GiB" (2^30), "50GB" (10^9)."""
     match = _SIZE.match(text.strip())
     if match is None:
-        raise BadUsage(f"not a size: {text!r} (examples: 4096, 512K, 10G, 50GB, 1.5TiB)")
+        raise BadUsage(f"not a size: {_shortened(text)} (examples: 4096, 512K, 10G, 50GB, 1.5TiB)")
     number, letter, unit = match.groups()
     base = 1000 if unit.lower() == "b" and letter else 1024
     if unit.lower() == "i" or (unit.lower() == "ib" and not letter):
-        raise BadUsage(f"not a size: {text!r} (examples: 4096, 512K, 10G, 50GB, 1.5TiB)")
+        raise BadUsage(f"not a size: {_shortened(text)} (examples: 4096, 512K, 10G, 50GB, 1.5TiB)")
     power = " kmgtpe".index(letter.lower()) if letter else 0
-    return int(float(number) * base**power)
+    if len(number) > _DIGITS or (size := float(number) * base**power) >= 2**63:
+        raise BadUsage(f"not a size: {_shortened(text)} is more than any disk holds")
+    return int(size)
 
 
 def parse_duration(text: str) -> float:
     """Return the seconds that *text* means: "1.5", "500ms", "30s", "2min", "1h"."""
     match = _DURATION.match(text.strip())
     if match is None:
-        raise BadUsage(f"not a length of time: {text!r} (examples: 1.5, 500ms, 30s, 2min, 1h)")
-    return float(match.group(1)) * _SECONDS[match.group(2).lower()]
+        raise BadUsage(
+            f"not a length of time: {_shortened(text)} (examples: 1.5, 500ms, 30s, 2min, 1h)"
+        )
+    number, unit = match.groups()
+    if len(number) > _DIGITS or (seconds := float(number) * _SECONDS[unit.lower()]) > _AGES:
+        raise BadUsage(f"not a length of time: {_shortened(text)} is more than 10,000 years")
+    return seconds
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def state_home(environ: Mapping[str, str] | None = None, *, root: bool | None = None) -> Path:
@@ -158,6 +173,12 @@ def _home(
     if base.startswith("/"):
         return Path(base) / "megafs"
     home = environ.get("HOME", "")
+    if not home.startswith("/"):
+        # mount(8) and systemd may start us without it.
+        try:
+            home = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            home = ""
     if not home.startswith("/"):
         raise BadUsage(f"neither {variable} nor {xdg} nor HOME says where to keep files")
     return Path(home) / below_home / "megafs"

@@ -199,6 +199,34 @@ class MountFailed(Stopped):
     exit_code = 32
 
 
+#: What a disk, or the limits of this machine, may answer to any call; no mistake of the program.
+_OF_THIS_MACHINE = frozenset(
+    {e.ENOSPC, e.EDQUOT, e.EROFS, e.EIO, e.EMFILE, e.ENFILE, e.ENOMEM, e.ESTALE}
+)
+
+
+def of_this_machine(exc: BaseException) -> MegafsError | None:
+    """Return what to say of an error of the operating system, or None if it may be a bug.
+
+    A file that cannot be had is none (the error names it), nor is a full disk or too little memory.
+    """
+    if isinstance(exc, MemoryError):
+        return Stopped("there is not enough memory")
+    if not isinstance(exc, OSError) or exc.strerror is None:
+        return None
+    if exc.filename is None and exc.errno not in _OF_THIS_MACHINE:
+        return None
+    name = exc.filename
+    if isinstance(name, bytes):
+        name = name.decode("utf-8", "backslashreplace")
+    text = exc.strerror if name is None else f"{name}: {exc.strerror}"
+    if exc.errno in (e.ENOSPC, e.EDQUOT):
+        return Full(text)
+    if exc.errno in (e.EACCES, e.EPERM, e.EROFS):
+        return Denied(text)
+    return Stopped(text)
+
+
 def leaf(exc: BaseException) -> BaseException:
     """Return the one error inside nested exception groups that says most about the cause.
 

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from megafs.errors import BadUsage
 from megafs.printable import indented, printable
 
 # Compiled when the first line is written: they take 3 ms, of every start.
@@ -108,6 +109,17 @@ def set_up(target: str, *, debug: bool = False, environ: Mapping[str, str] | Non
     # A full disk or a closed terminal must not turn a log line into an error of the mount.
     logging.raiseExceptions = False
     logging.captureWarnings(True)
+
+
+def check_file(path: str) -> None:
+    """Make sure that the log can be written to *path*; BadUsage says why not.
+
+    For while there is somebody to tell: a mount in the background opens its log after the fork.
+    """
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        raise BadUsage(f"option log: {path}: {exc.strerror}") from None
 
 
 def _handler(target: str, environ: Mapping[str, str]) -> logging.Handler:

@@ -10,25 +10,29 @@ from rich.pretty import Pretty
 from megafs.chunks.stage import StagedPack
 from megafs.config import Parameters, Settings
 from megafs.crypto import kdf
+from megafs.crypto.volume_keys import Keyring
 from megafs.mount.lifecycle import MountRequest
 from megafs.mount.mountpoint import Directory
 from megafs.mount.options import MountOptions
 from megafs.stores.s3.sigv4 import Credentials
-from megafs.volume.create import Formatted
-from megafs.volume.header import Credential, Header, Slot
+from megafs.volume.header import Credential, Header, Slot, Unlocked
+from megafs.volume.header_store import Changed
 
 SECRET = "hunter2hunter2"
 BYTES = SECRET.encode()
 COST = kdf.Cost(1, 64, 1)
 CREDENTIAL = Credential(passphrase=SECRET, keyfile=BYTES, recovery=SECRET)
 SLOT = Slot(b"id", "passphrase", "home", 0, b"salt", COST, BYTES)
+HEADER = Header(b"fsid", 1, 1, 0, Parameters(), True, (SLOT,), b"mac", BYTES)
 HOLDERS = (
     CREDENTIAL,
     Credentials("AKIA", SECRET, SECRET),
     kdf.Task(BYTES, b"salt", COST, BYTES),
     SLOT,
-    Header(b"fsid", 1, 1, 0, Parameters(), True, (SLOT,), b"mac", BYTES),
-    Formatted(b"fsid", 1, True, Parameters(), SECRET),
+    HEADER,
+    Changed(
+        Unlocked(HEADER, Keyring(b"f" * 16, {0: b"k" * 32}, 0), b"id", b"digest"), None, "", SECRET
+    ),
     MountRequest(
         "file:///x",
         "/mnt",

@@ -16,6 +16,12 @@ from megafs.mount.options import MountOptions, Secrets, parse
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+new_recovery_key_option = click.option(
+    "--recovery-key-file",
+    type=click.Path(path_type=Path),
+    help="New file that the recovery key is written to, for you alone, instead of stdout.",
+)
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import click
 from msgspec.structs import replace
 
 from megafs.cli import arguments, output
+from megafs.cli.recovery_output import RecoveryKeyOutput
 from megafs.config import DEFAULT_QUOTA, Parameters, parse_size
 from megafs.errors import BadUsage
 
@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     " [MEGAFS_KDF; default]",
 )
 @click.option("--label", default="", help="Name of the key slot, for megafs key list.")
-@click.option("--no-recovery-key", is_flag=True, help="Do not show a recovery key.")
+@click.option("--no-recovery-key", is_flag=True, help="Make no recovery key.")
+@arguments.new_recovery_key_option
 @arguments.json_option
 def command(
     url: str,
@@ -63,14 +64,17 @@ def command(
     kdf: str | None,
     label: str,
     no_recovery_key: bool,
+    recovery_key_file: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
     """Make a new volume at URL, which must be empty: file:///path or s3://bucket/prefix.
 
-    A missing bucket or directory is created.  The recovery key that is printed opens the volume
-    without the passphrase: write it down and keep it away from this machine.
+    A missing bucket or directory is created.  The recovery key that is printed, or written to a
+    file, opens the volume without the passphrase: keep it away from this machine.
     """
+    if no_recovery_key and recovery_key_file is not None:
+        raise BadUsage("--no-recovery-key and --recovery-key-file exclude each other")
     parameters = _parameters(quota, chunk_size, compression, deduplication)
     chosen = arguments.mount_options(
         url, options, state_dir=state_dir, cache_dir=cache_dir, **given
@@ -78,10 +82,12 @@ def command(
 
     from megafs.cli import passphrase
 
+    key_output = RecoveryKeyOutput(recovery_key_file, as_json=as_json)
     credential = passphrase.credential(chosen.secrets, new=True, prompt="New passphrase")
 
     import trio
 
+    from megafs.concurrency import run_interruptible
     from megafs.stores.stack import Traffic, open_store
     from megafs.volume.create import format_volume
     from megafs.volume.header import check_parameters
@@ -94,15 +100,16 @@ def command(
 
     def show(made: Formatted) -> None:
         if not as_json:
-            _show(url, made, no_recovery_key)
+            _show(url, made)
+            key_output.show_file()
+            output.flush()
             return
-        output.show_json(
+        key_output.show_json(
             {
                 "volume": made.fsid.hex(),
                 "url": url,
                 "generation": made.generation,
                 "create_if_absent": made.create_if_absent,
-                "recovery_key": None if no_recovery_key else made.recovery_key,
                 "parameters": _shown(made.parameters),
             }
         )
@@ -110,20 +117,22 @@ def command(
     async def make() -> None:
         store = open_store(url, settings.store_options, Traffic(patience=settings.deadline))
         try:
-            await format_volume(
-                store,
-                credential,
-                parameters,
-                profile=profile,
-                label=label,
-                say=lambda text: None if as_json else output.note(text),
-                on_new_keys=show,
-            )
+            with key_output.warning_if_void("megafs key list tells whether there is a volume"):
+                await format_volume(
+                    store,
+                    credential,
+                    parameters,
+                    profile=profile,
+                    label=label,
+                    say=lambda text: None if as_json else output.note(text),
+                    deliver=None if no_recovery_key else key_output.deliver,
+                    on_new_keys=show,
+                )
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()
 
-    trio.run(make)
+    run_interruptible(make)
     if not as_json:
         output.show(f"Use it with:  megafs mount {url} MOUNTPOINT")
 
@@ -156,7 +165,7 @@ def _shown(parameters: Parameters) -> dict[str, Any]:
     }
 
 
-def _show(url: str, made: Formatted, no_recovery_key: bool) -> None:
+def _show(url: str, made: Formatted) -> None:
     quota = made.parameters.quota
     how = "as Mega gave everyone" if quota == DEFAULT_QUOTA else ""
     output.show(f"volume {made.fsid.hex()} made at {url}")
@@ -175,14 +184,3 @@ def _show(url: str, made: Formatted, no_recovery_key: bool) -> None:
             "this store cannot create an object only if its name is free: one machine at a time"
             " can write to the volume"
         )
-    if not no_recovery_key:
-        output.show(
-            "",
-            "Recovery key, shown this once. It opens the volume without the passphrase; write it",
-            "down with the volume's id and keep it away from this machine:",
-            "",
-            f"    {made.recovery_key}",
-            f"    volume {made.fsid.hex()}",
-            "",
-        )
-    sys.stdout.flush()

@@ -12,12 +12,8 @@ import click
 from msgspec.structs import asdict, replace
 
 from megafs.cli import arguments, output
+from megafs.cli.recovery_output import RecoveryKeyOutput
 from megafs.mount.options import MountOptions, Secrets
-
-if TYPE_CHECKING:
-    from megafs.stores.base import ObjectStore
-    from megafs.volume.header import Credential, Unlocked
-    from megafs.volume.header_store import Changed
 
 if TYPE_CHECKING:
     from megafs.stores.base import ObjectStore
@@ -133,19 +129,80 @@ def add(url: str, label: str, kdf: str | None, as_json: bool, **given: Any) -> N
 @click.argument("slot")
 @arguments.volume_options
 @arguments.secret_options
+@click.option(
+    "--recovery-key-file",
+    type=click.Path(path_type=Path),
+    help="File whose first line is the recovery key, to show that you have it.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @arguments.json_option
-def remove(url: str, slot: str, as_json: bool, **given: Any) -> None:
-    """Remove the key slot SLOT (its id, the start of it, or its label); never the last one."""
+def remove(
+    url: str,
+    slot: str,
+    recovery_key_file: Path | None,
+    yes: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Remove the key slot SLOT (its id, the start of it, or its label); never the last one.
+
+    The slot that opens the volume for this very command goes only if something else opens it: where
+    nothing but a recovery key is left, it has to be shown (typed, or --recovery-key-file).
+    """
     from megafs.volume import header_store
 
     chosen, _ = _split(url, given)
 
     async def change(store: ObjectStore, unlocked: Unlocked) -> Changed:
-        return await header_store.remove_slot(
-            store, unlocked, header_store.find_slot(unlocked.header, slot)
-        )
+        which = header_store.find_slot(unlocked.header, slot)
+        keeping: bytes | None = unlocked.slot_id
+        if which == keeping or recovery_key_file is not None:
+            keeping = await _other_way_in(
+                unlocked, which, recovery_key_file, ask=not (as_json or yes)
+            )
+        return await header_store.remove_slot(store, unlocked, which, keeping)
 
     _change(url, chosen, change, as_json)
+
+
+async def _other_way_in(
+    unlocked: Unlocked, going: bytes, recovery_key_file: Path | None, *, ask: bool
+) -> bytes | None:
+    """Return the slot that opens the volume once *going* is gone, None if that is somebody else's.
+
+    ask: somebody may be asked, if there is a terminal.  Raises BadUsage if nobody is known to have
+    what another slot needs, click.Abort if the answer is no.
+    """
+    from megafs.cli import passphrase
+    from megafs.errors import BadUsage
+    from megafs.volume import header as headers
+    from megafs.volume import isolated_unlock
+    from megafs.volume.header import Credential
+
+    others = [slot for slot in unlocked.header.slots if slot.id != going]
+    if not others:
+        return None  # `remove_slot` has the sentence for that
+    at_terminal = sys.stdin.isatty()
+    only_recovery = all(slot.kind == headers.RECOVERY for slot in others)
+    if only_recovery and recovery_key_file is None and not at_terminal:
+        raise BadUsage(
+            "this is the slot that opened the volume, and only a recovery key would open it"
+            " afterwards: show that you have it with --recovery-key-file FILE, or make a new one"
+            " first (megafs key recovery-key)"
+        )
+    if only_recovery or recovery_key_file is not None:
+        if recovery_key_file is None:
+            output.note(
+                "only a recovery key will open the volume afterwards: show that you have it"
+            )
+        recovery = Credential(recovery=passphrase.recovery_key(recovery_key_file))
+        return (await isolated_unlock.unlock(unlocked.header, recovery)).slot_id
+    if ask and at_terminal:
+        passphrase.confirm(
+            "This is the slot that opened the volume; the others may be other people's."
+            " Do you have what one of them needs?"
+        )
+    return None
 
 
 @command.command(name="change")
@@ -221,13 +278,20 @@ def recover(
 @click.argument("url")
 @arguments.volume_options
 @arguments.secret_options
+@arguments.new_recovery_key_option
 @arguments.json_option
-def recovery_key(url: str, as_json: bool, **given: Any) -> None:
-    """Make a new recovery key; the one before is no longer valid."""
+def recovery_key(url: str, recovery_key_file: Path | None, as_json: bool, **given: Any) -> None:
+    """Make a new recovery key; the one before is no longer valid once this has succeeded."""
     from megafs.volume import header_store
 
     chosen, _ = _split(url, given)
-    _change(url, chosen, header_store.new_recovery_key, as_json)
+    key_output = RecoveryKeyOutput(recovery_key_file, as_json=as_json)
+
+    async def change(store: ObjectStore, unlocked: Unlocked) -> Changed:
+        with key_output.warning_if_void("keep the one before as well, and do this again"):
+            return await header_store.new_recovery_key(store, unlocked, key_output.deliver)
+
+    _change(url, chosen, change, as_json, key_output)
 
 
 @command.command(name="rotate")
@@ -238,15 +302,24 @@ def recovery_key(url: str, as_json: bool, **given: Any) -> None:
 @kdf_option
 @click.option("--new", "fresh", is_flag=True, help="Ask for a new passphrase as well.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@arguments.new_recovery_key_option
 @arguments.json_option
-def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **given: Any) -> None:
+def rotate(
+    url: str,
+    kdf: str | None,
+    fresh: bool,
+    yes: bool,
+    recovery_key_file: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Begin a new epoch: a new master key for everything that is written from now on.
 
     For when the old key may have leaked.  Only the passphrase or key file that opens the volume now
-    (or the new one that is given) and a new recovery key, which is printed, open it afterwards;
-    other key slots go.  Running mounts stop writing and have to be mounted again; what they have
-    staged is kept.  What was written before stays sealed under the old key: megafs key reencrypt
-    changes that.
+    (or the new one that is given) and a new recovery key, which is printed or written to a file,
+    open it afterwards; other key slots go.  Running mounts stop writing and have to be mounted
+    again; what they have staged is kept.  What was written before stays sealed under the old key:
+    megafs key reencrypt changes that.
     """
     from megafs.cli import passphrase
     from megafs.errors import BadUsage
@@ -257,23 +330,24 @@ def rotate(url: str, kdf: str | None, fresh: bool, yes: bool, as_json: bool, **g
     if not yes:
         if as_json or not sys.stdin.isatty():
             raise BadUsage("this drops the key slots of others and stops running mounts: say --yes")
-        click.confirm(
-            "Other key slots are dropped, and running mounts have to be mounted again. Go on?",
-            abort=True,
-            err=True,
+        passphrase.confirm(
+            "Other key slots are dropped, and running mounts have to be mounted again. Go on?"
         )
+    key_output = RecoveryKeyOutput(recovery_key_file, as_json=as_json)
     credential = passphrase.credential(chosen.secrets, prompt=f"Passphrase for {url}")
 
     async def work(store: ObjectStore) -> None:
-        await rotating.rotate(
-            store,
-            url,
-            credential,
-            chosen.settings,
-            new if asked else None,
-            profile=_profile(kdf),
-            on_new_keys=lambda changed: _show_change(changed, as_json),
-        )
+        with key_output.warning_if_void("megafs key list shows which keys the volume has"):
+            await rotating.rotate(
+                store,
+                url,
+                credential,
+                chosen.settings,
+                new if asked else None,
+                deliver=key_output.deliver,
+                profile=_profile(kdf),
+                on_new_keys=lambda changed: _show_change(changed, as_json, key_output),
+            )
 
     _with_store(url, chosen, work)
 
@@ -330,6 +404,7 @@ def _split(url: str, given: dict[str, Any]) -> tuple[MountOptions, Callable[[], 
 def _with_store(url: str, chosen: MountOptions, work: Callable[[ObjectStore], Awaitable[T]]) -> T:
     import trio
 
+    from megafs.concurrency import run_interruptible
     from megafs.stores.stack import Traffic, open_store
 
     async def run() -> T:
@@ -342,7 +417,7 @@ def _with_store(url: str, chosen: MountOptions, work: Callable[[ObjectStore], Aw
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                 await store.aclose()
 
-    return trio.run(run)
+    return run_interruptible(run)
 
 
 def _change(
@@ -350,6 +425,7 @@ def _change(
     chosen: MountOptions,
     change: Callable[[ObjectStore, Unlocked], Awaitable[Changed]],
     as_json: bool,
+    key_output: RecoveryKeyOutput | None = None,
 ) -> None:
     from megafs.cli import passphrase
     from megafs.volume.unlock import remember_keys, unlock
@@ -359,27 +435,29 @@ def _change(
     async def work(store: ObjectStore) -> None:
         found = await unlock(store, url, credential, chosen.settings)
         changed = await change(store, found.unlocked)
-        _show_change(changed, as_json)
+        _show_change(changed, as_json, key_output)
         await remember_keys(found, changed.unlocked)
 
     _with_store(url, chosen, work)
 
 
-def _show_change(changed: Changed, as_json: bool) -> None:
-    """Print what was changed, with the new recovery key: at once, for nothing else has it."""
-    slot = changed.slot_id.hex() if changed.slot_id else None
-    if as_json:
-        output.show_json(
-            {
-                "volume": changed.unlocked.header.fsid.hex(),
-                "generation": changed.unlocked.header.generation,
-                "slot": slot,
-                "text": changed.text,
-                "recovery_key": changed.recovery,
-            }
-        )
+def _show_change(
+    changed: Changed, as_json: bool, key_output: RecoveryKeyOutput | None = None
+) -> None:
+    """Print what was changed.  key_output: what has taken the new recovery key, if one was made."""
+    if not as_json:
+        output.show(changed.text)
+        if key_output is not None:
+            key_output.show_file()
+        output.flush()
         return
-    output.show(changed.text)
-    if changed.recovery:
-        output.show("", "Recovery key, shown this once:", "", f"    {changed.recovery}", "")
-    sys.stdout.flush()
+    document = {
+        "volume": changed.unlocked.header.fsid.hex(),
+        "generation": changed.unlocked.header.generation,
+        "slot": changed.slot_id.hex() if changed.slot_id else None,
+        "text": changed.text,
+    }
+    if key_output is None:
+        output.show_json({**document, "recovery_key": None})
+    else:
+        key_output.show_json(document)

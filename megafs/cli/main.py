@@ -18,8 +18,8 @@ import click
 
 import megafs
 from megafs import garbage, logs
-from megafs.cli import output
-from megafs.errors import BadUsage, MegafsError, leaf
+from megafs.cli import ending, output
+from megafs.errors import BadUsage, MegafsError
 from megafs.hardening import protect_memory
 from megafs.printable import indented
 
@@ -121,6 +121,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit."""
     protect_memory()
+    ending.open_missing_outputs()
     args = list(sys.argv[1:] if argv is None else argv)
     # Or what is logged would be printed by `logging` itself, as it is; a mount chooses another way.
     logs.set_up("terminal", debug=_is_debugging(args))
@@ -133,19 +134,24 @@ def run(args: list[str]) -> int:
     as_json = "--json" in args
     output.document_is_out = False
     try:
-        code = cli.main(args=args, prog_name="megafs", standalone_mode=False)
-        sys.stdout.flush()
+        # Not cli.main(), which has its own way with errors and prints an empty line after Ctrl-C.
+        with cli.make_context("megafs", args) as ctx:
+            code = cli.invoke(ctx)
+        output.flush()
         return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as exc:  # after --help and --version
+        return _flushed(exc.exit_code, as_json=as_json, debug=debug)
     except BrokenPipeError:
         # Whoever read our output has left: nothing to tell, and nobody to tell it to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.discard(sys.stdout)
         return MegafsError.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        output.note("interrupted")
-        return 130
+    except click.Abort:
+        return report_error(KeyboardInterrupt(), as_json=as_json, debug=debug)
     except click.ClickException as exc:
         return report_error(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
-    except Exception as exc:
+    except BaseException as exc:  # noqa: ASYNC103  (nothing here is run by trio)
+        if isinstance(exc, SystemExit | GeneratorExit):
+            raise
         return report_error(exc, as_json=as_json, debug=debug)
 
 
@@ -155,23 +161,43 @@ def _is_debugging(args: Sequence[str]) -> bool:
 
 def report_error(exc: BaseException, *, as_json: bool, debug: bool) -> int:
     """Print *exc* in one line for the user; return the exit code."""
-    cause = leaf(exc)
-    if isinstance(cause, KeyboardInterrupt):
-        output.note("interrupted")
-        return 130
-    ours = isinstance(cause, MegafsError)
-    code = cause.exit_code if isinstance(cause, MegafsError) else MegafsError.exit_code
-    text = str(cause) if ours else f"{type(cause).__name__}: {cause}"
+    ends = ending.of(exc)
+    if ends.exit_code == ending.INTERRUPTED:
+        if sys.stderr.isatty():
+            output.line_ends()  # of the prompt, or the ^C that the terminal shows
+        output.note(ends.text)
+        return ends.exit_code
+    try:
+        output.flush()
+    except OSError:
+        pass
+    except output.OutputLost as lost:
+        # click prints help by itself.
+        ends = ending.of(lost) if isinstance(exc, OSError) else ends
+        as_json = False
     if debug:
         for line in indented("".join(traceback.format_exception(exc))):
             sys.stderr.write(f"{line}\n")
     if as_json and not output.document_is_out:
-        output.show_json({"error": {"text": text, "exit_code": code, "kind": type(cause).__name__}})
-        return code
-    output.note(text)
-    if not ours and not debug:
+        document = {"text": ends.text, "exit_code": ends.exit_code, "kind": ends.kind}
+        try:
+            output.show_json({"error": document})
+        except (BrokenPipeError, output.OutputLost):
+            output.note(ends.text)
+        return ends.exit_code
+    output.note(ends.text)
+    if ends.is_bug and not debug:
         output.note("this is a bug; megafs --debug ... shows where it happened")
-    return code
+    return ends.exit_code
+
+
+def _flushed(code: int, *, as_json: bool, debug: bool) -> int:
+    """Return *code*, or that of the error if stdout does not take what click has printed."""
+    try:
+        output.flush()
+        return code
+    except (BrokenPipeError, output.OutputLost) as exc:
+        return report_error(exc, as_json=as_json, debug=debug)
 
 
 def _usage_text(exc: click.ClickException) -> str:

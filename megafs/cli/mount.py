@@ -96,18 +96,20 @@ def mount(
                 output.warn(f"option {name} is for root: ignored")
 
     with garbage.paused():
+        from megafs import logs
         from megafs.cli import passphrase
         from megafs.mount.mountpoint import canonical
         from megafs.mount.prepare import prepare
         from megafs.volume import kdf_process
 
+    if options.log not in (None, "stderr", "syslog"):
+        logs.check_file(options.log)
     at = canonical(path)
     directory = prepare(at, options)
     credential = passphrase.credential(options.secrets, prompt=f"Passphrase for {url}")
     early = kdf_process.begin(url, credential, options.settings.state_dir)
 
     _import_all(url)
-    from megafs import logs
     from megafs.mount import daemon, lifecycle
 
     request = lifecycle.MountRequest(url, at, directory, options, credential, early)

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from megafs import logs
-from megafs.cli import output
-from megafs.errors import BadStore, BadUsage, MegafsError, leaf
+from megafs.cli import ending, output
+from megafs.errors import BadStore, BadUsage
 from megafs.hardening import protect_memory
 
 USAGE = 1
@@ -34,6 +34,7 @@ FAILED = 32
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Mount, or unmount if called by such a name, and exit."""
     protect_memory()
+    ending.open_missing_outputs()
     logs.set_up("terminal")
     args = list(sys.argv if argv is None else argv)
     umount = os.path.basename(args[0]).startswith("umount.")
@@ -42,16 +43,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (BadUsage, BadStore) as exc:
         output.note(str(exc))
         sys.exit(USAGE)
-    except KeyboardInterrupt:
-        output.note("interrupted")
-        sys.exit(INTERRUPTED)
-    except Exception as exc:
-        cause = leaf(exc)
-        if isinstance(cause, MegafsError):
-            output.note(str(cause))
-            sys.exit(FAILED)
-        output.note(f"{type(cause).__name__}: {cause}; this is a bug")
-        sys.exit(BUG)
+    except BaseException as exc:
+        if isinstance(exc, SystemExit | GeneratorExit):
+            raise
+        ends = ending.of(exc)
+        output.note(f"{ends.text}; this is a bug" if ends.is_bug else ends.text)
+        if ends.exit_code == ending.INTERRUPTED:
+            sys.exit(INTERRUPTED)
+        sys.exit(BUG if ends.is_bug else FAILED)
     sys.exit(0)
 
 

@@ -10,13 +10,15 @@ on a terminal; elsewhere progress is a plain line every few seconds.  rich is im
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 from megafs import clock
+from megafs.errors import MegafsError
 from megafs.printable import printable
 
 #: Seconds between two lines of progress where there is no terminal.
@@ -29,11 +31,36 @@ PREFIX = "megafs: "
 document_is_out = False
 
 
+class OutputLost(MegafsError):
+    """Stdout did not take what was to be printed: a full disk behind it, or it is closed."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(f"standard output cannot be written: {cause.strerror}")
+
+
 def note(*lines: str) -> None:
-    """Tell the user something on stderr."""
-    for line in lines:
-        sys.stderr.write(f"{PREFIX}{printable(line)}\n")
-    sys.stderr.flush()
+    """Tell the user something on stderr; where that cannot be, the exit code has to do."""
+    try:
+        for line in lines:
+            sys.stderr.write(f"{PREFIX}{printable(line)}\n")
+        sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
+def line_ends() -> None:
+    """Begin a new line on stderr."""
+    try:
+        sys.stderr.write("\n")
+    except OSError:
+        discard(sys.stderr)
+
+
+def discard(stream: IO[str]) -> None:
+    """Let *stream*, which failed, go nowhere: Python writes once more at the end what is in it."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def warn(text: str) -> None:
@@ -42,17 +69,37 @@ def warn(text: str) -> None:
 
 
 def show(*lines: str) -> None:
-    """Print a result."""
+    """Print a result.  BrokenPipeError: whoever read it has left.  OutputLost: it went nowhere."""
     for line in lines:
-        sys.stdout.write(printable(line) + "\n")
+        write(printable(line) + "\n")
+
+
+def write(text: str) -> None:
+    """Print *text* as it is; raises as `show` does."""
+    _to_stdout(lambda: sys.stdout.write(text))
+
+
+def flush() -> None:
+    """Bring everything that was printed to where stdout leads; raises as `show` does."""
+    _to_stdout(sys.stdout.flush)
+
+
+def _to_stdout(act: Callable[[], object]) -> None:
+    try:
+        act()
+    except OSError as exc:
+        discard(sys.stdout)
+        if isinstance(exc, BrokenPipeError):
+            raise
+        raise OutputLost(exc) from exc
 
 
 def show_json(value: Any) -> None:
     """Print the one document of --json."""
     global document_is_out
     document_is_out = True
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
-    sys.stdout.flush()
+    write(json.dumps(value, indent=2, default=str) + "\n")
+    flush()
 
 
 def rows(pairs: list[tuple[str, str]], indent: str = "  ") -> list[str]:

@@ -14,10 +14,15 @@ from __future__ import annotations
 import ctypes
 import getpass
 import os
+import signal
 import stat
 import subprocess
-from collections.abc import MutableMapping
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import click
 
 from megafs.cli import output
 from megafs.errors import BadUsage
@@ -93,7 +98,34 @@ def recovery_key(path: Path | None) -> str:
         return _first_line(_read(path, "recovery key file"), str(path))
     if not _has_terminal():
         raise BadUsage("there is no terminal to ask for the recovery key: give --recovery-key-file")
-    return getpass.getpass("Recovery key: ")
+    return _typed("Recovery key: ")
+
+
+def confirm(question: str) -> None:
+    """Ask a question at the terminal; raises click.Abort unless the answer is yes."""
+    with _interruptible():
+        click.confirm(question, abort=True, err=True)
+
+
+def _typed(prompt: str) -> str:
+    with _interruptible():
+        try:
+            return getpass.getpass(prompt)
+        except EOFError:
+            raise BadUsage("nothing was typed: the terminal is closed") from None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end what blocks, also below `run_interruptible`, which waits for a checkpoint."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _given(sources: Secrets, environ: MutableMapping[str, str]) -> str | None:
@@ -208,11 +240,11 @@ def _asked(prompt: str, *, new: bool, may_be_empty: bool) -> str:
     hint = " (empty: the key file alone)" if may_be_empty else ""
     while True:
         try:
-            first = getpass.getpass(f"{prompt}{hint}: ")
+            first = _typed(f"{prompt}{hint}: ")
             if not first and not may_be_empty:
                 output.note("an empty passphrase protects nothing")
                 continue
-            if not new or not first or getpass.getpass(f"{prompt} again: ") == first:
+            if not new or not first or _typed(f"{prompt} again: ") == first:
                 return first
         except EOFError:
             raise BadUsage("no passphrase was typed") from None

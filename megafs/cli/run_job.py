@@ -83,8 +83,7 @@ def _on_volume(
     settings: Settings,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    import trio
-
+    from megafs.concurrency import run_interruptible
     from megafs.jobs import pins, registry
     from megafs.volume.open import open_volume
 
@@ -97,7 +96,7 @@ def _on_volume(
             await volume.drain()
             return result
 
-    return trio.run(work)
+    return run_interruptible(work)
 
 
 class Finished(Protocol):

@@ -46,6 +46,7 @@ def command(
     import trio
 
     from megafs.cli.passphrase import credential
+    from megafs.concurrency import run_interruptible
     from megafs.jobs.salvage import salvage
     from megafs.stores.stack import Traffic, open_store
 
@@ -76,7 +77,7 @@ def command(
                 await store.aclose()
 
     with run_job.progress("salvage") as step:
-        result = trio.run(work, step)
+        result = run_interruptible(work, step)
     if as_json:
         run_job.show_json(result)
         return result.exit_code

@@ -41,14 +41,16 @@ async def rotate(
     settings: Settings,
     new: Callable[[], Credential] | None = None,
     *,
+    deliver: header_store.Deliver,
     profile: str = "default",
     on_new_keys: Callable[[Changed], None] = lambda changed: None,
 ) -> Changed:
     """Rotate the master key of the volume in *store*, which must not be mounted here.
 
     new: asks for what is to open the volume from now on, once the old credential was right.
+    deliver: takes the new recovery key, before the new key header is in the store.
     on_new_keys: called as soon as the new key header is in the store and the old one gone, before
-        anything else that can fail: the recovery key exists nowhere else and is to be shown now.
+        anything else that can fail.
     Raises Busy if this machine has the volume open.
     """
     found = await unlock(store, url, credential, settings)
@@ -58,7 +60,7 @@ async def rotate(
         if after.recovery is not None:
             after = Credential(passphrase=after.passphrase, keyfile=after.keyfile)
         found = await remember_rotation(found)
-        changed = await header_store.rotate(store, found.unlocked, after, profile=profile)
+        changed = await header_store.rotate(store, found.unlocked, after, deliver, profile=profile)
         on_new_keys(changed)
         await remember_keys(found, changed.unlocked)
     finally:

@@ -242,8 +242,9 @@ class ErrorReply(Struct, frozen=True):
         """Describe the cause of *exc*."""
         cause = errors.leaf(exc)
         kind = type(cause).__name__
-        if isinstance(cause, MegafsError):
-            return cls(str(cause), cause.exit_code, kind)
+        known = cause if isinstance(cause, MegafsError) else errors.of_this_machine(cause)
+        if known is not None:
+            return cls(str(known), known.exit_code, type(known).__name__)
         return cls(f"{kind}: {cause}", MegafsError.exit_code, kind)
 
     def exception(self) -> MegafsError:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from megafs.errors import BadUsage
 
+#: The longest number that is taken.
+_DIGITS = 30
+
 
 def as_text(text: str) -> str:
     """As it is."""
@@ -16,7 +19,10 @@ def as_text(text: str) -> str:
 
 def as_path(text: str) -> Path:
     """An absolute path; the mount's own directory changes to / later on."""
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as exc:  # ~nobody-of-that-name
+        raise BadUsage(f"{shortened(text)}: {exc}") from None
     if not path.is_absolute():
         path = Path.cwd() / path
     return path
@@ -26,11 +32,17 @@ def number_from(low: int, high: int) -> Callable[[str], int]:
     """Return a parser of whole numbers from *low* to *high*."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise BadUsage(f"not a number from {low} to {high}: {text!r}")
+        # int() refuses thousands of digits with an error of its own.
+        if not text.isdecimal() or len(text) > _DIGITS or not low <= int(text) <= high:
+            raise BadUsage(f"not a number from {low} to {high}: {shortened(text)}")
         return int(text)
 
     return parse
+
+
+def shortened(text: str) -> str:
+    """*text* in quotes, as far as one line has room for it."""
+    return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 def one_of(*names: str) -> Callable[[str], str]:
@@ -38,40 +50,44 @@ def one_of(*names: str) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise BadUsage(f"{text!r} is not one of {', '.join(names)}")
+            raise BadUsage(f"{shortened(text)} is not one of {', '.join(names)}")
         return text
 
     return parse
 
 
+#: 2^32 - 1 means "no change" to chown(2), and is nobody's.
+_id = number_from(0, 2**32 - 2)
+
+
 def as_uid(text: str) -> int:
     """A user, by number or name."""
     if text.isdecimal():
-        return int(text)
+        return _id(text)
     import pwd
 
     try:
         return pwd.getpwnam(text).pw_uid
     except KeyError:
-        raise BadUsage(f"there is no user {text!r}") from None
+        raise BadUsage(f"there is no user {shortened(text)}") from None
 
 
 def as_gid(text: str) -> int:
     """A group, by number or name."""
     if text.isdecimal():
-        return int(text)
+        return _id(text)
     import grp
 
     try:
         return grp.getgrnam(text).gr_gid
     except KeyError:
-        raise BadUsage(f"there is no group {text!r}") from None
+        raise BadUsage(f"there is no group {shortened(text)}") from None
 
 
 def as_mask(text: str) -> int:
     """An octal mask of permissions, 0 to 0777."""
     if not re.fullmatch(r"[0-7]{1,4}", text) or int(text, 8) > 0o777:
-        raise BadUsage(f"not an octal mask like 022: {text!r}")
+        raise BadUsage(f"not an octal mask like 022: {shortened(text)}")
     return int(text, 8)
 
 
@@ -79,5 +95,5 @@ def as_yes(text: str) -> bool:
     """Yes or no; yes if nothing is said."""
     lowered = text.lower()
     if lowered not in ("", "1", "0", "yes", "no", "true", "false", "on", "off"):
-        raise BadUsage(f"not yes or no: {text!r}")
+        raise BadUsage(f"not yes or no: {shortened(text)}")
     return lowered not in ("0", "no", "false", "off")

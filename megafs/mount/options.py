@@ -19,7 +19,7 @@ from megafs.config import Settings, cache_home, state_home
 from megafs.errors import BadUsage
 from megafs.mount import config_file
 from megafs.mount.option_table import OPTIONS
-from megafs.mount.option_values import as_path
+from megafs.mount.option_values import as_path, shortened
 from megafs.stores.drivers import known_options, owner_of
 
 #: Options of stores that name a file: the mount's directory changes to / later on.
@@ -172,6 +172,9 @@ def _add(collected: _Collected, name: str, value: str | None, known: frozenset[s
     """
     if name[:2] in ("x-", "X-"):
         return
+    if any(ord(char) < 32 or char == "\x7f" for char in name + (value or "")):
+        # NUL ends a path for the kernel, a newline a line of every log and mount table.
+        raise BadUsage(f"option {shortened(name)}: control characters cannot be in an option")
     option = OPTIONS.get(name) or OPTIONS.get(name.replace("-", "_"))
     if name in known and (option is None or (option.kind == "ignored" and value)):
         # "user" alone is mount(8)'s, user=NAME is the store's.
@@ -224,4 +227,4 @@ def _unknown(name: str, known: frozenset[str]) -> str:
 
     near = difflib.get_close_matches(name.lower().replace("-", "_"), candidates, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else "; docs/mount-options.md lists all"
-    return f"unknown option {name!r}{hint}"
+    return f"unknown option {shortened(name)}{hint}"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import trio
 
+from megafs.concurrency import run_interruptible
 from megafs.config import Settings
 from megafs.jobs.salvage import SalvageReport
 from megafs.jobs.salvage_view import salvaged
@@ -35,7 +36,7 @@ def run(
     path = mountpoint.canonical(at)
     mountpoint.check_fuse(allow_other=False)
     directory = mountpoint.check(path, nonempty=False)
-    trio.run(_main, url, path, directory, credential, settings, commit, say)
+    run_interruptible(_main, url, path, directory, credential, settings, commit, say)
 
 
 async def _main(

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 import apsw
+from msgspec import Struct
 from msgspec.structs import replace
 
 from megafs import clock
@@ -15,7 +16,6 @@ from megafs.config import Parameters
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import AlreadyThere, Exists
 from megafs.journal import commit as commit_format
-from megafs.secret_struct import SecretStruct
 from megafs.stores.base import ObjectStore
 from megafs.stores.probe import probe_create_if_absent, probe_largest
 from megafs.stores.stack import unlimited
@@ -26,16 +26,13 @@ from megafs.volume import header_store
 from megafs.volume.header import Credential
 
 
-class Formatted(SecretStruct, frozen=True):
-    """A new volume.  recovery_key: to be shown once and kept by the user."""
+class Formatted(Struct, frozen=True):
+    """A new volume."""
 
     fsid: bytes
     generation: int
     create_if_absent: bool
     parameters: Parameters
-    recovery_key: str
-
-    _shown = ("fsid", "generation", "create_if_absent", "parameters")
 
 
 async def format_volume(
@@ -46,13 +43,15 @@ async def format_volume(
     profile: str = "default",
     label: str = "",
     say: Callable[[str], None] = lambda text: None,
+    deliver: header_store.Deliver | None = None,
     on_new_keys: Callable[[Formatted], None] = lambda made: None,
 ) -> Formatted:
     """Make a volume in *store*, which is created if it may be.
 
     profile: what the passphrase costs to try (crypto/kdf.py).  say: called with each step, for
-    people.  on_new_keys: called as soon as the keys are in the store, before anything else that can
-    fail: the recovery key exists nowhere else and is to be shown now.
+    people.  deliver: takes the recovery key, before anything of the volume is in the store; without
+    it the volume has none.  on_new_keys: called as soon as the keys are in the store, before
+    anything else that can fail.
     Raises AlreadyThere if there is one, or anything else, in the store.
     """
     say("making the store, if it is not there")
@@ -81,10 +80,10 @@ async def format_volume(
         create_if_absent=primitive,
         profile=profile,
         label=label,
+        deliver=deliver,
     )
     header, keyring = made.unlocked.header, made.unlocked.keyring
-    assert made.recovery is not None
-    volume = Formatted(header.fsid, header.generation, primitive, header.parameters, made.recovery)
+    volume = Formatted(header.fsid, header.generation, primitive, header.parameters)
     on_new_keys(volume)
     await write_first_commit(store, keyring, header.generation)
     return volume

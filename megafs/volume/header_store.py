@@ -71,7 +71,7 @@ class Changed(SecretStruct, frozen=True):
     unlocked: the new header; remember it.
     slot_id: the slot that was made, if one was.
     text: for the person who asked.
-    recovery: a new recovery key, to be shown once and kept nowhere.
+    recovery: a new recovery key, which `Deliver` has taken already.
     """
 
     unlocked: Unlocked
@@ -82,6 +82,11 @@ class Changed(SecretStruct, frozen=True):
     _shown = ("unlocked", "slot_id", "text")
 
 
+#: Takes a new recovery key (the volume's id, the key as printed) to where somebody has it, before a
+#: slot for it is in any store: what it raises leaves the keys as they were.
+Deliver = Callable[[bytes, str], None]
+
+
 async def create(
     store: ObjectStore,
     credential: Credential,
@@ -90,8 +95,11 @@ async def create(
     create_if_absent: bool,
     profile: str = "default",
     label: str = "",
+    deliver: Deliver | None = None,
 ) -> Changed:
-    """Write the header of a new volume, with a slot for *credential* and one for a recovery key.
+    """Write the header of a new volume, with a slot for *credential*.
+
+    deliver: takes a recovery key, for which there is a slot then; without it there is none.
 
     Raises AlreadyThere if the store holds a key header already.
     """
@@ -100,11 +108,10 @@ async def create(
     if await _generations(store):
         raise AlreadyThere("there is a volume in that store already")
     keyring = Keyring(clock.random_bytes(FSID_SIZE), {0: clock.random_bytes(KEY_SIZE)}, 0)
-    recovery = kdf.format_recovery(clock.random_bytes(kdf.RECOVERY_SIZE))
-    slots = [
-        await _enrolled(keyring, credential, label, cost),
-        await _enrolled(keyring, Credential(recovery=recovery), "", cost),
-    ]
+    recovery = _new_recovery() if deliver is not None else None
+    slots = [await _enrolled(keyring, credential, label, cost)]
+    if deliver is not None and recovery is not None:
+        slots.append(await _delivered(keyring, recovery, deliver))
     made = headers.new(
         keyring,
         parameters=parameters,
@@ -208,12 +215,24 @@ async def add_passphrase(
     return Changed(after, slot.id, f"Key slot {slot.id.hex()} added ({slot.kind}).{remark}")
 
 
-async def remove_slot(store: ObjectStore, unlocked: Unlocked, slot_id: bytes) -> Changed:
-    """Remove a slot, never the last one."""
+async def remove_slot(
+    store: ObjectStore, unlocked: Unlocked, slot_id: bytes, keeping: bytes | None = None
+) -> Changed:
+    """Remove a slot, never the last one.
+
+    keeping: the slot that whoever asks goes on using.  Raises Busy if another machine removes it
+        meanwhile: each of two would trust in the slot that the other takes away.
+    """
     unlocked.header.slot(slot_id)
 
     def change(header: Header) -> Header:
-        if all(slot.id != slot_id for slot in header.slots):
+        there = {slot.id for slot in header.slots}
+        if keeping is not None and keeping not in there:
+            raise Busy(
+                f"another machine has just removed key slot {keeping.hex()}, which was to open the"
+                " volume afterwards; nothing was removed: see megafs key list"
+            )
+        if slot_id not in there:
             return header
         return headers.with_slot_removed(header, unlocked.keyring, slot_id)
 
@@ -279,12 +298,10 @@ async def recover(
     return Changed(replace(after, slot_id=slot.id), slot.id, text)
 
 
-async def new_recovery_key(store: ObjectStore, unlocked: Unlocked) -> Changed:
+async def new_recovery_key(store: ObjectStore, unlocked: Unlocked, deliver: Deliver) -> Changed:
     """Make a new recovery key; those made before open no later generation of the header."""
-    recovery = kdf.format_recovery(clock.random_bytes(kdf.RECOVERY_SIZE))
-    slot = await _enrolled(
-        unlocked.keyring, Credential(recovery=recovery), "", kdf.PROFILES["default"]
-    )
+    recovery = _new_recovery()
+    slot = await _delivered(unlocked.keyring, recovery, deliver)
     replaced = False
 
     def change(header: Header) -> Header:
@@ -308,6 +325,7 @@ async def rotate(
     store: ObjectStore,
     unlocked: Unlocked,
     credential: Credential,
+    deliver: Deliver,
     *,
     profile: str = "default",
 ) -> Changed:
@@ -323,8 +341,8 @@ async def rotate(
     )
     label = old.slot(unlocked.slot_id).label
     slot = await _enrolled(keyring, credential, label, cost)
-    recovery = kdf.format_recovery(clock.random_bytes(kdf.RECOVERY_SIZE))
-    rescue = await _enrolled(keyring, Credential(recovery=recovery), "", cost)
+    recovery = _new_recovery()
+    rescue = await _delivered(keyring, recovery, deliver)
     gone: list[Slot] = []
 
     def change(header: Header) -> Header:
@@ -374,6 +392,17 @@ async def _enrolled(keyring: Keyring, credential: Credential, label: str, cost: 
         )
 
     return await offload(enroll, abandon=True)
+
+
+def _new_recovery() -> str:
+    return kdf.format_recovery(clock.random_bytes(kdf.RECOVERY_SIZE))
+
+
+async def _delivered(keyring: Keyring, recovery: str, deliver: Deliver) -> Slot:
+    """Return a slot for a new recovery key that *deliver* has taken."""
+    slot = await _enrolled(keyring, Credential(recovery=recovery), "", kdf.PROFILES["default"])
+    deliver(keyring.fsid, recovery)
+    return slot
 
 
 async def _publish(

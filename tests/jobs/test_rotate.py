@@ -46,12 +46,18 @@ async def store() -> MemoryStore:
     return made
 
 
+def taken(fsid: bytes, recovery: str) -> None:
+    """Somebody has the recovery key: the test, from what the change returns."""
+
+
 async def turn(
     store: MemoryStore, machine: Machine, old: Credential = KEY, new: Credential | None = NEW
 ) -> header_store.Changed:
     settings = Settings(state_dir=machine.state, cache_dir=machine.base / "cache", stage_min_free=0)
     with in_place():
-        return await rotate(store, URL, old, settings, None if new is None else lambda: new)
+        return await rotate(
+            store, URL, old, settings, None if new is None else lambda: new, deliver=taken
+        )
 
 
 async def test_everything_is_there_and_new_data_has_the_new_key(
@@ -226,7 +232,7 @@ async def test_the_recovery_key_is_told_before_anything_else_can_fail(
     machine = Machine(tmp_path / "a")
     settings = Settings(state_dir=machine.state, cache_dir=machine.base / "cache", stage_min_free=0)
     with in_place(), pytest.raises(Unavailable):
-        await rotate(store, URL, KEY, settings, lambda: NEW, on_new_keys=told.append)
+        await rotate(store, URL, KEY, settings, lambda: NEW, deliver=taken, on_new_keys=told.append)
     assert told[0].recovery
     store.away = False
     async with machine.open(store, credential=Credential(recovery=told[0].recovery)) as volume:

@@ -163,3 +163,13 @@ def test_every_option_is_documented() -> None:
         assert re.search(rf"`{re.escape(name)}[=`]", text), name
         if option.kind != "refused":
             assert option.text in text, name
+
+
+def test_user_is_the_stores_where_it_has_such_an_option() -> None:
+    dav = "webdav+https://cloud.example/x"
+    asked = parse(dav, ["user=alice,password_file=p"], config={}, environ={})
+    assert asked.settings.store_options["user"] == "alice"
+    assert Path(asked.settings.store_options["password_file"]).is_absolute()
+    # As mount(8) hands it on for fstab.
+    assert "user" not in parse(dav, ["user"], config={}, environ={}).settings.store_options
+    assert parse("s3://b", ["user=root"], config={}, environ={}).settings.store_options == {}

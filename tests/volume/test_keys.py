@@ -17,6 +17,7 @@ from megafs.errors import (
     AlreadyThere,
     BadPassphrase,
     BadUsage,
+    Busy,
     Corrupt,
     Denied,
     NotAVolume,
@@ -45,8 +46,17 @@ def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def volume(store: MemoryStore, credential: Credential = ALICE) -> header_store.Changed:
     return await header_store.create(
-        store, credential, parameters=Parameters(), create_if_absent=True, label="first"
+        store,
+        credential,
+        parameters=Parameters(),
+        create_if_absent=True,
+        label="first",
+        deliver=taken,
     )
+
+
+def taken(fsid: bytes, recovery: str) -> None:
+    """Somebody has the recovery key: the test, from what the change returns."""
 
 
 async def opened(store: MemoryStore, credential: Credential = ALICE) -> Unlocked:
@@ -372,7 +382,7 @@ async def test_a_new_recovery_key_takes_the_place_of_every_old_one() -> None:
     store = MemoryStore()
     made = await volume(store)
 
-    change = await header_store.new_recovery_key(store, await opened(store))
+    change = await header_store.new_recovery_key(store, await opened(store), taken)
 
     assert change.recovery is not None
     assert change.recovery != made.recovery
@@ -385,13 +395,46 @@ async def test_a_new_recovery_key_takes_the_place_of_every_old_one() -> None:
     assert change.recovery not in change.text
 
 
+async def test_there_is_no_slot_for_a_recovery_key_that_nobody_took() -> None:
+    def lost(fsid: bytes, recovery: str) -> None:
+        raise BadUsage("the terminal is gone")
+
+    store = MemoryStore()
+    made = await header_store.create(store, ALICE, parameters=Parameters(), create_if_absent=True)
+    assert [slot.kind for slot in made.unlocked.header.slots] == [ALICE.kind]
+    assert made.recovery is None
+    before = dict(store.objects)
+    with pytest.raises(BadUsage, match="terminal"):
+        await header_store.new_recovery_key(store, await opened(store), lost)
+    with pytest.raises(BadUsage, match="terminal"):
+        await header_store.rotate(store, await opened(store), ALICE, lost)
+    assert dict(store.objects) == before
+    other = MemoryStore()
+    with pytest.raises(BadUsage, match="terminal"):
+        await header_store.create(
+            other, ALICE, parameters=Parameters(), create_if_absent=True, deliver=lost
+        )
+    assert not other.objects
+
+
+async def test_two_do_not_each_remove_the_slot_that_the_other_keeps() -> None:
+    store = MemoryStore()
+    await volume(store)
+    await header_store.add_passphrase(store, await opened(store), BOB)
+    alice, bob = await opened(store), await opened(store, BOB)
+    await header_store.remove_slot(store, bob, alice.slot_id, keeping=bob.slot_id)
+    with pytest.raises(Busy, match="nothing was removed"):
+        await header_store.remove_slot(store, alice, bob.slot_id, keeping=alice.slot_id)
+    assert await opened(store, BOB)
+
+
 async def test_a_recovery_key_can_be_made_where_there_was_none() -> None:
     store = MemoryStore()
     made = await volume(store)
     recovery_slot = made.unlocked.header.slots[1].id
     without = await header_store.remove_slot(store, await opened(store), recovery_slot)
 
-    change = await header_store.new_recovery_key(store, without.unlocked)
+    change = await header_store.new_recovery_key(store, without.unlocked, taken)
 
     assert await opened(store, Credential(recovery=change.recovery))
     assert "does not lock out" not in change.text
@@ -506,7 +549,7 @@ def test_any_changes_at_once_leave_one_whole_header_that_opens(operations: list[
                 elif operation == "change":
                     await header_store.change_passphrase(store, unlocked, mine, slot_id=bob.slot_id)
                 else:
-                    await header_store.new_recovery_key(store, unlocked)
+                    await header_store.new_recovery_key(store, unlocked, taken)
             except BadUsage:
                 refused.append(operation)  # somebody else took Bob's slot away first
 

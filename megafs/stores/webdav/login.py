@@ -46,6 +46,7 @@ class Challenge(Struct, frozen=True):
     opaque: str = ""
     algorithm: str = ""
     qop: bool = False
+    stale: bool = False
 
 
 class Login:
@@ -79,10 +80,11 @@ class Login:
             return _digest(secret, challenge, self._count, method, target)
         return None
 
-    def refused(self, asked: str, sent: str | None) -> bool:
+    def refused(self, asked: str, sent: str | None, *, again: bool = False) -> bool:
         """Learn from a 401; say whether the request is worth sending once more.
 
         asked: its WWW-Authenticate.  sent: the Authorization that was refused.
+        again: an Authorization was refused before, for the same request.
         """
         challenge = self._understood(asked)
         if sent is None:
@@ -90,15 +92,17 @@ class Login:
                 return False
             self._adopt(challenge)
             return bool(self._challenge.scheme)
-        if challenge.scheme == "digest" and challenge.nonce not in sent:
-            self._adopt(challenge)  # a nonce has an end; this is the next one
+        fresh = None if challenge.stale else self._read()
+        if fresh is not None and fresh != self._secret:
+            self._secret = fresh
+            self._adopt(challenge)
             return True
-        fresh = self._read()
-        if fresh is None or fresh == self._secret:
-            return False
-        self._secret = fresh
-        self._adopt(challenge)
-        return True
+        # A nonce has an end, and this is the next one.  Not every server says that it was stale;
+        # guessing for ever would have the account locked.
+        if challenge.scheme == "digest" and challenge.nonce not in sent:
+            self._adopt(challenge)
+            return challenge.stale or not again
+        return False
 
     def advice(self) -> str:
         """What to do about a refusal."""
@@ -209,6 +213,7 @@ def _challenges(asked: str) -> list[Challenge]:
                     values.get("opaque", ""),
                     algorithm,
                     bool(qops),
+                    values.get("stale", "").lower() == "true",
                 )
             )
         else:

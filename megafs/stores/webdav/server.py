@@ -103,17 +103,19 @@ class Server:
         limit: int = _SMALL,
         start: int = 0,
     ) -> Response:
-        for attempt in range(_LOGINS + 1):
+        refused = 0
+        while True:
             proof = self._login.header(method, target)
             sent = headers if proof is None else {**headers, "authorization": proof}
             reply = await self.session.request(method, target, sent, body, limit=limit, start=start)
+            asked = reply.headers.get("www-authenticate", "")
             if (
                 reply.status != 401
-                or attempt == _LOGINS
-                or not self._login.refused(reply.headers.get("www-authenticate", ""), proof)
+                or refused > _LOGINS
+                or not self._login.refused(asked, proof, again=refused > 0)
             ):
                 return reply
-        raise AssertionError
+            refused += proof is not None
 
     def error(self, reply: Response, what: str, *, write: bool) -> StoreError:
         """Return the error that *reply* is."""
