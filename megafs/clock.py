@@ -12,8 +12,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 _now_ns: Callable[[], int] = time.time_ns
+_boottime: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 _random_bytes: Callable[[int], bytes] = os.urandom
 # Jitter needs no secrecy, only independence between machines.
 _uniform: Callable[[float, float], float] = random.SystemRandom().uniform
@@ -27,6 +29,11 @@ def now_ns() -> int:
 def now() -> float:
     """Seconds since 1970."""
     return _now_ns() / 1e9
+
+
+def boottime() -> float:
+    """Seconds since this machine started, those that it was suspended included."""
+    return _boottime()
 
 
 def random_bytes(n: int) -> bytes:
@@ -43,16 +50,18 @@ def uniform(low: float, high: float) -> float:
 def replaced(
     *,
     now_ns: Callable[[], int] | None = None,
+    boottime: Callable[[], float] | None = None,
     random_bytes: Callable[[int], bytes] | None = None,
     uniform: Callable[[float, float], float] | None = None,
 ) -> Iterator[None]:
     """Put other sources in place for the block: virtual time, seeded randomness."""
-    global _now_ns, _random_bytes, _uniform
-    saved = (_now_ns, _random_bytes, _uniform)
+    global _now_ns, _boottime, _random_bytes, _uniform
+    saved = (_now_ns, _boottime, _random_bytes, _uniform)
+    _boottime = boottime or _boottime
     _now_ns = now_ns or _now_ns
     _random_bytes = random_bytes or _random_bytes
     _uniform = uniform or _uniform
     try:
         yield
     finally:
-        _now_ns, _random_bytes, _uniform = saved
+        _now_ns, _boottime, _random_bytes, _uniform = saved

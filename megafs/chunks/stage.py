@@ -600,6 +600,11 @@ class Stage:
         try:
             with trio.move_on_after(_ADOPTION):
                 await self._adopt(chunk_format.pack_name(pack.name), pack.path, pack.size)
+        except Exception:
+            # The other uploads, which would be cancelled with this one, must not pay for it.
+            if supervisor.raises():
+                raise
+            log.exception("the disk cache did not take a pack; this is a bug")
         finally:
             pack.adopted = False
             if pack.path in self._leaving:

@@ -115,8 +115,9 @@ class ChunkStore:
         self._loading: dict[Key, _Loading] = {}
         self._late: dict[Key, tuple[float, Unavailable]] = {}
         self._keys: OrderedDict[int, tuple[PackRow, bytes]] = OrderedDict()
-        # Chunks whose bytes were those that the tree says (`digest`) when they were read here.
-        self._whole: dict[Key, None] = {}
+        # Chunks whose bytes were those that the tree says (`digest`) when they were read here, each
+        # with the cached range that had them then: what is fetched again may be forged.
+        self._whole: dict[Key, int] = {}
         self._openers: OrderedDict[Key, aead.PartOpener] = OrderedDict()
         self._ahead = trio.CapacityLimiter(_AHEAD)
         self._ahead_size = 0  # plaintext, in bytes, that is being read ahead
@@ -172,32 +173,34 @@ class ChunkStore:
         A chunk that is not open costs a small read no more than the segments of 16 KiB that it lies
         in: 10 microseconds, where the whole of 256 KiB takes 200.  Only for chunks that were whole
         when they were last read here, for a part says nothing of the digest, and only if the disk
-        cache or the stage has them in memory.  Whatever is not as it should be is left to `read`.
+        cache, which has had them since, or the stage has them in memory.  Whatever is not as it
+        should be is left to `read`.
         """
         data = self._at_hand(extent)
         if data is not None:
             return memoryview(data)[start:end]
         key = (extent.pack, extent.offset)
-        if end - start > _PART or key not in self._whole or not chunk_format.is_plain(extent):
+        holder = self._whole.get(key)
+        if end - start > _PART or holder is None or not chunk_format.is_plain(extent):
             return None
         try:
             pack, _ = self._pack(extent.pack)
             opener = self._openers.get(key)
             if opener is None:
-                opener = self._new_opener(key, extent)
+                opener = self._new_opener(key, extent, holder)
                 if opener is None:
                     return None
             begin, stop = start + chunk_format.HEAD.size, end + chunk_format.HEAD.size
             at, upto = opener.sealed_range(begin, stop)
-            sealed = self._peek(pack, extent.offset + at, upto - at)
+            sealed = self._peek(pack, extent.offset + at, upto - at, holder)
             return None if sealed is None else opener.open(begin, stop, sealed)
         except Corrupt:
             self._whole.pop(key, None)
             return None
 
-    def _new_opener(self, key: Key, extent: Extent) -> aead.PartOpener | None:
+    def _new_opener(self, key: Key, extent: Extent, holder: int) -> aead.PartOpener | None:
         pack, pack_key = self._pack(extent.pack)
-        header = self._peek(pack, extent.offset, aead.HEADER_SIZE)
+        header = self._peek(pack, extent.offset, aead.HEADER_SIZE, holder)
         if header is None:
             return None
         opener = chunk_format.part_opener(
@@ -208,11 +211,11 @@ class ChunkStore:
             self._openers.popitem(last=False)
         return opener
 
-    def _peek(self, pack: PackRow, offset: int, length: int) -> bytes | None:
+    def _peek(self, pack: PackRow, offset: int, length: int, holder: int) -> bytes | None:
         staged = self._stage.read_part(pack.pack, offset, length)
         if staged is not None:
             return staged
-        return self._cache.peek(chunk_format.pack_name(pack.name), offset, length)
+        return self._cache.peek(chunk_format.pack_name(pack.name), offset, length, holder)
 
     def _at_hand(self, extent: Extent) -> Data | None:
         if extent.pack == 0:
@@ -371,19 +374,24 @@ class ChunkStore:
         pack, key = self._pack(group[0].pack)
         staged = [self._stage.read(extent) for extent in group]
         sealed = [part for part in staged if part is not None]
+        holder = 0
         if len(sealed) == len(group):
             try:
-                return await self._open(pack, key, group, sealed)
+                return await self._open(pack, key, group, sealed, holder)
             except Corrupt as exc:
                 # A pack file that a power cut or a backup left short: the store may have it whole.
                 log.warning("staged bytes are not whole, asking the store: %s", exc)
         name = chunk_format.pack_name(pack.name)
         start, length = ranges.span(group)
         for attempt in (1, 2):
+            before = self._cache.holder(name, start, length)
             body = memoryview(await self._store.get(name, start, length))
+            holder = self._cache.holder(name, start, length)
+            if holder != (before or self._cache.newest):
+                holder = 0  # it may have come meanwhile, for somebody else
             parts = [body[e.offset - start : e.offset - start + e.sealed] for e in group]
             try:
-                return await self._open(pack, key, group, parts)
+                return await self._open(pack, key, group, parts, holder)
             except Corrupt as exc:
                 bad = exc
             # The disk cache may have gone bad: drop what it holds and ask the store itself.
@@ -394,8 +402,14 @@ class ChunkStore:
         raise AssertionError("unreachable")
 
     async def _open(
-        self, pack: PackRow, key: bytes, group: list[Extent], sealed: Sequence[bytes | memoryview]
+        self,
+        pack: PackRow,
+        key: bytes,
+        group: list[Extent],
+        sealed: Sequence[bytes | memoryview],
+        holder: int,
     ) -> list[Data]:
+        """Open chunks.  holder: the cached range with these very bytes, 0 if unsure."""
         size = sum(extent.sealed for extent in group)
         # A lone reader waits for this and nobody for the loop: the hop would only come on top.
         alone = len(self._loading) == 1 and size <= _ALONE
@@ -405,7 +419,7 @@ class ChunkStore:
             opened = await offload(self._open_now, pack, key, group, sealed)
         for extent in group:
             if extent.digest is not None:
-                self._whole[(extent.pack, extent.offset)] = None
+                self._whole[(extent.pack, extent.offset)] = holder
         while len(self._whole) > _WHOLE:
             del self._whole[next(iter(self._whole))]
         return opened

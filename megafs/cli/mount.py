@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 @arguments.secret_options
 @click.option("--foreground", is_flag=True, help="Stay, and log to stderr.")
 @click.option(
+    "--guard",
+    is_flag=True,
+    help="Keep programs from writing into the bare directory while nothing is mounted there;"
+    " the same as -o guard.",
+)
+@click.option(
     "--accept-state",
     is_flag=True,
     help="Mount although the store shows less, or another history, than this machine has seen;"
@@ -49,6 +55,7 @@ def command(
     state_dir: Path | None,
     cache_dir: Path | None,
     foreground: bool,
+    guard: bool,
     accept_state: bool,
     expect_head: str | None,
     as_json: bool,
@@ -60,6 +67,8 @@ def command(
     to the store and unmounts; a second one ends at once, and what is left goes to the store with
     the next mount.
     """
+    if guard:
+        options += ("guard",)
     if accept_state:
         options += ("accept_state",)
     if expect_head is not None:

@@ -21,9 +21,10 @@ import trio
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import digest
-from megafs.errors import Corrupt, Fault, Missing, Rollback, StoreError, TooNew
+from megafs.errors import Corrupt, Fault, Missing, Rollback, StoreError, TooNew, Unavailable
 from megafs.journal import checkpoint
 from megafs.journal import commit as commit_format
+from megafs.journal.commit import VerifiedCommit
 from megafs.journal.head import HeadKeeper, RememberedHead
 from megafs.journal.reader import JournalReader, Position
 from megafs.journal.rebase import RemoteChanges
@@ -40,6 +41,8 @@ _IDLE_AFTER = 30.0
 #: For so many seconds after the end of the journal was seen, gc cannot have folded it: gc leaves
 #: alone what is younger than a day (jobs/gc.py).
 TAIL_TRUST = 3600.0
+#: For so many seconds a commit that does not fit is asked for again, on a store without conditions.
+_PUT_BACK = 120.0
 
 
 class Trust(enum.Enum):
@@ -75,6 +78,13 @@ class Subscriber(Protocol):
         """They were applied."""
 
 
+class RightToWrite(Protocol):
+    """Whether this mount is the one that may write."""
+
+    @property
+    def held(self) -> bool: ...
+
+
 class Follower:
     """Applies the commits of other mounts to the replica of this one.
 
@@ -82,6 +92,8 @@ class Follower:
         mount began; None on a machine that has not seen the volume, or if the user accepts any
         history.
     interval: seconds between two looks for others' commits.
+
+    right: the right to write, on a store that cannot keep two writers apart; else None.
 
     turn: held while the replica is changed by a commit.
     last_contact: when the store last answered, in seconds since 1970; 0 for never.
@@ -96,8 +108,11 @@ class Follower:
         seen: RememberedHead | None,
         *,
         interval: float,
+        right: RightToWrite | None = None,
     ) -> None:
         self.reader = reader
+        self._right = right
+        self._broken_since: float | None = None
         self._replica = replica
         self._heads = heads
         self._seen = seen
@@ -216,9 +231,8 @@ class Follower:
         window = 1
         while True:
             stand = Position(replica.sequence, replica.head, replica.epoch)
-            got = listed = await reader.read_listed(stand)
-            if not listed:  # a listing may lag behind, so the end is where nothing can be read
-                got = await reader.read(stand, window)
+            got, listed = await self._read(stand, window)
+            got = self._certain(got)
             self.last_contact = clock.now()
             if not got:
                 if reader.is_opening:
@@ -249,6 +263,39 @@ class Follower:
             if len(got) < window and window > 1:
                 return total
             window = _WINDOW
+
+    async def _read(
+        self, stand: Position, window: int
+    ) -> tuple[list[VerifiedCommit], list[VerifiedCommit]]:
+        """The commits after *stand*, and those of them that a listing had announced."""
+        try:
+            got = listed = await self.reader.read_listed(stand)
+            if not listed:  # a listing may lag behind, so the end is where nothing can be read
+                got = await self.reader.read(stand, window)
+        except Corrupt as exc:
+            if self._right is None:
+                raise
+            # Where the store cannot keep two writers apart, one that was paused may write over a
+            # commit, and the holder of the lease puts it back within half a minute.
+            now = trio.current_time()
+            self._broken_since = self._broken_since or now
+            if now - self._broken_since > _PUT_BACK:
+                raise
+            raise Unavailable(f"{exc}; perhaps another mount is about to put it back") from exc
+        self._broken_since = None
+        return got, listed
+
+    def _certain(self, got: list[VerifiedCommit]) -> list[VerifiedCommit]:
+        """*got*, without a commit of ours that may have written over another's, and what follows.
+
+        Without the right to write, ours does not stand: whoever has the right has its own there.
+        """
+        if self._right is None or self._right.held:
+            return got
+        for n, verified in enumerate(got):
+            if self._replica.attempted(verified):
+                return got[:n]
+        return got
 
     async def _check_end(self, missing: int) -> None:
         """Raise Corrupt if the store lists a commit after *missing*, which it does not have."""

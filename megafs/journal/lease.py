@@ -5,19 +5,27 @@ Where a store cannot create an object only if it is absent, no two mounts may co
 waiting `CONTEST` seconds for others who do the same, and reading it back; it is kept by writing it
 again.  A lease that did not change for `LEASE_DEAD` seconds, by the clock of whoever looks, is
 free.  Nobody compares two machines' clocks.
+
+A holder may be paused at any moment, for any time: SIGSTOP, a laptop's lid.  Then another one takes
+the lease, and the store would let the first write over what the second has committed.  So the lease
+is read before every commit and after it, by a clock that goes on while the machine sleeps; what was
+committed is read back before anybody is told; and what a holder commits first after it took the
+lease, which is all that an earlier holder can still write over, it keeps at hand, and puts it back
+(`Fence`; docs/decisions/0020).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Final
 
 import trio
+from msgspec import Struct
 
 from megafs import clock
+from megafs.concurrency import one_error_nursery
 from megafs.crypto.volume_keys import Keyring
-from megafs.errors import Missing, StoreError
+from megafs.errors import Missing, StoreError, Unavailable
 from megafs.journal.heartbeat import LEASE, MAX_OBJECT, Heartbeat, open_heartbeat, seal
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
@@ -30,25 +38,35 @@ CONTEST: Final = 10.0
 LEASE_INTERVAL: Final = 20.0
 #: Seconds without a change after which a lease is free.
 LEASE_DEAD: Final = 120.0
+#: An answer that took longer says nothing of now.
+_FRESH: Final = 15.0
 
 
 class Lease:
     """The right to write where the store cannot keep two writers apart.
 
-    on_lost: called when somebody else has it although we kept it alive.
+    dead: the number of a mount that is known to live no more, whose lease is free; or 0.
+
+    held: whether this mount has it, as far as it knows.  holder: the other mount that was seen to
+    have it; "" if none was.
     """
 
     def __init__(
-        self, replica: Replica, store: ObjectStore, keyring: Keyring, on_lost: Callable[[str], None]
+        self, replica: Replica, store: ObjectStore, keyring: Keyring, dead: int = 0
     ) -> None:
         self._replica = replica
         self._store = store
         self._keyring = keyring
-        self._on_lost = on_lost
+        self._dead = dead
         self._token = clock.random_bytes(16)
         self._beat = 0
+        self._written = _Moment.now()
+        self._lost = trio.Event()
         self.held = False
         self.holder = ""
+        #: What this holder committed first: (name, object).
+        self._first: tuple[str, bytes] | None = None
+        self._is_first = True
 
     async def acquire(self, *, wait: bool) -> bool:
         """Try to take the lease; false if another mount has it (`holder` says which).
@@ -56,7 +74,7 @@ class Lease:
         wait: watch another's lease for as long as it takes to tell whether it is dead.
         """
         there = await self._read()
-        if there is not None and there.mount != self._replica.mount:
+        if there is not None and there.mount not in (self._replica.mount, self._dead):
             self.holder = there.host
             if not wait:
                 return False
@@ -74,34 +92,120 @@ class Lease:
         self.held = there is not None and there.token == self._token
         if there is not None and not self.held:
             self.holder = there.host
+        if self.held:
+            self.holder = ""
+            self._lost = trio.Event()
+            self._first, self._is_first = None, True
         return self.held
 
     async def keep(self) -> None:
         """Keep the lease alive, for ever or until somebody else has it."""
-        last = trio.current_time()
         while self.held:
-            await trio.sleep(LEASE_INTERVAL)
+            with trio.move_on_after(LEASE_INTERVAL):
+                await self._lost.wait()
+            if not self.held:
+                return
             try:
-                there = await self._read()
-                if there is None or there.token != self._token:
-                    self._lose(there.host if there is not None else "nobody")
-                    return
-                await self._write()
-                last = trio.current_time()
+                await self.check()
+                if self.held:
+                    await self._write()
+                    await self._put_back()
             except StoreError as exc:
                 log.debug("lease: %s", exc)
-                if trio.current_time() - last > LEASE_DEAD / 2:
+                if self._written.age() > LEASE_DEAD / 2:
                     # Somebody may take it as dead from now on: stop before that.
-                    self._lose("nobody yet, but the store was away for too long")
+                    self._lose("")
                     return
 
-    def _lose(self, who: str) -> None:
-        self.held = False
-        self.holder = who
-        self._on_lost(
+    async def check(self) -> None:
+        """Read whether this mount has the lease; Unavailable if it has not.
+
+        However long it has been paused before this: it is asked what is so now.
+        """
+        begun = _Moment.now()
+        there = await self._read() if self.held else None
+        while self.held and begun.age() > _FRESH:  # paused meanwhile: the answer is an old one
+            begun = _Moment.now()
+            there = await self._read()
+        if there is not None and there.token == self._token:
+            if self._written.age() < LEASE_DEAD / 2:
+                return
+            there = None  # others may be about to take it: take it as they do
+        if self.held:
+            self._lose(there.host if there is not None else "")
+        raise Unavailable(self.why)
+
+    async def may_create(self, name: str) -> bool:
+        """Whether a commit's name is free, for this mount, now; Unavailable if it must not commit.
+
+        The store would write over what is there.
+        """
+        free = False
+
+        async def look() -> None:
+            nonlocal free
+            try:
+                await self._store.get(name, 0, 1)
+            except Missing:
+                free = True
+            else:
+                free = False
+
+        while True:
+            begun = _Moment.now()
+            async with one_error_nursery() as nursery:
+                nursery.start_soon(look)
+                await self.check()
+            if begun.age() <= _FRESH:
+                return free
+
+    async def committed(self, name: str, data: bytes) -> None:
+        """This mount has created a commit: see that it stands; Unavailable if it may not.
+
+        Called before anybody is told of it.
+        """
+        there: bytes | None = None
+        try:
+            there = await self._store.get(name, 0, len(data) + 1)
+        except Missing:
+            pass
+        await self.check()
+        if there != data:
+            raise Unavailable(f"{name} is not what this mount wrote: another one writes as well")
+        if self._is_first:
+            self._first, self._is_first = (name, data), False
+
+    async def _put_back(self) -> None:
+        """Put this holder's first commit back, if an earlier holder has written over it."""
+        if self._first is None:
+            return
+        name, data = self._first
+        try:
+            there: bytes | None = await self._store.get(name, 0, len(data) + 1)
+        except Missing:
+            there = None
+        if there == data:
+            return
+        await self.check()
+        await self._store.put(name, data)
+        self._replica.note(
+            f"{name} was written over by a mount that had lost the right to write (it had been"
+            " paused): it was put back. What that mount wrote waits there, and comes after it"
+        )
+
+    @property
+    def why(self) -> str:
+        """Why this mount may not commit, for people."""
+        who = self.holder or "nobody yet, for the store was away for too long"
+        return (
             f"the right to write to this volume was lost (it is held by {who}): the store cannot"
             " keep two writers apart"
         )
+
+    def _lose(self, holder: str) -> None:
+        self.held = False
+        self.holder = holder
+        self._lost.set()
 
     async def release(self) -> None:
         """Let others have it at once."""
@@ -121,6 +225,7 @@ class Lease:
         return open_heartbeat(self._keyring, LEASE, data)
 
     async def _write(self) -> None:
+        begun = _Moment.now()
         self._beat += 1
         beat = Heartbeat(
             self._replica.mount,
@@ -132,3 +237,20 @@ class Lease:
             self._token,
         )
         await self._store.put(LEASE, seal(self._keyring, LEASE, beat))
+        self._written = begun
+
+
+class _Moment(Struct, frozen=True):
+    """A moment, by the clocks of this machine: the one that stands still in its sleep, and not."""
+
+    awake: float
+    boot: float
+
+    @classmethod
+    def now(cls) -> _Moment:
+        return cls(trio.current_time(), clock.boottime())
+
+    def age(self) -> float:
+        """Seconds since then."""
+        now = _Moment.now()
+        return max(now.awake - self.awake, now.boot - self.boot)

@@ -485,6 +485,10 @@ class Replica:
         """Whether the tree has a batch of this key."""
         return self.tree.last_batch(key) != 0
 
+    def attempted(self, verified: VerifiedCommit) -> bool:
+        """Whether this process has made that commit."""
+        return verified.hash in self._attempts.get(verified.sequence, ())
+
     def attempt(self, sequence: SequenceNumber, digest: bytes) -> None:
         """This mount is about to create a commit, and may never hear whether it did."""
         self._attempts.setdefault(sequence, set()).add(digest)
@@ -577,8 +581,7 @@ class Replica:
         """Forget the pending batches that a commit brought; they are undone."""
         commit = verified.commit
         mine = commit.mount == self.mount
-        known = self._attempts.get(verified.sequence, set())
-        if mine and verified.hash not in known and not self._is_heir:
+        if mine and not self.attempted(verified) and not self._is_heir:
             # Another process has our number: this one was copied with its memory.
             self.twin = verified.sequence
             return

@@ -14,12 +14,12 @@ from typing import Protocol
 import trio
 
 from megafs import clock
-from megafs.concurrency import offload
+from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Full, StoreError, TooNew, Unavailable
+from megafs.errors import Corrupt, Exists, Fault, Full, Missing, StoreError, TooNew, Unavailable
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
-from megafs.journal.follower import TAIL_TRUST, Follower, Subscriber, Trust
+from megafs.journal.follower import TAIL_TRUST, Follower, Standing, Subscriber, Trust
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
 from megafs.tree.schema import SequenceNumber
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: A changeset up to this size is compressed on the event loop: 0.2 ms.
 _IN_PLACE = 64 << 10
+#: So many bytes tell one commit from another: format, epoch, salt and commitment.
+_BEGINNING = 61
 
 
 class Packs(Protocol):
@@ -41,6 +43,16 @@ class Packs(Protocol):
     def release(self, named: Collection[int]) -> None: ...
     def doubt(self, older_than: float) -> None: ...
     async def wait_change(self) -> None: ...
+
+
+class Fence(Protocol):
+    """Keeps two writers apart where the store does not: the lease."""
+
+    async def may_create(self, name: str) -> bool:
+        """Whether a commit's name is free now; Unavailable if this mount must not commit."""
+
+    async def committed(self, name: str, data: bytes) -> None:
+        """Raise Unavailable if the commit that was created may not stand."""
 
 
 class Writer:
@@ -62,7 +74,9 @@ class Writer:
         *,
         interval: float,
         generation: int,
+        fence: Fence | None = None,
     ) -> None:
+        self._fence = fence
         self.follower = follower
         self._replica = replica
         self._store = store
@@ -72,7 +86,10 @@ class Writer:
         self._generation = generation
         self._poked = trio.Event()
         self._urgent = False
+        # The last commit of ours: its number, and how its object begins.
+        self._last: tuple[int, bytes] = (0, b"")
         self.barred: str | None = None
+        self._held_up: str | None = None
         self._allowed = trio.Event()
         self.last_error: Fault | None = None
         self.commits = 0
@@ -121,7 +138,7 @@ class Writer:
             return
         if self._replica.committed >= batch:
             return
-        cause = self.last_error or self._packs.last_error
+        cause = self._held_up or self.last_error or self._packs.last_error
         raise Unavailable(
             f"not in the store after {deadline:g} s, still staged: {cause or 'the store is slow'}"
         )
@@ -131,12 +148,23 @@ class Writer:
         if self.barred is None:
             log.warning("%s", why)
         self.barred = why
-        self._allowed = trio.Event()
+        self._forbid()
 
     def unbar(self) -> None:
         """This mount may write again."""
-        self.barred = None
+        self.barred = self._held_up = None
         self._allowed.set()
+
+    def hold_up(self, why: str) -> None:
+        """Nothing can be committed for now, yet nobody else writes: what is written is staged."""
+        if self._held_up is None:
+            log.warning("%s; what is written meanwhile is staged", why)
+        self.barred, self._held_up = None, why
+        self._forbid()
+
+    def _forbid(self) -> None:
+        if self._allowed.is_set():  # else who waits for it would not hear
+            self._allowed = trio.Event()
 
     # ---- committing -------------------------------------------------------------------------
 
@@ -145,7 +173,7 @@ class Writer:
         pause = 0.0
         while True:
             await self._wanted(pause)
-            if self.barred is not None:
+            if self.barred is not None or self._held_up is not None:
                 await self._allowed.wait()
             try:
                 await self.commit_all()
@@ -229,24 +257,17 @@ class Writer:
                 # Nobody could read it: the journal would end here for every mount.
                 raise Full(f"a commit of {len(data)} bytes is too large for the journal")
             replica.attempt(sequence, digest(data))
-            try:
-                await self._store.put_new(commit_format.object_name(sequence), data)
-            except Exists:
-                won = False
-            else:
-                won = True
-            if not won:
-                self.races_lost += 1
-                if not await follower.apply_new():
-                    # The name is taken, yet nothing is there to read: a store that lies, or a
-                    # listing that lags; ask again, but not at once.
-                    raise Unavailable(
-                        f"{commit_format.object_name(sequence)} exists and cannot be read"
-                    )
+            name = commit_format.object_name(sequence)
+            free = self._fence is None or await self._fence.may_create(name)
+            if not free or not await self._create(sequence, data):
+                await self._take_in(sequence)
                 return
+            if self._fence is not None:
+                await self._fence.committed(name, data)
             if not follower.tail_is_fresh():
                 await self._withdraw_if_folded(sequence)
             self.commits += 1
+            self._last = (sequence, data[:_BEGINNING])
             follower.note_end()
             # The head first: once the replica says that the batch is committed, an fsync returns.
             replica.raise_epoch(self._keyring.epoch)
@@ -254,6 +275,57 @@ class Writer:
             replica.won(sequence, digest(data), commit, fresh.changeset)
             self._packs.release(replica.named_packs)
         follower.announce()
+
+    async def _take_in(self, sequence: SequenceNumber) -> None:
+        """Another mount has made the commit of this number: apply it."""
+        self.races_lost += 1
+        if not await self.follower.apply_new():
+            # The name is taken, yet nothing is there to read: a store that lies, or a listing that
+            # lags; ask again, but not at once.
+            raise Unavailable(f"{commit_format.object_name(sequence)} exists and cannot be read")
+
+    async def _create(self, sequence: SequenceNumber, data: bytes) -> bool:
+        """Create a commit; false if its name is taken.
+
+        Beside it the one before is looked for: whoever waits for this one is not told that it is
+        safe behind a gap, or behind another mount's commit in the place of ours, which nobody could
+        read past.  Corrupt then.
+        """
+        name = commit_format.object_name(sequence)
+        unknown: StoreError | None = None
+        gap = False
+
+        async def look() -> None:
+            nonlocal unknown, gap
+            number, beginning = self._last
+            try:
+                there = await self._store.get(
+                    commit_format.object_name(sequence - 1), 0, _BEGINNING
+                )
+                # With a lease, its holder puts back what was written over (lease.py).
+                gap = number == sequence - 1 and there != beginning and self._fence is None
+            except Missing:
+                gap = True
+            except StoreError as exc:
+                unknown = exc
+
+        async with one_error_nursery() as nursery:
+            if sequence > 1:
+                nursery.start_soon(look)
+            try:
+                await self._store.put_new(name, data)
+            except Exists:
+                return False
+        if unknown is not None:
+            raise unknown
+        if gap and await self.follower.standing() is Standing.GONE:
+            await self._store.delete(name)
+            raise Corrupt(
+                f"commit {sequence - 1}, which this mount has seen, is gone from the store, or was"
+                " written over: nothing that comes after it could be read. What is staged here is"
+                " kept"
+            )
+        return True
 
     async def _withdraw_if_folded(self, sequence: SequenceNumber) -> None:
         """Delete our commit if gc had folded its number before it was created."""

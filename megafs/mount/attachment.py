@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import trio
 
 from megafs.concurrency import offload
 from megafs.errors import Busy, MountFailed
-from megafs.mount import holders, mountpoint, source
+from megafs.mount import guard, holders, mountpoint, source
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
 from megafs.mount.holders import Holder
@@ -27,10 +29,20 @@ class Attachment:
     gone: set once the kernel has ended the connection: nobody uses the mount any more.
     """
 
-    def __init__(self, kernel: KernelMount, at: str, directory: Directory, source: str) -> None:
+    def __init__(
+        self,
+        kernel: KernelMount,
+        at: str,
+        directory: Directory,
+        source: str,
+        *,
+        guarded: bool = False,
+    ) -> None:
         """at: as `mountpoint.canonical` returns it.  directory: which `mountpoint.check` has seen
-        there.  source: what the kernel shows as mounted.
+        there.  source: what the kernel shows as mounted.  guarded: keep others from writing into
+        the directory while nothing is mounted there.
         """
+        self._guarded = guarded
         self.at = at
         self._directory = directory
         self._source = source
@@ -57,12 +69,15 @@ class Attachment:
             metrics=volume.metrics,
             on_fault=volume.fs.errors.add,
         )
-        return cls(kernel, at, directory, shown)
+        return cls(kernel, at, directory, shown, guarded=options.guard)
 
     def open(self) -> None:
         """Attach.  To be called on the main thread, which the guardian watches."""
-        with mountpoint.pinned(self.at, self._directory, self._source) as path:
-            self._kernel.open(path)
+        with guard.lifted(self.at), ExitStack() as guarded:
+            if self._guarded:
+                guarded.enter_context(guard.guarding(self.at, self._directory))
+            with mountpoint.pinned(self.at, self._directory, self._source) as path:
+                self._kernel.open(path)
         # Before any thread of ours asks the mount something.
         there = mountpoint.find(self.at)
         if there is not None:

@@ -261,6 +261,15 @@ def _mount() -> Iterable[Option]:
     )
     yield Option("nonempty", "mount", "Mount over a directory that is not empty.", None, "nonempty")
     yield Option(
+        "guard",
+        "mount",
+        "Keep programs from writing into the bare directory while nothing is mounted there: it is"
+        " made immutable (`chattr -i` undoes it), or, where that cannot be, gets mode 000, which"
+        " stops everybody but root (`chmod 755` undoes it).",
+        None,
+        "guard",
+    )
+    yield Option(
         "log",
         "mount",
         "Where the mount's log goes: `stderr`, `syslog` or a file.",

@@ -53,6 +53,7 @@ class MountOptions(Struct, frozen=True):
     kernel: tuple[str, ...] = ()
     allow_other: bool = False
     nonempty: bool = False
+    guard: bool = False
     log: str | None = None
     debug: bool = False
     fsname: str | None = None

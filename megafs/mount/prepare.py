@@ -6,7 +6,7 @@ Apart from lifecycle.py, which imports all that a mount is made of.
 from __future__ import annotations
 
 from megafs.errors import Busy, MountFailed
-from megafs.mount import control_client, mountpoint
+from megafs.mount import control_client, guard, mountpoint
 from megafs.mount.control_messages import MountStatus, StatusRequest
 from megafs.mount.mount_record import is_alive, record_of
 from megafs.mount.mountpoint import Directory
@@ -28,4 +28,5 @@ def prepare(at: str, options: MountOptions) -> Directory:
                     f"the mount before at {at} (process {record.pid}) is still sending"
                     f" {status.staged_bytes} bytes: megafs umount {at} waits for it"
                 )
-    return mountpoint.check(at, nonempty=options.nonempty)
+    with guard.lifted(at):
+        return mountpoint.check(at, nonempty=options.nonempty)

@@ -40,6 +40,16 @@ class Ability:
             store = store.beneath
 
 
+class UnconditionalPuts(Ability, ABC):
+    """Can create objects without telling the store that the name must be free."""
+
+    @abstractmethod
+    def do_without_conditions(self) -> None:
+        """From now on look whether a name is free, and write then: the volume's header says that
+        this store refuses the condition, or ignores it.
+        """
+
+
 # ---- the disk cache ----------------------------------------------------------------------------
 
 
@@ -47,10 +57,23 @@ class RangeCache(Ability, ABC):
     """Keeps ranges of packs at hand.  What reading and writing chunks needs of the disk cache."""
 
     @abstractmethod
-    def peek(self, name: str, start: int, length: int) -> bytes | None:
+    def holder(self, name: str, start: int, length: int) -> int:
+        """The number of the one cached range that holds this one, 0 if there is none.
+
+        No other ever has that number: what goes and is fetched again has another, a later one.
+        """
+
+    @property
+    @abstractmethod
+    def newest(self) -> int:
+        """The number of the last range that came."""
+
+    @abstractmethod
+    def peek(self, name: str, start: int, length: int, holder: int | None = None) -> bytes | None:
         """As `get`, if that needs neither the store nor any waiting; None if it does.
 
-        None as well where the range is not wholly there.
+        None as well where the range is not wholly there.  holder: in that cached range, which was
+        verified: what came later may be another's.
         """
 
     @abstractmethod
@@ -73,7 +96,14 @@ class RangeCache(Ability, ABC):
 class NoRangeCache(RangeCache):
     """Where there is no cache: nothing is at hand."""
 
-    def peek(self, name: str, start: int, length: int) -> bytes | None:
+    def holder(self, name: str, start: int, length: int) -> int:
+        return 0
+
+    @property
+    def newest(self) -> int:
+        return 0
+
+    def peek(self, name: str, start: int, length: int, holder: int | None = None) -> bytes | None:
         return None
 
     def cached(self, name: str, start: int, length: int) -> bool:
@@ -178,6 +208,11 @@ class SpaceLeft(Ability, ABC):
     @abstractmethod
     async def space_left(self) -> int | None:
         """Return the bytes that can still be stored; None if there is no limit or none is known."""
+
+
+class LimitedBodies(Ability):
+    """Objects travel in bodies of HTTP requests: the service, or a proxy on the way, may take none
+    as large as a pack.  Others store what fits on their disk."""
 
 
 class PublicLink(Ability, ABC):

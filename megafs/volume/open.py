@@ -47,10 +47,10 @@ from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.abilities import DiskCache
+from megafs.stores.abilities import DiskCache, LimitedBodies, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
-from megafs.stores.retry import CONTACT
+from megafs.stores.retry import CONTACT, CONTACT_HANG
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.supervisor import keep_running
 from megafs.tree.inode import ROOT
@@ -110,6 +110,7 @@ class _Journal(Struct, frozen=True):
     writer: Writer
     heads: HeadKeeper
     pack_size: PackSize
+    lease: Lease | None
 
 
 @asynccontextmanager
@@ -180,6 +181,7 @@ def _traffic(url: str, settings: Settings) -> Traffic:
         uploads=settings.uploads,
         downloads=settings.downloads,
         contact=_CONTACT_IF_KNOWN if known else CONTACT,
+        hang=_CONTACT_IF_KNOWN if known else CONTACT_HANG,
     )
 
 
@@ -203,7 +205,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
     try:
         if not settings.accept_state:
             check_epoch(header, replica.epoch, "this machine's copy of the tree is of")
-        journal = _wire_journal(opening, replica, unlogged, pack_size)
+        journal = _wire_journal(opening, process, replica, unlogged, pack_size)
         rebooted = found.directory.rebooted()
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
@@ -247,7 +249,11 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
 
 
 def _wire_journal(
-    opening: _Opening, replica: Replica, unlogged: UnloggedChunks, pack_size: PackSize
+    opening: _Opening,
+    process: Process,
+    replica: Replica,
+    unlogged: UnloggedChunks,
+    pack_size: PackSize,
 ) -> _Journal:
     """Make what reads and writes the journal."""
     found, settings, store = opening.found, opening.settings, opening.store
@@ -272,8 +278,20 @@ def _wire_journal(
     )
     heads = HeadKeeper(found.directory.volume, opened, _rotating(found))
     known = None if settings.accept_state else found.last_head
+    lease: Lease | None = None
+    if not header.create_if_absent:
+        unconditional = UnconditionalPuts.of(store)
+        if unconditional is not None:
+            unconditional.do_without_conditions()
+        if not settings.read_only:
+            lease = Lease(replica, store, keyring, process.predecessor if process.is_dead else 0)
     follower = Follower(
-        replica, JournalReader(store, keyring), heads, known, interval=settings.sync_interval
+        replica,
+        JournalReader(store, keyring),
+        heads,
+        known,
+        interval=settings.sync_interval,
+        right=lease,
     )
     writer = Writer(
         replica,
@@ -283,8 +301,9 @@ def _wire_journal(
         follower,
         interval=settings.sync_interval,
         generation=header.generation,
+        fence=lease,
     )
-    return _Journal(replica, stage, follower, writer, heads, pack_size)
+    return _Journal(replica, stage, follower, writer, heads, pack_size, lease)
 
 
 def _rotating(found: UnlockedVolume) -> int:
@@ -307,7 +326,7 @@ def _pack_size(opening: _Opening) -> PackSize:
         params.chunk_size,
         opening.found.directory.volume / STORE_LIMITS,
     )
-    if opening.own_store and not made.known:
+    if opening.own_store and not made.known and LimitedBodies.of(opening.store) is not None:
         made.be_cautious()
     return made
 
@@ -345,7 +364,6 @@ def _wire_volume(
         ),
         dedup_key=keyring.subkey("name"),
     )
-    needs_lease = not header.create_if_absent and not settings.read_only
     return Volume(
         fs=fs,
         url=opening.url,
@@ -372,7 +390,7 @@ def _wire_volume(
         metrics=opening.metrics,
         background=background,
         cache=DiskCache.of(store),
-        lease=Lease(replica, store, keyring, writer.bar) if needs_lease else None,
+        lease=journal.lease,
         offline=offline,
     )
 
@@ -451,6 +469,7 @@ def _write_remembered(
     now: None if the head that is there stays: its directory is synced all the same.
     """
     remember_fsid(state_dir, url, header.fsid)
+    directory.keep_reserve()
     keep_durably(directory.volume / HEADER, header.encode())
     if now is not None:
         head.write(directory.volume, now)

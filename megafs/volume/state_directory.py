@@ -1,6 +1,7 @@
 """The directories in which one machine keeps a volume's state and cache.
 
-    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, process, boot, lock
+    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, process, boot,
+                              reserve, lock
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
     <cache>/<fsid>/           the disk cache
 
@@ -37,6 +38,8 @@ from megafs.tree.mount_number import fresh_number
 
 log = logging.getLogger(__name__)
 
+#: What a start needs on a disk that is full: SQLite's shared memory, and a few pages of its log.
+_RESERVE = 512 << 10
 #: The copy of the key header, in a volume's directory.
 HEADER = "header"
 #: The newest commit that this machine has seen (journal/head.py).
@@ -44,7 +47,7 @@ HEAD = "head"
 #: What a file of ours may be called in a volume's directory.
 _OURS = re.compile(
     r"replica\.db(-wal|-shm)?|ops-[0-9]{8}|head|header|mount|mount-copy|process|boot|lock|pins|scrub"
-    r"|store-limits"
+    r"|store-limits|reserve"
 )
 _PACK = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}-[0-9]+")
 _URL_LIMIT = 4096
@@ -154,6 +157,7 @@ class StateDirectory(Struct, frozen=True):
 
     def begin(self) -> Process:
         """Take a number for this process, and see which one it comes after; while it is locked."""
+        self.use_reserve()
         state_number = self.state_number()
         place = Place.of(self.volume)
         before = self._last()
@@ -172,6 +176,25 @@ class StateDirectory(Struct, frozen=True):
         except OSError as exc:  # a full disk: then the next process takes ours for one more copy
             log.debug("%s: %s", self.volume, exc)
         return made
+
+    def keep_reserve(self) -> None:
+        """Keep some room on the disk for the next start, if there is any; blocks."""
+        path = self.volume / "reserve"
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _RESERVE)
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            log.debug("no room is kept on the disk of %s: %s", self.volume, exc)
+            path.unlink(missing_ok=True)
+
+    def use_reserve(self) -> None:
+        """Give the room that was kept, if the disk is so full that nothing could be opened."""
+        room = os.statvfs(self.volume)
+        if room.f_bavail * room.f_frsize < _RESERVE:
+            (self.volume / "reserve").unlink(missing_ok=True)
 
     def _last(self) -> _LastProcess | None:
         """The process that had the directory before, as far as it could say so."""

@@ -10,9 +10,10 @@ import trio
 from megafs import clock
 from megafs.chunks.pack_size import PackSize, largest_object
 from megafs.concurrency import offload
-from megafs.errors import Corrupt, Exists, Fault, TooLarge, TooNew
+from megafs.errors import Corrupt, Exists, Fault, TooLarge, TooNew, Unavailable
 from megafs.journal import checkpoint
 from megafs.journal.lease import Lease
+from megafs.stores.abilities import LimitedBodies
 from megafs.stores.probe import LIMITS, probe_create_if_absent, probe_largest
 from megafs.stores.stack import unlimited
 from megafs.volume.recovery import CHECKED_AT_ONCE
@@ -121,7 +122,10 @@ async def prove_store(volume: Volume, pack_size: PackSize) -> None:
                 volume.writer.bar(NOT_EXCLUSIVE)
                 return
             raced = True
-            pack_size.found(await probe_largest(store, largest_object(pack_size.wanted)))
+            largest = largest_object(pack_size.wanted)
+            if LimitedBodies.of(store) is not None:
+                largest = await probe_largest(store, largest)
+            pack_size.found(largest)
         except TooLarge as exc:
             log.warning("%s", exc)
             pack_size.found(LIMITS[-1])
@@ -137,6 +141,9 @@ async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -
         if await lease.acquire(wait=False):
             return
         why = f"another mount ({lease.holder}) has the right to write to this volume"
+    except Unavailable as exc:
+        volume.writer.hold_up(f"the right to write to this volume could not be taken yet: {exc}")
+        return
     except (Fault, TooNew) as exc:
         why = f"the right to write could not be taken: {exc}"
     volume.writer.bar(f"{why}, and the store cannot keep two writers apart: read-only until then")
@@ -149,6 +156,10 @@ async def keep_lease(volume: Volume, lease: Lease) -> None:
             if lease.held or await lease.acquire(wait=True):
                 volume.writer.unbar()
                 await lease.keep()
+            if lease.holder:
+                volume.writer.bar(lease.why)
+            else:
+                volume.writer.hold_up(lease.why)
         except (Fault, TooNew) as exc:
             log.debug("lease: %s", exc)
         await trio.sleep(_LEASE_RETRY)

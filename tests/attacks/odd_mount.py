@@ -13,6 +13,9 @@ from pathlib import Path
 from megafs.__main__ import main
 from megafs.metrics import Registry
 from megafs.stores.base import Buffer, ObjectStore, Page
+from megafs.stores.disk_cache.cache_entries import CacheEntry
+from megafs.stores.disk_cache.cached_store import DiskCached
+from megafs.stores.disk_cache.range_file import RangeFile
 from megafs.stores.local.driver import LocalStore
 from megafs.stores.stack import Traffic, open_store
 from megafs.stores.wrapper import Wrapper
@@ -90,13 +93,31 @@ class OddStore(Wrapper):
         return await super().list(prefix, after, limit)
 
 
+class OddCache(DiskCached):
+    """A disk cache with a fault."""
+
+    def _keep(self, entry: CacheEntry, data: bytes | RangeFile) -> bool:
+        _look("cache", "keep")
+        return super()._keep(entry, data)
+
+    async def _serve(self) -> None:
+        _look("cache", "serve")
+        await super()._serve()
+
+    async def _shut(self) -> None:
+        _look("cache", "serve")
+        await super()._shut()
+
+
 def _open(url: str, options: dict[str, str], traffic: Traffic, metrics: Registry) -> ObjectStore:
     return OddStore(open_store(url, options, traffic, metrics))
 
 
 if __name__ == "__main__":
+    from megafs.stores.disk_cache import cached_store
     from megafs.stores.local import driver
 
     driver.LocalStore = OddDriver  # type: ignore[misc]
+    cached_store.DiskCached = OddCache  # type: ignore[misc]
     setattr(opening, "open_store", _open)  # noqa: B010
     main()

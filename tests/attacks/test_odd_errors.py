@@ -78,6 +78,22 @@ def test_a_mount_outlives_every_method_that_raises_every_error(odd: OddMachine, 
     odd.umount()
 
 
+@pytest.mark.parametrize("what", ["keep", "serve"])
+def test_a_mount_outlives_a_disk_cache_with_a_fault(odd: OddMachine, what: str) -> None:
+    odd.mount("-o", "sync_interval=0.2,deadline=3")
+    pid = odd.pid
+    for error in ("KeyError", "Unheard", "group"):
+        odd.odd.write_text(f"cache {what} {error}\n")
+        for n in range(3):
+            (odd.mnt / f"{error}{n}").write_bytes(os.urandom(200_000))
+            time.sleep(0.3)
+        assert is_running(pid)
+        assert is_mounted(odd.mnt)
+    odd.odd.write_text("")
+    eventually(lambda: odd.status()["pending_operations"] == 0, within=60)
+    odd.umount()
+
+
 def test_a_commit_that_fails_again_and_again_makes_the_mount_read_only(odd: OddMachine) -> None:
     odd.mount("-o", "sync_interval=0.2,deadline=3")
     (odd.mnt / "kept").write_bytes(b"kept")

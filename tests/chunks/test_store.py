@@ -618,6 +618,51 @@ async def test_a_part_of_a_chunk_that_was_whole_comes_from_the_cache_at_once(
         assert not p.chunks.size
 
 
+@pytest.mark.parametrize("how", ["gone from the cache", "forgotten", "a second one beside it"])
+async def test_a_part_of_a_chunk_that_was_forged_meanwhile_is_not_taken(
+    tmp_path: Path, how: str
+) -> None:
+    """A recipient of a link has the chunk's key, and colludes with the store.
+
+    The chunk was whole when it was read.  Then the cache lost it, and fetched it again for somebody
+    else: a pin, a neighbour in the pack.
+    """
+    data = [os.urandom(CHUNK), os.urandom(CHUNK)]
+    async with parts(tmp_path, cache=True) as p:
+        extent, second = await p.put(data)
+        await cached_and_closed(p, [extent])
+        (name,) = p.packs
+        pack = p.tree.pack(extent.pack)
+        forged = chunk_format.seal(
+            KEYRING.pack_key(pack.name, pack.epoch),
+            KEYRING.fsid,
+            pack.epoch,
+            pack.name,
+            extent.offset,
+            chunk_format.encode(bytes(CHUNK), compress=False),
+        )
+        assert len(forged) == extent.sealed
+        body = p.memory.objects[name]
+        p.memory.objects[name] = (
+            body[: extent.offset] + forged + body[extent.offset + extent.sealed :]
+        )
+        cache = p.chunks._store
+        if how != "a second one beside it":
+            await p.chunks._cache.forget(name)
+        if how == "forgotten":
+            p.chunks._openers.clear()
+        await cache.get(name, 0, second.offset + second.sealed)
+        await cache.written()  # type: ignore[attr-defined]
+        await cache.get(name, 0, second.offset + second.sealed)
+
+        found = p.chunks.part(extent, 100, 200)
+
+        assert found is None or bytes(found) == data[0][100:200]
+        with pytest.raises(Corrupt):
+            await p.chunks._cache.forget(name)
+            await p.chunks.read([extent])
+
+
 async def test_a_part_of_a_staged_chunk_comes_from_the_stage(tmp_path: Path) -> None:
     data = os.urandom(CHUNK)
     async with parts(tmp_path) as p:

@@ -692,6 +692,7 @@ class Machine:
             return
         self._forget_names(found[:2])
         await self.fs.unlink(found[0], found[1], USER)
+        self._forget_names(found[:2])  # who looked meanwhile would have waited for the call's end
 
     async def remove_directory(self) -> None:
         found = self._existing(stat.S_ISDIR)

@@ -7,6 +7,7 @@ contains a range, if there is one.
 
 from __future__ import annotations
 
+import itertools
 import re
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
@@ -18,6 +19,9 @@ from megafs.stores.disk_cache.range_file import RangeFile
 _FOR_EVER = 1 << 62
 
 
+_numbers = itertools.count(1)
+
+
 class CacheEntry:
     """The bytes [start, start+size) of the object *name*.
 
@@ -26,10 +30,12 @@ class CacheEntry:
     handle: an open file with the bytes, or None.
     cost: bytes of disk it takes.  access: when it was last used, seconds since 1970.
     landed: called, once, when it is written or will not be; None if nobody waits for that.
+    number: no other entry of this process has it; later ones have greater ones.
     """
 
     __slots__ = (
-        "access", "asked", "cost", "data", "handle", "landed", "name", "on_disk", "size", "start",
+        "access", "asked", "cost", "data", "handle", "landed", "name", "number", "on_disk", "size",
+        "start",
     )  # fmt: skip
 
     def __init__(self, name: str, start: int, asked: int, size: int, access: float = 0.0) -> None:
@@ -38,6 +44,7 @@ class CacheEntry:
         self.asked = asked
         self.size = size
         self.access = access
+        self.number = next(_numbers)
         self.data: bytes | None = None
         self.handle: RangeFile | None = None
         self.landed: Callable[[], None] | None = None

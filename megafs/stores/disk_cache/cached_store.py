@@ -110,6 +110,7 @@ class DiskCached(DiskCache):
         self._index = CacheIndex(handles, self._wake_writer)
         self._scratch = memoryview(aligned(_IN_PLACE))
         self._fetches = Fetches()
+        self._newest = 0  # the number of the last entry that came
         self._coming = 0  # bytes that read-ahead is fetching
         self._room = trio.Event()  # set when there may be some again
         self._hopeful = True  # that it will be soon
@@ -289,9 +290,17 @@ class DiskCached(DiskCache):
             self._stop_using("the disk does not answer")
         return None
 
-    def peek(self, name: str, start: int, length: int) -> bytes | None:
+    def holder(self, name: str, start: int, length: int) -> int:
         entry = self._index.entries.find(name, start, length)
-        if entry is None or length > _IN_PLACE:
+        return 0 if entry is None else entry.number
+
+    @property
+    def newest(self) -> int:
+        return self._newest
+
+    def peek(self, name: str, start: int, length: int, holder: int | None = None) -> bytes | None:
+        entry = self._index.entries.find(name, start, length)
+        if entry is None or length > _IN_PLACE or holder not in (None, entry.number):
             return None
         offset = start - entry.start
         data: bytes | None = None
@@ -349,6 +358,7 @@ class DiskCached(DiskCache):
 
         Returns whether it will be.
         """
+        self._newest = entry.number
         size = len(data) if isinstance(data, bytes) else 0
         if (
             self._usable is None
@@ -486,7 +496,7 @@ class DiskCached(DiskCache):
                         self._stop_using(system or str(exc) or repr(exc))
                     finally:
                         with trio.move_on_after(5, shield=True):
-                            await self._shut()
+                            await self._shut_anyhow()
                     if not self._closing:
                         self._wake = trio.Event()  # only aclose() need wake us now
                         with trio.move_on_after(self._backoff):
@@ -495,6 +505,13 @@ class DiskCached(DiskCache):
         finally:
             self._index.empty()
             self._ended.set()
+
+    async def _shut_anyhow(self) -> None:
+        try:
+            await self._shut()
+        except Exception as exc:
+            # What leaves this task ends the process, and with it the mount.
+            log.warning("the disk cache could not be closed well: %s", exc)
 
     async def _shut(self) -> None:
         self._usable = None

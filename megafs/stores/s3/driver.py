@@ -20,6 +20,7 @@ from typing import NoReturn
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
+from megafs.stores.abilities import LimitedBodies, UnconditionalPuts
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.http.content_range import holds_range
 from megafs.stores.http.session import Response, Session
@@ -60,7 +61,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
-class S3Store(ObjectStore):
+class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts):
     """Objects in one bucket, below one prefix."""
 
     def __init__(
@@ -79,6 +80,7 @@ class S3Store(ObjectStore):
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
         self._settings = settings
+        self._conditional = settings.conditional_put
         self._session = Session(
             address.base, connections=connections, timeouts=settings.timeouts, ca=settings.ca
         )
@@ -109,8 +111,11 @@ class S3Store(ObjectStore):
             self._refuse(reply, f"get {name}", write=False)
         return reply.body[:length]
 
+    def do_without_conditions(self) -> None:
+        self._conditional = False
+
     async def put_new(self, name: str, data: Buffer) -> None:
-        if not self._settings.conditional_put:
+        if not self._conditional:
             await self._look(name)
             await self.put(name, data)
             return
