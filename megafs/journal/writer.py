@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: A changeset up to this size is compressed on the event loop: 0.2 ms.
 _IN_PLACE = 64 << 10
+#: So many bytes tell one commit from another: format, epoch, salt and commitment.
+_BEGINNING = 61
 
 
 class Packs(Protocol):
@@ -84,6 +86,8 @@ class Writer:
         self._generation = generation
         self._poked = trio.Event()
         self._urgent = False
+        # The last commit of ours: its number, and how its object begins.
+        self._last: tuple[int, bytes] = (0, b"")
         self.barred: str | None = None
         self._held_up: str | None = None
         self._allowed = trio.Event()
@@ -263,6 +267,7 @@ class Writer:
             if not follower.tail_is_fresh():
                 await self._withdraw_if_folded(sequence)
             self.commits += 1
+            self._last = (sequence, data[:_BEGINNING])
             follower.note_end()
             # The head first: once the replica says that the batch is committed, an fsync returns.
             replica.raise_epoch(self._keyring.epoch)
@@ -283,7 +288,8 @@ class Writer:
         """Create a commit; false if its name is taken.
 
         Beside it the one before is looked for: whoever waits for this one is not told that it is
-        safe behind a gap, which nobody could read past.  Corrupt if there is a gap.
+        safe behind a gap, or behind another mount's commit in the place of ours, which nobody could
+        read past.  Corrupt then.
         """
         name = commit_format.object_name(sequence)
         unknown: StoreError | None = None
@@ -291,8 +297,13 @@ class Writer:
 
         async def look() -> None:
             nonlocal unknown, gap
+            number, beginning = self._last
             try:
-                await self._store.get(commit_format.object_name(sequence - 1), 0, 1)
+                there = await self._store.get(
+                    commit_format.object_name(sequence - 1), 0, _BEGINNING
+                )
+                # With a lease, its holder puts back what was written over (lease.py).
+                gap = number == sequence - 1 and there != beginning and self._fence is None
             except Missing:
                 gap = True
             except StoreError as exc:
@@ -310,8 +321,9 @@ class Writer:
         if gap and await self.follower.standing() is Standing.GONE:
             await self._store.delete(name)
             raise Corrupt(
-                f"commit {sequence - 1}, which this mount has seen, is gone from the store: nothing"
-                " that comes after it could be read. What is staged here is kept"
+                f"commit {sequence - 1}, which this mount has seen, is gone from the store, or was"
+                " written over: nothing that comes after it could be read. What is staged here is"
+                " kept"
             )
         return True
 

@@ -210,6 +210,11 @@ class SpaceLeft(Ability, ABC):
         """Return the bytes that can still be stored; None if there is no limit or none is known."""
 
 
+class LimitedBodies(Ability):
+    """Objects travel in bodies of HTTP requests: the service, or a proxy on the way, may take none
+    as large as a pack.  Others store what fits on their disk."""
+
+
 class PublicLink(Ability, ABC):
     """The store can give out an object to people without an account."""
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, SpaceLeft
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -100,6 +100,7 @@ DRIVERS: dict[str, Driver] = {
             form=named("bucket"),
             example="s3://bucket/prefix",
             described=S3_OPTIONS,
+            abilities=(LimitedBodies, UnconditionalPuts),
         ),
         Driver(
             scheme="webdav+https",
@@ -107,7 +108,7 @@ DRIVERS: dict[str, Driver] = {
             form=web("https"),
             example="webdav+https://host/path",
             described=WEBDAV_OPTIONS,
-            abilities=(SpaceLeft,),
+            abilities=(LimitedBodies, SpaceLeft),
         ),
         Driver(
             scheme="webdav+http",
@@ -115,7 +116,7 @@ DRIVERS: dict[str, Driver] = {
             form=web("http"),
             example="webdav+http://127.0.0.1:8080/path",
             described=WEBDAV_OPTIONS,
-            abilities=(SpaceLeft,),
+            abilities=(LimitedBodies, SpaceLeft),
         ),
         Driver(
             scheme="memory",

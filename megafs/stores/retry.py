@@ -80,7 +80,10 @@ PROBE_EVERY = 1.0
 #: After the first success, those that wait try again within so many seconds, not all at once.
 RECOVERED = 1.0
 #: Seconds for the first connection to come about.
-CONTACT = 3.0
+CONTACT = 2.0
+#: Seconds for an attempt at it that neither comes about nor fails: a resolver whose first server is
+#: down takes five.
+CONTACT_HANG = 8.0
 #: The longest wait between two attempts meanwhile.
 CONTACT_CAP = 0.5
 #: Failures in the last so many seconds make the state "degraded".
@@ -145,6 +148,7 @@ class Retrying(Wrapper):
     attempt: seconds after which an attempt without an answer is hung.
     min_speed: bytes per second.
     contact: seconds for the first connection to come about.
+    hang: seconds for an attempt at it that does not fail.
     """
 
     def __init__(
@@ -157,10 +161,12 @@ class Retrying(Wrapper):
         budget: float = Budget.CAPACITY,
         metrics: Registry | None = None,
         contact: float = CONTACT,
+        hang: float = CONTACT_HANG,
     ) -> None:
         super().__init__(store)
         self._patience = patience
         self._contact = contact
+        self._hang = hang
         self._contact_until: float | None = None
         self._attempt_seconds = attempt
         self._min_speed = min_speed
@@ -370,7 +376,8 @@ class Retrying(Wrapper):
         seconds = min(self._attempt_seconds, self._patience)
         with trio.CancelScope() as scope:
             timing = limit.Attempt(scope, seconds, allowance, patience)
-            timing.contact = contact
+            if contact is not None:
+                timing.contact = contact - self._contact + self._hang
             token = limit.attempt.set(timing)
             try:
                 return await once(again)

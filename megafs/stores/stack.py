@@ -19,7 +19,7 @@ from megafs.stores.abilities import DiskCache
 from megafs.stores.base import ObjectStore
 from megafs.stores.drivers import check_options, driver_of
 from megafs.stores.limit import Limited
-from megafs.stores.retry import CONTACT, Retrying
+from megafs.stores.retry import CONTACT, CONTACT_HANG, Retrying
 from megafs.stores.wrapper import Wrapper
 
 
@@ -29,7 +29,7 @@ class Traffic(Struct, frozen=True):
     patience: seconds an operation may take in all.
     uploads, downloads: the most at once.
     up_rate, down_rate: bytes per second, or None for no limit.
-    contact: seconds for the first connection to come about (stores/retry.py).
+    contact, hang: seconds for the first connection (stores/retry.py).
     """
 
     patience: float = 60.0
@@ -38,6 +38,7 @@ class Traffic(Struct, frozen=True):
     up_rate: float | None = None
     down_rate: float | None = None
     contact: float = CONTACT
+    hang: float = CONTACT_HANG
 
     @property
     def connections(self) -> int:
@@ -70,6 +71,7 @@ def open_store(
         traffic.patience,
         metrics=metrics,
         contact=traffic.contact,
+        hang=traffic.hang,
     )
 
 

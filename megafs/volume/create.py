@@ -16,6 +16,7 @@ from megafs.config import Parameters
 from megafs.crypto.volume_keys import Keyring
 from megafs.errors import AlreadyThere, Exists
 from megafs.journal import commit as commit_format
+from megafs.stores.abilities import LimitedBodies
 from megafs.stores.base import ObjectStore
 from megafs.stores.probe import probe_create_if_absent, probe_largest
 from megafs.stores.stack import unlimited
@@ -70,8 +71,9 @@ async def format_volume(
     say("trying whether the store can create an object only if it is absent")
     bare = unlimited(store)
     primitive = await probe_create_if_absent(bare)
-    say("trying how large an object may be")
-    parameters = await _with_fitting_packs(bare, parameters, say)
+    if LimitedBodies.of(store) is not None:
+        say("trying how large an object may be")
+        parameters = await _with_fitting_packs(bare, parameters, say)
     say("making the keys")
     made = await header_store.create(
         store,

@@ -47,10 +47,10 @@ from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.abilities import DiskCache, UnconditionalPuts
+from megafs.stores.abilities import DiskCache, LimitedBodies, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
-from megafs.stores.retry import CONTACT
+from megafs.stores.retry import CONTACT, CONTACT_HANG
 from megafs.stores.stack import Traffic, cached, open_store
 from megafs.supervisor import keep_running
 from megafs.tree.inode import ROOT
@@ -181,6 +181,7 @@ def _traffic(url: str, settings: Settings) -> Traffic:
         uploads=settings.uploads,
         downloads=settings.downloads,
         contact=_CONTACT_IF_KNOWN if known else CONTACT,
+        hang=_CONTACT_IF_KNOWN if known else CONTACT_HANG,
     )
 
 
@@ -327,7 +328,7 @@ def _pack_size(opening: _Opening) -> PackSize:
         params.chunk_size,
         opening.found.directory.volume / STORE_LIMITS,
     )
-    if opening.own_store and not made.known:
+    if opening.own_store and not made.known and LimitedBodies.of(opening.store) is not None:
         made.be_cautious()
     return made
 
@@ -421,6 +422,7 @@ def _start_tasks(
         start("writing checkpoints", upkeep.keep_checkpoints, volume)
         if not process.is_dead:
             start("removing orphans", upkeep.reap_after, volume, process.predecessor)
+    start("checking the replica", upkeep.check_replica, volume)
     start("the heartbeat", volume.heartbeats.run)
     if volume.lease is not None:
         start("keeping the lease", upkeep.keep_lease, volume, volume.lease)

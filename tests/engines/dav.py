@@ -6,13 +6,15 @@
 
 Each runs in the foreground on a free loopback port, with everything it writes below one temporary
 directory, in a session of its own that is ended by pid with the block.  `setpriv --pdeathsig KILL`
-ends it should this process be killed.  Debian's packages: apache2-bin, lighttpd-mod-webdav,
+ends it should this process be killed; the workers of Apache and nginx outlive that, and are ended
+by whoever starts the next server.  Debian's packages: apache2-bin, lighttpd-mod-webdav,
 libnginx-mod-http-dav-ext, rclone; wsgidav is PyPI's.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import os
 import pwd
@@ -29,6 +31,7 @@ from types import TracebackType
 KINDS = ("apache", "lighttpd", "nginx", "rclone", "wsgidav")
 PACKAGES = "apache2-bin lighttpd lighttpd-mod-webdav nginx-light libnginx-mod-http-dav-ext rclone"
 NAME = "megafs-dav-"
+OWNER = "owner"
 USER, PASSWORD, REALM = "alice", "wonder land", "megafs"
 
 APACHE = """\
@@ -151,8 +154,11 @@ class Dav:
         return self.directory / "data" / "dav"
 
     def __enter__(self) -> Dav:
+        clear_stale()
         for attempt in range(3):  # the port may be taken between our look and the server's
             self.directory = Path(tempfile.mkdtemp(prefix=NAME))
+            self._owner = (self.directory / OWNER).open("wb")
+            fcntl.flock(self._owner, fcntl.LOCK_EX)  # the kernel's lock ends with this process
             try:
                 self._start()
                 return self
@@ -256,7 +262,7 @@ class Dav:
                 f"Install it with `make setup-test` or `apt-get install {PACKAGES}`."
             )
         with (self.directory / "log" / "out").open("ab") as out:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *command],
                 env={**os.environ, "PATH": places},
                 cwd=self.directory,
@@ -265,6 +271,8 @@ class Dav:
                 stderr=out,
                 start_new_session=True,
             )
+        (self.directory / "session").write_text(str(process.pid))
+        return process
 
     def _wait(self) -> None:
         assert self._process is not None
@@ -295,4 +303,26 @@ class Dav:
 
     def _end(self) -> None:
         self._kill()
+        self._owner.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def clear_stale() -> None:
+    """End what dead owners left behind, and remove their directories."""
+    for directory in Path(tempfile.gettempdir()).glob(NAME + "*"):
+        try:
+            session = (directory / "session").read_text()
+            with (directory / OWNER).open("rb") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # in use, or being made just now
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                pid, _, rest = stat.read_text().partition(" (")
+            except OSError:
+                continue
+            program, _, fields = rest.rpartition(") ")
+            # The session's number may have been given to another one since.
+            if fields.split()[3] == session and program in ("apache2", "nginx"):
+                os.kill(int(pid), signal.SIGKILL)
+        shutil.rmtree(directory, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from megafs.errors import Refused
 from megafs.fs.filesystem import FileSystem
+from megafs.fs.names import RENAME_WHITEOUT
 from megafs.fs.requests import Invalidation
 from megafs.volume.volume import Volume
 from tests.fs.opened import CHUNK, ROOT, contents, new_store_here, opened, put_file
@@ -157,3 +159,30 @@ async def test_writes_to_different_files_need_no_rule(tmp_path: Path) -> None:
         expected = {b"%d" % n: b"%d" % n * CHUNK for n in range(20)}
         assert await files(one.fs) == expected
         assert not one.replica.conflicts() and not other.replica.conflicts()
+
+
+async def test_a_strict_rename_that_is_refused_leaves_no_whiteout(tmp_path: Path) -> None:
+    """Rename and whiteout are two operations of one call: neither, or both."""
+    store = await new_store_here()
+    quiet: dict[str, Any] = {"sync_interval": 3600.0}
+    async with (
+        opened(tmp_path / "one", store, host="one", **quiet) as one,
+        opened(tmp_path / "two", store, host="two", consistency="strict", **quiet) as other,
+    ):
+        await put_file(one.fs, 1, b"a", b"text")
+        await put_file(one.fs, 1, b"kept", b"text")
+        await share(one, other)
+        await one.fs.unlink(1, b"a", ROOT)
+        await one.drain()
+        with pytest.raises(Refused) as no:
+            await other.fs.rename(1, b"a", 1, b"b", RENAME_WHITEOUT, ROOT)
+        assert no.value.errno == errno.ENOENT
+        await other.fs.rename(1, b"kept", 1, b"c", RENAME_WHITEOUT, ROOT)
+        for volume in (one, other):
+            await volume.drain()
+            await volume.writer.catch_up()
+            handle = volume.fs.opendir(1)
+            assert {name for name, *_ in volume.fs.readdir(handle, 0, 10)} == {b"c", b"kept"}
+            volume.fs.releasedir(handle)
+            whiteout = volume.fs.lookup(1, b"kept")
+            assert (whiteout.mode, whiteout.rdev) == (stat.S_IFCHR, 0)

@@ -45,6 +45,23 @@ async def test_a_commit_behind_a_gap_is_not_acknowledged(
         assert (await snapshot(volume.fs))["after"] == ("file", b"kept on this machine")
 
 
+async def test_a_commit_that_was_written_over_is_noticed(
+    tmp_path: Path, autojump_clock: object
+) -> None:
+    store = MemoryStore("wrong yes")
+    await make_volume(store)
+    async with Machine(tmp_path / "a", "a").open(store) as volume:
+        await write_file(volume.fs, "one", b"1")
+        await volume.drain()
+        last = _commits(store)[-1]
+        store.objects[last] = store.objects[last][:-1] + b"?" * 40
+        store.objects[last] = store.objects[last][:5] + bytes(56) + store.objects[last][61:]
+        await write_file(volume.fs, "two", b"2")
+        with pytest.raises(Fault):
+            await volume.drain()
+        assert "written over" in str(volume.writer.frozen)
+
+
 async def test_looking_for_the_commit_before_adds_no_round_trip(
     tmp_path: Path, autojump_clock: object
 ) -> None:

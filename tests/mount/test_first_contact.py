@@ -96,11 +96,15 @@ def test_a_known_volume_is_mounted_without_a_network_within_two_seconds(
         at_s3.umount()
         service.tell(Proxy.refuse)
     assert callable(way)
-    with way() as endpoint:
-        began = time.monotonic()
-        at_s3.mount("-o", f"endpoint={endpoint}")
-        seconds = time.monotonic() - began
-        assert (at_s3.mnt / "f").stat().st_size == 5
-        at_s3.umount("--force")
+    fastest = 60.0
+    for _ in range(3):  # another program may have had the processor
+        with way() as endpoint:
+            began = time.monotonic()
+            at_s3.mount("-o", f"endpoint={endpoint}")
+            fastest = min(fastest, time.monotonic() - began)
+            assert (at_s3.mnt / "f").stat().st_size == 5
+            at_s3.umount("--force")
+        if fastest < 2:
+            break
     # What starting a process takes on a loaded machine is not what is measured.
-    assert seconds < max(2.0, with_network + 1.5)
+    assert fastest < max(2.0, with_network + 1.2)

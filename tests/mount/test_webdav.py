@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.dav import KINDS, PASSWORD, USER, Dav
+from tests.fakes.proxy import Answer, Proxy, ThreadedProxy
 from tests.mount.machine import Machine, eventually
 
 pytestmark = [pytest.mark.fuse, pytest.mark.webdav]
@@ -84,3 +86,38 @@ def test_a_password_comes_from_a_file_and_shows_nowhere(machines: list[Machine])
     said = one.run("format", f"webdav+http://{USER}:hunter2@127.0.0.1/v", code=2).stderr
     assert "credentials do not belong into the URL" in said and "hunter2" not in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_full_account_is_said_and_nothing_is_lost(machines: list[Machine]) -> None:
+    one, two = machines
+    with Dav("lighttpd") as server, ThreadedProxy(server.origin) as proxy:
+        one.url = f"webdav+{proxy.endpoint}/dav/v"
+        two.url = f"{server.url}/v"
+        one.format()
+        one.mount("-o", "deadline=3s")
+        kept = os.urandom(300_000)
+        proxy.tell(Proxy.always, Answer(507, body=b""), method="PUT")
+        with (one.mnt / "kept").open("wb", buffering=0) as file:
+            file.write(kept)
+            with pytest.raises(OSError) as refused:
+                os.fsync(file.fileno())
+        assert refused.value.errno in (errno.EIO, errno.ENOSPC)
+        assert (one.mnt / "kept").read_bytes() == kept
+        eventually(lambda: "507" in one.status()["store"]["last_error"])
+        proxy.tell(Proxy.heal)
+
+        def is_stored() -> bool:
+            fd = os.open(one.mnt / "kept", os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            except OSError:
+                return False
+            finally:
+                os.close(fd)
+            return True
+
+        eventually(is_stored, within=60)
+        one.umount()
+        two.mount()
+        assert (two.mnt / "kept").read_bytes() == kept
+        two.umount()

@@ -513,7 +513,7 @@ async def test_an_address_where_nobody_is_is_given_up_soon(autojump_clock: MockC
 
 
 async def test_a_store_that_comes_up_meanwhile_is_used(autojump_clock: MockClock) -> None:
-    assert await Retrying(Unreached(since=2)).get("a", 0, 1) == b"bytes"
+    assert await Retrying(Unreached(since=1)).get("a", 0, 1) == b"bytes"
 
 
 async def test_a_store_that_has_answered_once_is_waited_for(autojump_clock: MockClock) -> None:
@@ -527,12 +527,17 @@ async def test_a_store_that_has_answered_once_is_waited_for(autojump_clock: Mock
 async def test_a_connection_that_hangs_is_no_connection(autojump_clock: MockClock) -> None:
     began = trio.current_time()
     with pytest.raises(Unavailable, match="no connection"):
-        await Retrying(Unreached(hang=9), contact=1.0).get("a", 0, 1)
+        await Retrying(Unreached(hang=9), contact=1.0, hang=1.0).get("a", 0, 1)
     assert trio.current_time() - began == 1.0
+
+    began = trio.current_time()
+    with pytest.raises(Unavailable, match="no connection"):
+        await Retrying(Unreached(hang=9)).get("a", 0, 1)
+    assert trio.current_time() - began == retry.CONTACT_HANG
 
     # A slow answer is no missing connection.
     slow_one = Unreached(since=0, hang=20)
-    assert await Retrying(slow_one, contact=1.0).get("a", 0, 1) == b"bytes"
+    assert await Retrying(slow_one, contact=1.0, hang=1.0).get("a", 0, 1) == b"bytes"
     assert slow_one.attempts == 1
 
 

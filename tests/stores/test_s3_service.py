@@ -123,6 +123,14 @@ async def test_a_wrong_signature_names_what_a_proxy_may_have_changed(service: Se
     await store.aclose()
 
 
+async def test_a_proxy_that_wants_a_login_is_named(service: Service) -> None:
+    store = store_at(service)
+    service.proxy.next(Answer(407, body=b"<html>who are you?</html>"))
+    with pytest.raises(Denied, match="the proxy wants a login"):
+        await store.get("a", 0, 1)
+    await store.aclose()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -20,7 +20,7 @@ from typing import NoReturn
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
-from megafs.stores.abilities import UnconditionalPuts
+from megafs.stores.abilities import LimitedBodies, UnconditionalPuts
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.http.content_range import holds_range
 from megafs.stores.http.session import Response, Session
@@ -61,7 +61,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
-class S3Store(ObjectStore, UnconditionalPuts):
+class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts):
     """Objects in one bucket, below one prefix."""
 
     def __init__(

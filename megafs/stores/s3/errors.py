@@ -142,6 +142,8 @@ def error_for(
         )
     if code in ("InvalidAccessKeyId", "InvalidToken"):
         return Denied(f"{said}; check the access key, the secret key and the region")
+    if status == 407:
+        return Denied(f"{said}; the proxy wants a login: http_proxy=http://NAME:PASSWORD@HOST:PORT")
     if status in (401, 403):
         return Denied(
             f"{said}; do the credentials allow GetObject, PutObject, DeleteObject and"

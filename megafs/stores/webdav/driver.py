@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import trio
 
 from megafs.errors import BadStore, BadUsage, Exists, Missing, StoreError
-from megafs.stores.abilities import SpaceLeft
+from megafs.stores.abilities import LimitedBodies, SpaceLeft
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.urls import Location
 from megafs.stores.webdav import exclusive, layout
@@ -32,7 +32,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return WebDavStore(location.name, location.path, read_options(options), connections=connections)
 
 
-class WebDavStore(ObjectStore, SpaceLeft):
+class WebDavStore(ObjectStore, SpaceLeft, LimitedBodies):
     """Objects in one folder of a server.
 
     address: "https://host:port".
