@@ -241,7 +241,9 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         async with volume.background.running() as nursery:
             _start_tasks(volume, journal, process, nursery)
             if opening.own_store and not settings.read_only and not journal.pack_size.known:
-                nursery.start_soon(upkeep.prove_store, volume, journal.pack_size)
+                nursery.start_soon(
+                    keep_running, "proving the store", upkeep.prove_store, volume, journal.pack_size
+                )
             yield volume
         await _leave(volume)
     finally:
