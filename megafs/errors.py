@@ -214,6 +214,8 @@ def of_this_machine(exc: BaseException) -> MegafsError | None:
         return Stopped("there is not enough memory")
     if not isinstance(exc, OSError) or exc.strerror is None:
         return None
+    if exc.filename is None and exc.errno == e.ENOENT:  # of getcwd(3): a relative path was given
+        return BadUsage("the directory that this was started in is gone: cd to another one")
     if exc.filename is None and exc.errno not in _OF_THIS_MACHINE:
         return None
     name = exc.filename

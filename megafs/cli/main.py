@@ -145,6 +145,11 @@ def run(args: list[str]) -> int:
         # Whoever read our output has left: nothing to tell, and nobody to tell it to.
         output.discard(sys.stdout)
         return MegafsError.exit_code
+    except OSError as exc:
+        # Help and version are printed by click.
+        by_click = not args or {"--help", "-h", "--version"} & set(args)
+        lost = output.OutputLost(exc) if by_click and exc.filename is None else exc
+        return report_error(lost, as_json=as_json, debug=debug)
     except click.Abort:
         return report_error(KeyboardInterrupt(), as_json=as_json, debug=debug)
     except click.ClickException as exc:
@@ -167,14 +172,6 @@ def report_error(exc: BaseException, *, as_json: bool, debug: bool) -> int:
             output.line_ends()  # of the prompt, or the ^C that the terminal shows
         output.note(ends.text)
         return ends.exit_code
-    try:
-        output.flush()
-    except OSError:
-        pass
-    except output.OutputLost as lost:
-        # click prints help by itself.
-        ends = ending.of(lost) if isinstance(exc, OSError) else ends
-        as_json = False
     if debug:
         for line in indented("".join(traceback.format_exception(exc))):
             sys.stderr.write(f"{line}\n")
@@ -203,5 +200,7 @@ def _flushed(code: int, *, as_json: bool, debug: bool) -> int:
 def _usage_text(exc: click.ClickException) -> str:
     text = exc.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
+    if len(text) > 400:  # with a whole value of thousands of characters in it
+        text = f"{text[:200]} ... {text[-100:]}"
     ctx = exc.ctx if isinstance(exc, click.UsageError) else None
     return f"{text} (see {ctx.command_path} --help)" if ctx is not None else text

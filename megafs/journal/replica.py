@@ -197,6 +197,14 @@ class Replica:
         """
         return self._database.wal_copier()
 
+    def checker(self) -> Callable[[], bool]:
+        """A function for a thread: whether the file is sound, as `is_sound` finds; see `doubt`."""
+        return self._database.checker()
+
+    def doubt(self) -> None:
+        """The file is damaged: remove it when it is closed, for the next process to rebuild it."""
+        self.db.damaged = True
+
     def _load(self) -> None:
         """Take up the state that the database holds."""
         get = self._database.get

@@ -99,6 +99,9 @@ def parse(
     sloppy: warn of unknown options instead of refusing them (mount -s).
     Raises BadUsage with a sentence for what cannot be.
     """
+    if any(ord(char) < 32 or char == "\x7f" for char in url):
+        # Parsers of URLs drop them, and name another place than was written.
+        raise BadUsage(f"control characters cannot be in a URL: {shortened(url)}")
     environ = os.environ if environ is None else environ
     collected = _Collected()
     known = known_options(url)
