@@ -9,6 +9,8 @@
 # make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
+# make install  megafs for all users (PREFIX=/usr/local, DESTDIR= for a package): an environment of its own,
+#               the commands, systemd's units, and fuse.megafs among what updatedb(8) leaves out
 # make clean    remove what the targets above made in the checkout
 #
 # For Debian and Ubuntu, as root or with sudo.  MEGAFS_VENV=... puts the environment elsewhere.
@@ -22,7 +24,7 @@ PYTEST_ARGS ?=
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
 .PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
-	setup-test clean
+	setup-test install clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -75,6 +77,10 @@ setup:
 
 setup-test:
 	@tools/setup.sh test
+
+# STEPS: some of environment, commands, units, updatedb; all of them without it.
+install:
+	@DESTDIR='$(DESTDIR)' PREFIX='$(or $(PREFIX),/usr/local)' SBIN='$(or $(SBIN),/usr/sbin)' tools/install.sh $(STEPS)
 
 clean:
 	@! grep -Eq "^file(:|%3A)//$(CURDIR)/.demo/store " /proc/mounts || \

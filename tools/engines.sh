@@ -4,7 +4,7 @@
 #   tools/engines.sh [versitygw] [minio]
 #
 # Into $MEGAFS_ENGINES, else ~/.cache/megafs-engines.  On two cores versitygw takes 2.5 minutes of
-# CPU and MinIO some 8, and a gigabyte of Go's caches: so `make test` builds none, and skips the
+# CPU and MinIO 5, and a gigabyte of Go's caches: so `make test` builds none, and skips the
 # tests of what is not there.  Needs Go; whoever has none gets a line, and no error.
 set -eu
 

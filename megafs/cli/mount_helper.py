@@ -20,8 +20,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from megafs import logs
 from megafs.cli import ending, output
 from megafs.errors import BadStore, BadUsage
+from megafs.hardening import protect_memory
 
 USAGE = 1
 BUG = 4
@@ -31,7 +33,9 @@ FAILED = 32
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Mount, or unmount if called by such a name, and exit."""
+    protect_memory()
     ending.open_missing_outputs()
+    logs.set_up("terminal")
     args = list(sys.argv if argv is None else argv)
     umount = os.path.basename(args[0]).startswith("umount.")
     try:

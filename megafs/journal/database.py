@@ -148,6 +148,20 @@ class ReplicaDatabase:
             return False
         return found == ("ok",)
 
+    def checker(self) -> Callable[[], bool]:
+        """A function for a thread: as `is_sound`, with a connection of its own."""
+        connection = self.connect()
+
+        def check() -> bool:
+            try:
+                return connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+            except (Corrupt, apsw.Error):
+                return False
+            finally:
+                connection.close()
+
+        return check
+
     def close(self) -> None:
         """Close the file; remove it if it is damaged."""
         self.db.close()

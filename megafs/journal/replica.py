@@ -197,6 +197,14 @@ class Replica:
         """
         return self._database.wal_copier()
 
+    def checker(self) -> Callable[[], bool]:
+        """A function for a thread: whether the file is sound, as `is_sound` finds; see `doubt`."""
+        return self._database.checker()
+
+    def doubt(self) -> None:
+        """The file is damaged: remove it when it is closed, for the next process to rebuild it."""
+        self.db.damaged = True
+
     def _load(self) -> None:
         """Take up the state that the database holds."""
         get = self._database.get
@@ -604,11 +612,7 @@ class Replica:
             elif count:
                 self._batches.shorten(number, count)
         if gone:
-            self._rebase.add_note(
-                f"{len(gone)} batches of operations that wait here were brought to the store by"
-                " another machine: this state directory, or what it was copied from, is in use"
-                " there as well"
-            )
+            self._rebase.add_note(_brought_elsewhere(len(gone)))
         return gone
 
     def _known_part(self, origin: BatchOrigin) -> int:
@@ -683,12 +687,16 @@ class Replica:
     def _missing(self, found: LoggedBatches) -> list[tuple[int, LoggedBatch]]:
         """What the log holds and neither this replica nor the journal does."""
         missing = []
+        elsewhere = 0
         for number, batch in found.missing(after=self.committed, pending=self.pending):
             if self.tree.last_batch(batch.origin.number) >= number:
                 continue
             count = self._known_part(batch.origin)
+            elsewhere += count > 0
             if count < len(batch.operations):
                 missing.append((number, batch.without(count) if count else batch))
+        if elsewhere:
+            self.note(_brought_elsewhere(elsewhere))
         return missing
 
     def _for_log(self, batch: int) -> tuple[int, bytes, Note]:
@@ -867,3 +875,12 @@ class Replica:
                 changes = Changes.of(self._batches.changeset(batch))
                 self._rebase.apply(changes, f"batch {batch} again", RemoteChanges())
             self._go_back(state)
+
+
+def _brought_elsewhere(count: int) -> str:
+    """For people: others committed what waits in this state directory."""
+    return (
+        f"{count} batches of operations that wait here were brought to the store by another machine"
+        " or an earlier mount: this state directory, or what it was copied from, was used there as"
+        " well"
+    )

@@ -241,7 +241,9 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         async with volume.background.running() as nursery:
             _start_tasks(volume, journal, process, nursery)
             if opening.own_store and not settings.read_only and not journal.pack_size.known:
-                nursery.start_soon(upkeep.prove_store, volume, journal.pack_size)
+                nursery.start_soon(
+                    keep_running, "proving the store", upkeep.prove_store, volume, journal.pack_size
+                )
             yield volume
         await _leave(volume)
     finally:
@@ -420,6 +422,7 @@ def _start_tasks(
         start("writing checkpoints", upkeep.keep_checkpoints, volume)
         if not process.is_dead:
             start("removing orphans", upkeep.reap_after, volume, process.predecessor)
+    start("checking the replica", upkeep.check_replica, volume)
     start("the heartbeat", volume.heartbeats.run)
     if volume.lease is not None:
         start("keeping the lease", upkeep.keep_lease, volume, volume.lease)

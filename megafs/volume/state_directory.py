@@ -47,7 +47,7 @@ HEAD = "head"
 #: What a file of ours may be called in a volume's directory.
 _OURS = re.compile(
     r"replica\.db(-wal|-shm)?|ops-[0-9]{8}|head|header|mount|mount-copy|process|boot|lock|pins|scrub"
-    r"|store-limits"
+    r"|store-limits|reserve"
 )
 _PACK = re.compile(r"[0-9a-f]{16}-[0-9a-f]{32}-[0-9]+")
 _URL_LIMIT = 4096

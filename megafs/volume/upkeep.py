@@ -9,12 +9,14 @@ import trio
 
 from megafs import clock
 from megafs.chunks.pack_size import PackSize, largest_object
+from megafs.concurrency import offload
 from megafs.errors import Corrupt, Exists, Fault, TooLarge, TooNew, Unavailable
 from megafs.journal import checkpoint
 from megafs.journal.lease import Lease
 from megafs.stores.abilities import LimitedBodies
 from megafs.stores.probe import LIMITS, probe_create_if_absent, probe_largest
 from megafs.stores.stack import unlimited
+from megafs.volume.recovery import CHECKED_AT_ONCE
 from megafs.volume.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -30,8 +32,27 @@ NOT_EXCLUSIVE = (
 )
 #: A new checkpoint is due after so many commits, so that a new machine replays few.
 CHECKPOINT_EVERY = 256
+#: Seconds after which a large replica is read through: programs come first.
+_CHECK_AFTER = 20.0
 #: Seconds between two attempts to take the lease.
 _LEASE_RETRY = 5
+
+
+async def check_replica(volume: Volume) -> None:
+    """Read a large replica through, beside everything else; a small one was when it was opened.
+
+    A page that the disk has damaged is an I/O error for who meets it, and the next mount rebuilds
+    the replica.
+    """
+    replica = volume.replica
+    if replica.path.stat().st_size <= CHECKED_AT_ONCE:
+        return
+    await trio.sleep(_CHECK_AFTER)
+    if not await offload(replica.checker(), kind="disk", abandon=True):
+        replica.doubt()
+        log.error(
+            "%s is damaged: unmount and mount again, and it is rebuilt from the store", replica.path
+        )
 
 
 async def keep_checkpoints(volume: Volume) -> None:

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from megafs.errors import Corrupt, MegafsError
 from megafs.jobs import pins, scrub
 from megafs.stores.memory import MemoryStore
+from megafs.volume import recovery, upkeep
 from megafs.volume.state_directory import write_durably
 from tests.fs.opened import contents, new_store_here, opened, put_file
 from tests.mount.test_user import User, device, user
@@ -258,6 +260,36 @@ async def test_each_page_of_the_replica(prepared: tuple[Path, MemoryStore], tmp_
             assert volume.replica.is_sound()
             for name, expected in ((b"committed", COMMITTED), (b"staged", STAGED)):
                 assert await contents(volume.fs, volume.fs.lookup(1, name).ino) == expected
+
+
+async def test_a_large_replica_is_looked_at_while_it_is_used(
+    prepared: tuple[Path, MemoryStore],
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (recovery, upkeep):
+        monkeypatch.setattr(module, "CHECKED_AT_ONCE", 0)
+    shutil.copytree(prepared[0], tmp_path / "m")
+    store = copy.deepcopy(prepared[1])
+    async with opened(tmp_path / "m", store, sync_interval=1000.0) as volume:
+        await trio.sleep(60)
+    assert "is damaged" not in caplog.text
+    path = the(tmp_path / "m/state", "replica.db")
+    async with opened(tmp_path / "m", store, sync_interval=1000.0):
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            for page in range(size // 4096 // 3, size // 4096):
+                file.seek(page * 4096 + 100)
+                file.write(b"flipped")
+        await trio.sleep(60)
+    assert "is damaged: unmount and mount again" in caplog.text
+    assert not path.exists()
+    caplog.clear()
+    async with opened(tmp_path / "m", store, sync_interval=1000.0) as volume:
+        assert volume.replica.is_sound()
+        assert await contents(volume.fs, volume.fs.lookup(1, b"staged").ino) == STAGED
 
 
 async def test_a_state_directory_without_the_copy_of_its_number(

@@ -811,6 +811,12 @@ def _brief(op: ops.Operation) -> str:
     if isinstance(op, ops.SetContents):
         pieces = ", ".join(f"{x.start}+{x.length}" for x in op.pieces)
         return f"Contents({op.ino}, {op.base} -> {op.version}, cut={op.cut}, {op.size}: {pieces})"
+    if isinstance(op, ops.Repack):
+        moves = ", ".join(
+            f"{ino} {version} -> {extent.pack} {extent.offset}+{extent.sealed}"
+            for ino, version, extent in op.moves
+        )
+        return f"Repack({moves})"
     return str(op)
 
 
