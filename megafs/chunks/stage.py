@@ -83,8 +83,8 @@ _FILE: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{32})-([0-9]{1,9})\Z", re.AS
 
 
 class StagedPack(Struct):
-    """One pack file.  size: bytes given out to chunks; promised: the most that they can become with
-    what is being sealed; busy: puts that may still write into it.
+    """One pack file.  size: bytes given out to chunks; promised: the most that what is being sealed
+    can add to them; busy: puts that may still write into it.
 
     stored: when the store took it, in seconds since 1970.  adopted: being taken over by the cache,
     which wants the file.  inherited: an earlier process began it; there may be copies of its state
@@ -337,7 +337,9 @@ class Stage:
         self, pieces: list[bytes | bytearray | memoryview], size: int
     ) -> list[Extent]:
         """Seal pieces, *size* bytes in all, into the open pack."""
-        pack = self._ready(size + len(pieces) * _SEAL)
+        most = size + len(pieces) * _SEAL
+        pack = self._ready(most)
+        pack.promised += most
         pack.busy += 1  # from here on an upload of this pack waits for us
         try:
             if size < _OFFLOAD_FROM:
@@ -355,6 +357,7 @@ class Stage:
             )
         finally:
             pack.busy -= 1
+            pack.promised -= most  # compressed, it may have become far less
             if self._open is pack and pack.size >= self._wanted():
                 self.cut()
 
@@ -368,11 +371,10 @@ class Stage:
         """The open pack, a new one if need be, with room for *size* bytes more."""
         pack = self._open
         if pack is not None:
-            if pack.promised + size > self._limits.pack_size.size + self._limits.pack_size.group:
+            limit = self._limits.pack_size.size + self._limits.pack_size.group
+            if pack.size + pack.promised + size > limit:
                 self.cut()
                 pack = None
-            else:
-                pack.promised += size
         if pack is None:
             number = self._registry.number()
             name = clock.random_bytes(16)
@@ -383,7 +385,6 @@ class Stage:
             except OSError as exc:
                 raise Full(f"{self._directory}: {exc.strerror}") from exc
             pack = StagedPack(number, name, epoch, path, fd, self._keyring.pack_key(name, epoch))
-            pack.promised = size
             self._new_files = True
             self._registry.announce_pack(number, name, epoch)
             self._packs[number] = pack

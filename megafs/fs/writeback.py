@@ -92,7 +92,7 @@ class Durability:
 
         The kernel may have written the log before: after a power cut it may still name bytes that
         are gone.  Nobody was promised those, and the chunks' digests show which they are
-        (volume/recovery.py, `_drop_unsynced`).
+        (volume/recovery.py, `_drop_torn`).
         """
         await self._syncs.run(self._sync_now, large=self._stage.unsynced)
 

@@ -221,7 +221,13 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         offline = await catch_up(
             replica, journal.follower, opening.early, expected, opening.say, offline=found.offline
         )
-        taken = recover(replica, journal.stage, found.directory, rebooted=rebooted)
+        taken = recover(
+            replica,
+            journal.stage,
+            found.directory,
+            rebooted=rebooted,
+            copied=not process.is_dead,
+        )
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
         if process.moved:

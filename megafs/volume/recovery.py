@@ -62,18 +62,26 @@ def open_replica(
     return opened()
 
 
-def recover(replica: Replica, stage: Stage, directory: StateDirectory, *, rebooted: bool) -> int:
+def recover(
+    replica: Replica, stage: Stage, directory: StateDirectory, *, rebooted: bool, copied: bool
+) -> int:
     """Take up pending operations and staged packs; return how many operations there are.
 
     rebooted: the machine started anew since the last process, so bytes may be lost that no sync had
-        covered.  Operations whose bytes are not whole are dropped then.
+        covered.
+    copied: the directory may be a copy of one that was in use, each file as it was at another time.
+    Operations whose bytes are not whole are dropped in either case.
     """
+    torn = rebooted or copied
     # Should others have dropped a pack that lies here and that pending operations name.
     replica.keep_packs(staged_ids(directory.packs))
-    taken = replica.recover(stage.restore if rebooted else None)
+    taken = replica.recover(stage.restore if torn else None)
     stage.take_up(replica.tree.has_pack, is_all_known=not replica.oplog.is_damaged)
-    if rebooted:
-        _drop_unsynced(replica, stage)
+    if torn:
+        why = "a power cut took bytes that were not synced yet"
+        if not rebooted:
+            why = "this state directory was copied while it was in use, and lacks what came last"
+        _drop_torn(replica, stage, why)
         directory.note_boot()
     else:
         _name_damaged(replica, stage)
@@ -105,11 +113,13 @@ def _name_damaged(replica: Replica, stage: Stage) -> None:
         )
 
 
-def _drop_unsynced(replica: Replica, stage: Stage) -> None:
-    """Cut off what a power cut left half: operations whose staged bytes are not whole.
+def _drop_torn(replica: Replica, stage: Stage, why: str) -> None:
+    """Cut off what a power cut or a copy left half: operations whose staged bytes are not whole.
 
-    Nothing from the first such operation on was ever promised to anybody.  What comes before it in
-    its batch may have been: a batch stays open over many closes.
+    After a power cut nothing from the first such operation on was ever promised to anybody.  What
+    comes before it in its batch may have been: a batch stays open over many closes.  In a copy they
+    are what the original did after the log was copied, and the original has them.
+    why: for the log.
     """
     begun: set[int] = set()
     for batch in sorted(replica.pending):
@@ -122,9 +132,5 @@ def _drop_unsynced(replica: Replica, stage: Stage) -> None:
                     continue
                 stage.sync()  # the log is written anew, without the chunks that lay in it
                 dropped = replica.drop_pending_from(batch, number)
-                log.error(
-                    "a power cut took bytes that were not synced yet: the last %d operations are"
-                    " dropped",
-                    dropped,
-                )
+                log.error("%s: the last %d operations are dropped", why, dropped)
                 return

@@ -144,6 +144,8 @@ def test_what_failed_afterwards_is_said(
     assert re.search(r"^    (\w{4}-){13}\w{4}$", said.out, re.MULTILINE)
     assert "may open nothing" in said.err
     assert said.err.splitlines()[-1] == "megafs: the store went away"
+    # The command takes the passphrase out of its environment when it has read it.
+    monkeypatch.setenv("MEGAFS_PASSPHRASE", volume.environ["MEGAFS_PASSPHRASE"])
     assert main.run(["key", "recovery-key", volume.url, "--json"]) == 14
     document = json.loads(capsys.readouterr().out)
     assert document["recovery_key"]
