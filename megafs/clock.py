@@ -1,7 +1,7 @@
-"""Wall clock and randomness: the only place that reads either.
+"""Real clocks and randomness: the only place that reads either for a decision.
 
-The simulation and the tests replace `now_ns`, `uniform` and `random_bytes` through `replaced()`;
-nothing else in megafs may import `random`, `secrets` or read `time.time()` (ruff TID251).
+The simulation and the tests replace them through `replaced()`; nothing else in megafs may import
+`random`, `secrets` or read `time.time()` (ruff TID251).
 Monotonic time for waiting is trio's (`trio.current_time()`), which tests run on a virtual clock.
 """
 
@@ -16,6 +16,7 @@ from functools import partial
 
 _now_ns: Callable[[], int] = time.time_ns
 _boottime: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_BOOTTIME)
+_stopwatch: Callable[[], float] = time.perf_counter
 _random_bytes: Callable[[int], bytes] = os.urandom
 # Jitter needs no secrecy, only independence between machines.
 _uniform: Callable[[float, float], float] = random.SystemRandom().uniform
@@ -36,6 +37,11 @@ def boottime() -> float:
     return _boottime()
 
 
+def stopwatch() -> float:
+    """Seconds since any moment, to tell how long a call took."""
+    return _stopwatch()
+
+
 def random_bytes(n: int) -> bytes:
     """*n* bytes fit for keys and identifiers (os.urandom)."""
     return _random_bytes(n)
@@ -51,17 +57,19 @@ def replaced(
     *,
     now_ns: Callable[[], int] | None = None,
     boottime: Callable[[], float] | None = None,
+    stopwatch: Callable[[], float] | None = None,
     random_bytes: Callable[[int], bytes] | None = None,
     uniform: Callable[[float, float], float] | None = None,
 ) -> Iterator[None]:
     """Put other sources in place for the block: virtual time, seeded randomness."""
-    global _now_ns, _boottime, _random_bytes, _uniform
-    saved = (_now_ns, _boottime, _random_bytes, _uniform)
-    _boottime = boottime or _boottime
+    global _now_ns, _boottime, _stopwatch, _random_bytes, _uniform
+    saved = (_now_ns, _boottime, _stopwatch, _random_bytes, _uniform)
     _now_ns = now_ns or _now_ns
+    _boottime = boottime or _boottime
+    _stopwatch = stopwatch or _stopwatch
     _random_bytes = random_bytes or _random_bytes
     _uniform = uniform or _uniform
     try:
         yield
     finally:
-        _now_ns, _boottime, _random_bytes, _uniform = saved
+        _now_ns, _boottime, _stopwatch, _random_bytes, _uniform = saved

@@ -8,7 +8,6 @@ microseconds: work below some 100 microseconds is cheaper done on the loop.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import trio
 
+from megafs import clock
 from megafs.errors import leaf
 from megafs.supervisor import run_once
 
@@ -74,9 +74,9 @@ class Syncs:
             await offload(self._timed, 8 * QUICK, fn, *args, kind="disk")
 
     def _timed(self, slow: float, fn: Callable[..., None], *args: Any) -> None:
-        begin = time.perf_counter()
+        begin = clock.stopwatch()
         fn(*args)
-        took = time.perf_counter() - begin
+        took = clock.stopwatch() - begin
         if took < QUICK:
             self._quick += 1
         elif took >= slow:

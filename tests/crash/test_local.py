@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from megafs.errors import Unavailable
 from tests.crash.workload import History, run_steps
@@ -35,6 +35,12 @@ from tests.fakes.machine import (
 )
 
 SMALL = {"chunk_size": 16384, "pack_size": 65536}
+#: Packs that are filled by 64 KiB in one go, which is where the log of operations stops to hold
+#: what goes into them (stage.py).
+ROOMY = {"chunk_size": 16384, "pack_size": 262_144}
+#: A file that leaves such a pack open, and one whose last bytes fill it: it is cut, and sent.
+OPEN = 70_000
+FULL = 262_144
 STEPS = 45
 
 
@@ -212,18 +218,20 @@ async def test_a_power_cut_takes_any_of_what_was_not_synced(
 class CutOff:
     """A machine whose store went away after "first", and that then closed some more files.
 
-    pack: where their chunks are.  synced: its size after the first of them.
+    pack: where their chunks are.  synced: its size after the first of them.  sent: whether it was
+    cut, and the mount tried to send it.
     """
 
     machine: Machine
     objects: dict[str, bytes]
     pack: Path
     synced: int
+    sent: bool
 
 
 async def cut_off(base: Path, files: dict[str, bytes], *, sealed: bool = False) -> CutOff:
     store = Recording()
-    await make_volume(store, **SMALL)
+    await make_volume(store, **ROOMY)
     machine = Machine(base / "a")
     async with machine.open(store) as volume:
         await write_file(volume.fs, "first", b"1" * 5000, sync=True)
@@ -235,14 +243,16 @@ async def cut_off(base: Path, files: dict[str, bytes], *, sealed: bool = False) 
             await write_file(volume.fs, name, data)
             (pack,) = machine.volume_dir.glob("packs/*")
             synced = synced or pack.stat().st_size
+        await wait_all_tasks_blocked()  # what was cut is on its way
         assert len(volume.replica.pending) == 0
         if sealed:
             await trio.sleep(5)  # the writer tries to commit it
             assert len(volume.replica.pending) == 1
+        sent = any(op == "put_new" and name.startswith("packs/") for op, name in away.calls)
         copy = machine.copy(base / "cut off")
         objects = dict(store.objects)
         away.partitioned = False
-    return CutOff(copy, objects, copy.volume_dir / "packs" / pack.name, synced)
+    return CutOff(copy, objects, copy.volume_dir / "packs" / pack.name, synced, sent)
 
 
 def reboot(machine: Machine, boot: str = "another boot") -> None:
@@ -261,7 +271,7 @@ async def test_a_pack_whose_very_name_a_power_cut_took(
         await write_file(volume.fs, "third", b"3" * 5000, sync=True)
 
 
-@pytest.mark.parametrize("size", [5000, 70_000])
+@pytest.mark.parametrize("size", [5000, OPEN, FULL])
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("replica_lost", [False, True])
 async def test_a_power_cut_inside_a_batch_of_several_closes(
@@ -271,6 +281,7 @@ async def test_a_power_cut_inside_a_batch_of_several_closes(
     bytes."""
     files = {"second": b"2" * 5000, "third": os.urandom(size), "fourth": b"4" * 10}
     it = await cut_off(tmp_path, files, sealed=sealed)
+    assert it.sent == (sealed or size == FULL)
     # Of a small file the log holds the bytes, too; and then nothing of the pack is needed.
     small = size < 65536
     os.truncate(it.pack, 0 if small else it.synced)
@@ -289,11 +300,13 @@ async def test_a_power_cut_inside_a_batch_of_several_closes(
         assert await snapshot(volume.fs) == expected | {"fifth": ("file", b"5" * 5000)}
 
 
+@pytest.mark.parametrize("size", [OPEN, FULL])
 async def test_a_second_power_cut_after_the_first_one_was_recovered(
-    autojump_clock: MockClock, tmp_path: Path
+    autojump_clock: MockClock, tmp_path: Path, size: int
 ) -> None:
     """What was dropped took the log with it that held small chunks: their packs are synced now."""
-    it = await cut_off(tmp_path, {"second": b"2" * 5000, "third": os.urandom(70_000)})
+    it = await cut_off(tmp_path, {"second": b"2" * 5000, "third": os.urandom(size)})
+    assert it.sent == (size == FULL)
     os.truncate(it.pack, it.synced // 2)
     reboot(it.machine)
     expected = {"first": ("file", b"1" * 5000), "second": ("file", b"2" * 5000)}

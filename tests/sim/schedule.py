@@ -859,12 +859,14 @@ def _deterministic(seed: int) -> Iterator[None]:
     rng = random.Random(f"{seed}/everything else")
     ticks = itertools.count()
 
-    def now_ns() -> int:
+    def elapsed() -> float:
         try:
-            seconds = trio.current_time()
+            return trio.current_time()
         except RuntimeError:
-            seconds = 0.0
-        return START_NS + int(seconds * 1e9) + next(ticks) * 1000 + _skew.get()
+            return 0.0
+
+    def now_ns() -> int:
+        return START_NS + int(elapsed() * 1e9) + next(ticks) * 1000 + _skew.get()
 
     # Final for type checkers, and there to be set: trio has no public face for it.
     allowed = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
@@ -872,7 +874,13 @@ def _deterministic(seed: int) -> Iterator[None]:
     trio_run._r.seed(seed)
     try:
         with (
-            clock.replaced(now_ns=now_ns, random_bytes=rng.randbytes, uniform=rng.uniform),
+            clock.replaced(
+                now_ns=now_ns,
+                boottime=elapsed,
+                stopwatch=elapsed,
+                random_bytes=rng.randbytes,
+                uniform=rng.uniform,
+            ),
             in_place(),
         ):
             yield

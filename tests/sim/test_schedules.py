@@ -6,13 +6,16 @@ happened; `make soak SECONDS=600` runs fresh seeds.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from megafs import clock, concurrency
 from megafs.tree import ops
 from tests.sim import schedule
 
@@ -53,6 +56,22 @@ def test_one_seed_is_one_schedule(seed: int, tmp_path: Path) -> None:
         timeout=60,
     )
     assert other.stdout.strip() == one.digest
+
+
+@pytest.mark.parametrize("seed", [3, 5, 7, 8])
+def test_how_quick_the_disk_is_changes_no_schedule(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a sync waits on the event loop depends on how long the ones before it took."""
+    monkeypatch.setattr(concurrency, "TRUSTED", 1)  # the schedules have few syncs
+    logs: list[list[str]] = []
+    for took in (0.0, 0.1):
+        readings = itertools.count(0, took)
+        monkeypatch.setattr(clock, "_stopwatch", partial(next, readings))
+        log: list[str] = []
+        schedule.run(seed, base=schedule.memory(tmp_path), log=log)
+        logs.append(log)
+    assert logs[0] == logs[1]
 
 
 def test_the_witness_notices_lost_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
