@@ -54,12 +54,18 @@ class PackSize:
 
     wanted: what the volume, or an option of the mount, says.
     path: remembers what was found; None to remember nothing.
+    is_bound: no object may be larger than packs of that size come to; else the last chunks of a
+        pack may take it up to 2 MiB beyond.
     """
 
-    def __init__(self, wanted: int, chunk_size: int, path: Path | None = None) -> None:
+    def __init__(
+        self, wanted: int, chunk_size: int, path: Path | None = None, *, is_bound: bool = False
+    ) -> None:
         self._chunk_size = chunk_size
         self._path = path
-        self._known = False
+        self._known = self._is_cautious = False
+        self._is_bound = is_bound
+        self._limit: int | None = None  # bytes of an object, if there is a limit
         self._wanted = self._size = wanted
         limit = self._read()
         if limit is not None:
@@ -89,15 +95,21 @@ class PackSize:
     @property
     def group(self) -> int:
         """Plaintext that is sealed into a pack in one go."""
+        largest = padme(self._size + GROUP + _OVERHEAD)
+        bound = self._is_bound or self._is_cautious
+        if not bound and (self._limit is None or largest <= self._limit):
+            return GROUP
         return group_of(self._size, self._chunk_size)
 
     def be_cautious(self) -> None:
         """Make small packs until `found` is called."""
+        self._is_cautious = True
         self._size = max(self._chunk_size, min(self._wanted, CAUTIOUS))
 
     def found(self, limit: int) -> None:
         """The store takes objects of *limit* bytes, and perhaps none that are larger."""
         self._known = True
+        self._is_cautious = False
         self._size = self._wanted
         self._fit(limit)
         if self._path is not None:
@@ -113,6 +125,7 @@ class PackSize:
             self.found(limit)
 
     def _fit(self, limit: int) -> None:
+        self._limit = limit
         try:
             self._size = fitting(self._wanted, self._chunk_size, limit)
         except TooLarge as exc:

@@ -451,16 +451,19 @@ class Stage:
         return number in self._packs or number in self._uploaded
 
     def read(self, extent: Extent) -> bytes | None:
-        """The sealed chunk, if its pack lies here."""
-        pack = self._packs.get(extent.pack) or self._uploaded.get(extent.pack)
-        if pack is None:
-            return None
-        return os.pread(pack.fd, extent.sealed, extent.offset)
+        """The sealed chunk, if it lies here."""
+        return self.read_part(extent.pack, extent.offset, extent.sealed)
 
     def read_part(self, number: int, offset: int, length: int) -> bytes | None:
-        """Sealed bytes of a pack that lies here; written lately, so they are in memory."""
+        """Sealed bytes of a pack, if they lie here; written lately, so they are in memory.
+
+        In a copied state directory a pack may end before chunks that the original put into it and
+        has brought to the store.
+        """
         pack = self._packs.get(number) or self._uploaded.get(number)
-        return None if pack is None else os.pread(pack.fd, length, offset)
+        if pack is None or offset + length > pack.size:
+            return None
+        return os.pread(pack.fd, length, offset)
 
     # ---- bringing it to the store -----------------------------------------------------------
 

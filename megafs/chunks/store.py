@@ -80,10 +80,10 @@ class StagedChunks(Protocol):
         """Whether that pack lies here."""
 
     def read(self, extent: Extent) -> bytes | None:
-        """The sealed chunk, if its pack lies here."""
+        """The sealed chunk, if it lies here."""
 
     def read_part(self, number: int, offset: int, length: int) -> bytes | None:
-        """Sealed bytes of a pack, if it lies here."""
+        """Sealed bytes of a pack, if they lie here."""
 
 
 class ChunkStore:

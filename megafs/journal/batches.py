@@ -160,15 +160,20 @@ class PendingBatches:
         If it has been done again since, which of its operations these are is not known: it stays as
         it is, and the rules of tree/merge.py see what is there already.
         """
-        info, operations = self.infos[batch], self.operations(batch)
-        whole = BatchIdentity.of(info.origin.number, batch, operations).prefixes[-1]
-        if whole != info.origin.prefixes[-1]:
+        if not self.is_as_first_done(batch):
             return
+        info, operations = self.infos[batch], self.operations(batch)
         waiting = self.outcomes.pop(batch, {})
         self.outcomes[batch] = {n - count: t for n, t in waiting.items() if n >= count}
         ops = tree_ops.encode(operations[count:])
         origin = info.origin.after(count)
         self.put(batch, ops, len(operations) - count, b"", info.packs, origin)
+
+    def is_as_first_done(self, batch: int) -> bool:
+        """Whether no rebase has changed the operations of a batch, or put others in their place."""
+        origin = self.infos[batch].origin
+        now = BatchIdentity.of(origin.number, batch, self.operations(batch))
+        return now.prefixes[-1] == origin.prefixes[-1]
 
     def operations(self, batch: int) -> list[Operation]:
         """The operations of a batch, in order."""

@@ -590,7 +590,7 @@ class Replica:
             for number, info in self.pending.items()
             if number <= commit.last_batch
             and info.origin.number == commit.mount
-            and (info.origin.inherited or mine)
+            and (mine or (info.origin.inherited and self._batches.is_as_first_done(number)))
         ]
         self._forget_batches(gone)
 
@@ -602,13 +602,15 @@ class Replica:
     def _known_by_key(self) -> list[int]:
         """The pending batches that somebody else with a copy of them has brought to the journal.
 
-        Of those of which a part is there, that part is forgotten.
+        Of those of which a part is there, that part is forgotten.  One that was done again here
+        stays: a conflict copy in it may hold what later batches wrote, and nobody else has those.
         """
         gone = []
         for number, info in list(self.pending.items()):
             count = self._known_part(info.origin)
             if count == info.origin.prefixes[-1][0]:
-                gone.append(number)
+                if self._batches.is_as_first_done(number):
+                    gone.append(number)
             elif count:
                 self._batches.shorten(number, count)
         if gone:

@@ -41,9 +41,7 @@ def lifted(path: str) -> Iterator[None]:
         yield
         return
     try:
-        found = os.fstat(fd)
-        locked = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode)
-        if not locked or found.st_uid != os.geteuid():
+        if not _is_locked(fd):
             yield
             return
         name = f"/proc/self/fd/{fd}"  # of this very directory, also once a mount lies on it
@@ -54,6 +52,16 @@ def lifted(path: str) -> Iterator[None]:
             os.chmod(name, 0)
     finally:
         os.close(fd)
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether *fd* is a directory of our own with mode 000."""
+    try:
+        found = os.fstat(fd)
+    except OSError:  # a mount lies there whose process was killed
+        return False
+    locked = stat.S_ISDIR(found.st_mode) and not stat.S_IMODE(found.st_mode)
+    return locked and found.st_uid == os.geteuid()
 
 
 @contextmanager

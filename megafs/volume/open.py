@@ -333,6 +333,7 @@ def _pack_size(opening: _Opening) -> PackSize:
         wanted or params.pack_size,
         params.chunk_size,
         opening.found.directory.volume / STORE_LIMITS,
+        is_bound=wanted is not None,
     )
     if opening.own_store and not made.known and LimitedBodies.of(opening.store) is not None:
         made.be_cautious()

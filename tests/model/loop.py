@@ -80,7 +80,7 @@ class Machine:
         self.stop()
         if empty:
             shutil.rmtree(self.place)
-            self.place.mkdir()
+            self.place.mkdir(mode=0o700)
         self._start()
 
     def close(self) -> None:
