@@ -35,8 +35,8 @@ from tests.fakes.machine import (
 )
 
 SMALL = {"chunk_size": 16384, "pack_size": 65536}
-#: Packs that are filled by 64 KiB in one go, which is where the log of operations stops to hold
-#: what goes into them (stage.py).
+#: Packs that take 64 KiB in one go also where the store limits objects (pack_size.py): from there
+#: on the log of operations does not hold what goes into them (stage.py).
 ROOMY = {"chunk_size": 16384, "pack_size": 262_144}
 #: A file that leaves such a pack open, and one whose last bytes fill it: it is cut, and sent.
 OPEN = 70_000
