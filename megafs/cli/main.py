@@ -157,7 +157,7 @@ def run(args: list[str]) -> int:
     except BaseException as exc:  # noqa: ASYNC103  (nothing here is run by trio)
         if isinstance(exc, SystemExit | GeneratorExit):
             raise
-        return report_error(exc, as_json=as_json, debug=debug)
+        return report_error(exc, as_json=as_json, debug=debug)  # noqa: ASYNC104
 
 
 def _is_debugging(args: Sequence[str]) -> bool:

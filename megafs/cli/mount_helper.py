@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except (BadUsage, BadStore) as exc:
         output.note(str(exc))
         sys.exit(USAGE)
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: ASYNC103  (nothing here is run by trio)
         if isinstance(exc, SystemExit | GeneratorExit):
             raise
         ends = ending.of(exc)

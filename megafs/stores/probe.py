@@ -36,6 +36,8 @@ RACES: tuple[tuple[int, int], ...] = (
 ) * 4
 #: Races at once: together fewer requests than a driver has connections (36).
 _LANES = 3
+#: Seconds that removing what a probe has made may take.
+_REMOVE_WITHIN = 30
 
 #: The limits that are looked for: those that proxies are given.
 LIMITS = (8 << 20, 4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10)
@@ -71,7 +73,8 @@ async def probe_create_if_absent(
                 nursery.start_soon(lane)
         return not lost
     finally:
-        await _remove(store, made)
+        with trio.move_on_after(_REMOVE_WITHIN, shield=True):
+            await _remove(store, made)
 
 
 async def _race(store: ObjectStore, name: str, racers: int, size: int) -> bool:
@@ -120,13 +123,13 @@ async def probe_largest(store: ObjectStore, size: int) -> int:
                 return wanted
         raise refused
     finally:
-        await _remove(store, [name])
+        with trio.move_on_after(_REMOVE_WITHIN, shield=True):
+            await _remove(store, [name])
 
 
 async def _remove(store: ObjectStore, names: Sequence[str]) -> None:
-    with trio.move_on_after(30, shield=True):
-        for name in names:
-            try:
-                await store.delete(name)
-            except StoreError:  # a few bytes stay behind; the answer matters more
-                pass
+    for name in names:
+        try:
+            await store.delete(name)
+        except StoreError:  # a few bytes stay behind; the answer matters more
+            pass
