@@ -161,6 +161,8 @@ class Merge:
         if isinstance(op, Rmdir) and op.ino in self.aliases:
             return []  # ours was never made: the one that is there is somebody else's
         op = self._translated(op)
+        if self._names_already(op):
+            return []
         match op:
             case Create():
                 self._create(op)
@@ -187,6 +189,19 @@ class Merge:
             case _:
                 raise TypeError(f"no rule for {type(op).__name__}")
         return self._done
+
+    def _names_already(self, op: Operation) -> bool:
+        """Whether the name that *op* gives is there: another copy of this state has brought it.
+
+        It may be another name there, that of a conflict; the cookie tells.
+        """
+        match op:
+            case Create() | Link():
+                return self.tree.has_entry(op.parent, op.cookie, op.ino)
+            case Rename():
+                return self.tree.has_entry(op.new_parent, op.cookie, op.ino)
+            case _:
+                return False
 
     def check_unchanged(self, op: Operation) -> None:
         """Raise ESTALE if *op* would remove contents that its caller has not seen."""

@@ -366,6 +366,11 @@ class Tree:
         self.db.execute("DELETE FROM inodes WHERE ino=?", (ino,))
         self.charge(-inode.blocks, -1)
 
+    def has_entry(self, parent: int, cookie: int, ino: int) -> bool:
+        """Whether a name in *parent* has that cookie and stands for *ino*."""
+        sql = "SELECT 1 FROM dirents WHERE parent=? AND cookie=? AND ino=?"
+        return self.one(sql, (parent, cookie, ino)) is not None
+
     def add_name(self, parent: int, name: bytes, ino: int, cookie: int) -> None:
         self.db.execute("INSERT INTO dirents VALUES(?,?,?,?)", (parent, name, ino, cookie))
 
