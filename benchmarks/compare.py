@@ -8,7 +8,7 @@ which they reach through `benchmarks.line`, where requests and bytes are counted
 a narrow line are made ("far": 100 ms, and no connection brings more than 4 MB/s, as with TCP's
 windows and losses).  sshfs goes through such a line to an sshd of the run's own.  gocryptfs and
 cryfs have no store; they work on a local directory and have no rows where there is a line.  WebDAV
-is not compared: megafs has no driver for it.
+is not compared yet.
 
 In each round every peer does one group of steps, then the next group is done, and so on; the order
 of the peers changes from round to round.  A step ends when what it wrote is durable (fsync, and

@@ -23,7 +23,8 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _in_place: ContextVar[bool] = ContextVar("offload_in_place", default=False)
-_limiters: dict[str, trio.CapacityLimiter] = {}
+# Of one event loop each: a thread that outlives its loop, after Ctrl-C, never gives its token back.
+_limiters: trio.lowlevel.RunVar[dict[str, trio.CapacityLimiter]] = trio.lowlevel.RunVar("limiters")
 
 # The threads of each kind of work: ciphers gain nothing beyond the cores; disk waits more than it
 # works, and a stuck disk must not take the threads that ciphers need.
@@ -141,7 +142,18 @@ async def offload(fn: Callable[..., T], *args: Any, kind: str = "cpu", abandon: 
     if _in_place.get():
         await trio.lowlevel.checkpoint()
         return fn(*args)
-    limiter = _limiters.get(kind)
+    return await trio.to_thread.run_sync(
+        fn, *args, limiter=_limiter(kind), abandon_on_cancel=abandon
+    )
+
+
+def _limiter(kind: str) -> trio.CapacityLimiter:
+    try:
+        limiters = _limiters.get()
+    except LookupError:
+        limiters = {}
+        _limiters.set(limiters)
+    limiter = limiters.get(kind)
     if limiter is None:
-        limiter = _limiters[kind] = trio.CapacityLimiter(_LIMITS[kind])
-    return await trio.to_thread.run_sync(fn, *args, limiter=limiter, abandon_on_cancel=abandon)
+        limiter = limiters[kind] = trio.CapacityLimiter(_LIMITS[kind])
+    return limiter
