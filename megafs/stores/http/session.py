@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import trio
@@ -129,6 +130,18 @@ class Session:
                 self.failures += 1
                 self.last_error = str(exc)
                 raise
+
+    def details(self) -> dict[str, Any]:
+        """What `status` says of it, for `Health.details`."""
+        return {
+            "endpoint": self.host,
+            "requests": self.requests,
+            "failures": self.failures,
+            "sent_bytes": self.sent,
+            "received_bytes": self.received,
+            "connections": self.connections,
+            "clock_skew_seconds": round(self.skew or 0.0, 1),
+        }
 
     async def aclose(self) -> None:
         """Close every connection."""

@@ -7,9 +7,12 @@ knows every kind of proxy.  Both raise errors of megafs only, made by errors.py,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from msgspec import Struct
+
+from megafs.errors import BadStore
 
 #: Names in lower case, and values, in the order they are sent or came in.
 Headers = list[tuple[bytes, bytes]]
@@ -28,6 +31,27 @@ class Timeouts(Struct, frozen=True):
     connect: float = 10.0
     read: float = 30.0
     write: float = 30.0
+
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> Timeouts:
+        """Those that the options connect_timeout and read_timeout of a store give; BadStore."""
+        return cls(
+            connect=_seconds(options, "connect_timeout", cls().connect),
+            read=_seconds(options, "read_timeout", cls().read),
+        )
+
+
+def _seconds(options: Mapping[str, str], name: str, default: float) -> float:
+    value = options.get(name)
+    if value is None:
+        return default
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 3600:
+        raise BadStore(f"{name}= takes seconds, more than 0 and at most 3600, not {value!r}")
+    return seconds
 
 
 class Origin(Struct, frozen=True):

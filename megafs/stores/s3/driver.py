@@ -183,19 +183,7 @@ class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts):
         await self._session.aclose()
 
     def health(self) -> Health:
-        session = self._session
-        return Health(
-            last_error=session.last_error,
-            details={
-                "endpoint": session.host,
-                "requests": session.requests,
-                "failures": session.failures,
-                "sent_bytes": session.sent,
-                "received_bytes": session.received,
-                "connections": session.connections,
-                "clock_skew_seconds": round(session.skew or 0.0, 1),
-            },
-        )
+        return Health(last_error=self._session.last_error, details=self._session.details())
 
     # One request
 

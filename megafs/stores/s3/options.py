@@ -108,10 +108,7 @@ def read_options(options: Mapping[str, str]) -> S3Settings:
         path_style=_path_style(options, profile),
         sign_payload=_choice(options, "sign_payload"),
         conditional_put=_choice(options, "conditional_put") is not False,
-        timeouts=Timeouts(
-            connect=_seconds_of(options, "connect_timeout", Timeouts().connect),
-            read=_seconds_of(options, "read_timeout", Timeouts().read),
-        ),
+        timeouts=Timeouts.of(options),
         ca=Path(ca).expanduser() if ca else None,
         dualstack=_choice({"dualstack": dualstack or "no"}, "dualstack") is True,
         fips=_choice({"fips": fips or "no"}, "fips") is True,
@@ -204,19 +201,6 @@ def _choice(options: Mapping[str, str], name: str) -> bool | None:
     if value == "auto":
         return None
     raise BadStore(f"{name}= takes yes, no or auto, not {value!r}")
-
-
-def _seconds_of(options: Mapping[str, str], name: str, default: float) -> float:
-    value = options.get(name)
-    if value is None:
-        return default
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise BadStore(f"{name}= takes seconds, more than 0 and at most 3600, not {value!r}")
-    return seconds
 
 
 def _aws_endpoint(settings: S3Settings) -> str:

@@ -115,13 +115,7 @@ class WebDavStore(ObjectStore, SpaceLeft, LimitedBodies):
         return Health(
             last_error=session.last_error,
             details={
-                "endpoint": session.host,
-                "requests": session.requests,
-                "failures": session.failures,
-                "sent_bytes": session.sent,
-                "received_bytes": session.received,
-                "connections": session.connections,
-                "clock_skew_seconds": round(session.skew or 0.0, 1),
+                **session.details(),
                 "exclusive_create": way.value if way is not None else "not known yet",
             },
         )

@@ -43,10 +43,7 @@ def read_options(options: Mapping[str, str]) -> WebDavSettings:
         password_file=_path(options, "password_file"),
         netrc=_path(options, "netrc"),
         auth=auth,
-        timeouts=Timeouts(
-            connect=_seconds(options, "connect_timeout", Timeouts().connect),
-            read=_seconds(options, "read_timeout", Timeouts().read),
-        ),
+        timeouts=Timeouts.of(options),
         ca=_path(options, "ca"),
         client_cert=_path(options, "client_cert"),
         client_key=_path(options, "client_key"),
@@ -59,16 +56,3 @@ def read_options(options: Mapping[str, str]) -> WebDavSettings:
 def _path(options: Mapping[str, str], name: str) -> Path | None:
     value = options.get(name)
     return Path(value) if value else None
-
-
-def _seconds(options: Mapping[str, str], name: str, default: float) -> float:
-    value = options.get(name)
-    if value is None:
-        return default
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds <= 3600:
-        raise BadStore(f"{name}= takes seconds, more than 0 and at most 3600, not {value!r}")
-    return seconds
