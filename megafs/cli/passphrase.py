@@ -60,7 +60,7 @@ def credential(
     keyfile = key_file(sources.key_file, environ)
     passphrase = _given(sources, environ)
     if passphrase is None:
-        if keyfile is not None and not _has_terminal():
+        if keyfile is not None and not has_terminal():
             return Credential(keyfile=keyfile)
         passphrase = _asked(prompt, new=new, may_be_empty=keyfile is not None)
     if new and passphrase and len(passphrase) < 10:
@@ -96,9 +96,9 @@ def recovery_key(path: Path | None) -> str:
     """Return a recovery key, from a file or the terminal."""
     if path is not None:
         return _first_line(_read(path, "recovery key file"), str(path))
-    if not _has_terminal():
+    if not has_terminal():
         raise BadUsage("there is no terminal to ask for the recovery key: give --recovery-key-file")
-    return _typed("Recovery key: ")
+    return typed("Recovery key: ")
 
 
 def confirm(question: str) -> None:
@@ -107,7 +107,8 @@ def confirm(question: str) -> None:
         click.confirm(question, abort=True, err=True)
 
 
-def _typed(prompt: str) -> str:
+def typed(prompt: str) -> str:
+    """Ask for a secret at the terminal, which does not show it."""
     with _interruptible():
         try:
             return getpass.getpass(prompt)
@@ -129,7 +130,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _given(sources: Secrets, environ: MutableMapping[str, str]) -> str | None:
-    from_environ = _taken_from(environ)
+    from_environ = taken_from(environ)
     asked = [
         name
         for name, value in (
@@ -155,20 +156,20 @@ def _given(sources: Secrets, environ: MutableMapping[str, str]) -> str | None:
     return None
 
 
-def _taken_from(environ: MutableMapping[str, str]) -> str | None:
-    """Return MEGAFS_PASSPHRASE and remove it, for children and for /proc/PID/environ, too."""
-    value = environ.get(VARIABLE)
+def taken_from(environ: MutableMapping[str, str], variable: str = VARIABLE) -> str | None:
+    """Return a variable and remove it, for children and for /proc/PID/environ, too."""
+    value = environ.get(variable)
     if value is None:
         return None
     if environ is os.environ:
         libc = ctypes.CDLL(None)
         libc.getenv.restype = ctypes.c_void_p
-        where = libc.getenv(VARIABLE.encode())
+        where = libc.getenv(variable.encode())
         if where:
             ctypes.memset(where, 0, len(os.fsencode(value)))
-    del environ[VARIABLE]
+    del environ[variable]
     if not value:
-        raise BadUsage(f"{VARIABLE} is empty")
+        raise BadUsage(f"{variable} is empty")
     return value
 
 
@@ -225,7 +226,19 @@ def _first_line(data: bytes, where: str) -> str:
         raise BadUsage(f"{where}: the first line is not UTF-8 text") from None
 
 
-def _has_terminal() -> bool:
+def secret_from(path: Path | None, variable: str) -> str | None:
+    """A secret from the first line of a file, or from the environment; None if neither is given."""
+    given = taken_from(os.environ, variable)
+    return given if path is None else _first_line(_read(path, "file"), str(path))
+
+
+def asked_twice(prompt: str) -> str:
+    """A new secret from the terminal."""
+    return _asked(prompt, new=True, may_be_empty=False)
+
+
+def has_terminal() -> bool:
+    """Whether somebody can be asked."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -234,17 +247,17 @@ def _has_terminal() -> bool:
 
 
 def _asked(prompt: str, *, new: bool, may_be_empty: bool) -> str:
-    if not _has_terminal():
+    if not has_terminal():
         raise BadUsage(f"no passphrase, and no terminal to ask for one: {WAYS}")
     prompt = printable(prompt)
     hint = " (empty: the key file alone)" if may_be_empty else ""
     while True:
         try:
-            first = _typed(f"{prompt}{hint}: ")
+            first = typed(f"{prompt}{hint}: ")
             if not first and not may_be_empty:
                 output.note("an empty passphrase protects nothing")
                 continue
-            if not new or not first or _typed(f"{prompt} again: ") == first:
+            if not new or not first or typed(f"{prompt} again: ") == first:
                 return first
         except EOFError:
             raise BadUsage("no passphrase was typed") from None

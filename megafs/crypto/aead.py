@@ -227,6 +227,22 @@ def purpose_of(context: bytes) -> str:
     return context[start : start + size].decode("ascii", "replace") or "sealed bytes"
 
 
+def padded_size(n: int, outside: int) -> int:
+    """Return how many bytes to bring *n* bytes to before sealing, so that the object has a Padmé
+    size.
+
+    outside: the object's bytes that are not sealed.
+    """
+    target = padme(outside + sealed_size(n))
+    # One step of padding can push the tags of a further 16 KiB segment over the target; sizes grow
+    # with the plaintext, so step until the next Padmé size is met exactly or passed by a tag.
+    while (missing := target - outside - sealed_size(n)) > 0:
+        n += min(missing, 1 << 20)
+        if (excess := outside + sealed_size(n) - target) > 0:
+            return n - excess
+    return n
+
+
 def padme(n: int) -> int:
     """Return the Padmé size of *n* bytes: at most 12 % more, and few distinct sizes.
 

@@ -10,9 +10,9 @@ from megafs import clock
 from megafs.errors import Refused
 from megafs.fs import acl, callers
 from megafs.fs.core import Core
-from megafs.fs.live_tree import NAMESPACES, absent_xattr
+from megafs.fs.live_tree import LINK, NAMESPACES, absent_xattr
 from megafs.fs.requests import Caller
-from megafs.tree import ops
+from megafs.tree import link_records, ops
 from megafs.tree.inode import (
     FILE_SIZE_MAX,
     XATTR_LIST_MAX,
@@ -129,6 +129,8 @@ class Attributes:
             raise Refused(e.EOPNOTSUPP)
         elif name in NAMESPACES:
             raise Refused(e.EINVAL)  # a namespace, and no name in it
+        elif name == LINK:
+            raise Refused(e.EPERM)  # `megafs share` makes it
         self._check_list(ino, name)
         self._core.record(ops.SetXattr(ino, name, value, flags, now))
 
@@ -169,7 +171,7 @@ class Attributes:
     def removexattr(self, ino: int, name: bytes) -> None:
         self._core.check_writable()
         ino = self._core.changeable(ino)
-        if self._tree.xattr(ino, name) is None:
+        if self._tree.xattr(ino, name) is None or name.startswith(link_records.INTERNAL):
             raise absent_xattr(name)
         self._core.record(ops.RemoveXattr(ino, name, clock.now_ns()))
 

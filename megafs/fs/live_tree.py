@@ -5,14 +5,22 @@ from __future__ import annotations
 import errno as e
 from typing import Final
 
+from megafs import clock
 from megafs.errors import Refused
 from megafs.fs import acl, snapshot_view
 from megafs.fs.core import Core
 from megafs.fs.snapshot_view import SnapshotView
+from megafs.links import link_text
+from megafs.tree import link_records
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
 
 #: The namespaces of extended attributes that anything may be kept in.
 NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
+
+
+#: Holds the links to a file or folder, while there are any.  No listing shows it, for programs that
+#: copy attributes would try to set it.
+LINK: Final = b"user.megafs.link"
 
 
 def absent_xattr(name: bytes) -> Refused:
@@ -62,10 +70,25 @@ class LiveTree:
         return self._tree.target(self._core.current(ino))
 
     def getxattr(self, ino: int, name: bytes) -> bytes:
-        value = self._tree.xattr(self._core.current(ino), name)
-        if value is None:
+        ino = self._core.current(ino)
+        if name == LINK:
+            return self._links(ino)
+        value = self._tree.xattr(ino, name)
+        if value is None or name.startswith(link_records.INTERNAL):
             raise absent_xattr(name)
         return value
+
+    def _links(self, ino: int) -> bytes:
+        """The links to an inode that have not ended, a line each."""
+        now = clock.now_ns()
+        found = [
+            link_text.of_record(record).text
+            for record in link_records.records(self._tree.db)
+            if record.ino == ino and not record.is_expired(now)
+        ]
+        if not found:
+            raise absent_xattr(LINK)
+        return "\n".join(found).encode()
 
     def listxattr(self, ino: int) -> list[bytes]:
         return [name for name, _ in self._tree.xattrs(self._core.current(ino))]

@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from megafs.history.backwards import Backwards, Step, Touched
-from megafs.tree import paths
+from megafs.tree import link_records, paths
 from megafs.tree.changeset import is_given
 from megafs.tree.inode import ROOT
 from megafs.tree.rewind import Rewind
@@ -120,6 +120,8 @@ def _finished(step: Step, draft: _Draft, rewind: Rewind) -> list[Event]:
         if changes:
             add("attributes", here, text=", ".join(changes))
     for attribute, was, is_there in touched.xattrs:
+        if attribute.startswith(link_records.INTERNAL):
+            continue
         how = "removed" if not is_there else "changed" if was else "set"
         add("xattr", here, text=f"{paths.show(attribute)} {how}")
     return made

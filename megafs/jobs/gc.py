@@ -37,7 +37,7 @@ from megafs.journal.heartbeat import name_of
 from megafs.progress import OnProgress, Progress
 from megafs.stores.abilities import uncached
 from megafs.stores.base import Entry, ObjectStore, list_all
-from megafs.tree import ops, queries_history, queries_packs
+from megafs.tree import link_records, ops, queries_history, queries_packs
 from megafs.tree.queries_packs import FileRange
 from megafs.tree.schema import PackRow
 from megafs.volume.upkeep import write_checkpoint
@@ -118,6 +118,7 @@ class Counts(Struct):
     removed_checkpoints: int = 0
     removed_parts: int = 0
     removed_beats: int = 0
+    removed_shares: int = 0
     notes: list[str] = field(default_factory=list)
 
     def result(self, dry_run: bool) -> GcResult:
@@ -154,6 +155,7 @@ async def collect(
     if not args.no_fold:
         await run.fold()
     await run.remove_beats()
+    await run.remove_shares()
     return run.counts.result(args.dry_run)
 
 
@@ -171,7 +173,7 @@ class _Collection:
         self._entries: dict[str, Entry] = {}
         self._survey = PackSurvey({}, {}, {})
         self._snapshots: tuple[int, ...] = ()
-        self._kept: set[bytes] = set()
+        self._kept: set[bytes] = set()  # names of packs that snapshots or links need
         self.counts = Counts()
 
     async def prepare(self) -> None:
@@ -188,6 +190,9 @@ class _Collection:
         self._snapshots = queries_history.snapshot_sequences(volume.replica.db)
         await self._read_snapshots()
         self._survey = await survey_packs(volume)
+        rows = self._survey.rows
+        linked = link_records.linked_packs(volume.replica.db)
+        self._kept.update(rows[number].name for number in linked if number in rows)
 
     async def _read_snapshots(self) -> None:
         """The packs that snapshots name."""
@@ -522,6 +527,21 @@ class _Collection:
         self.counts.removed_beats = len(old)
         if not self._dry:
             await self._delete(old)
+
+    async def remove_shares(self) -> None:
+        """Delete what links have left behind: objects below share/ of no link that there is."""
+        limit = clock.now() - self._limits.unknown_grace
+        entries: list[Entry] = []
+        async for page in list_all(self._store, "share/"):
+            entries += [entry for entry in page.entries if entry.modified < limit]
+        if not entries:
+            return
+        await catch_up(self._volume)
+        links = {record.id for record in link_records.records(self._volume.replica.db)}
+        left = [entry.name for entry in entries if entry.name.split("/")[1] not in links]
+        self.counts.removed_shares = len(left)
+        if not self._dry:
+            await self._delete(left)
 
 
 def _inlined(reader: apsw.Connection, limit: int) -> list[FileRange]:

@@ -192,6 +192,7 @@ class GcResult(Struct, frozen=True):
     removed_parts: int
     removed_beats: int
     notes: list[str]
+    removed_shares: int = 0
 
 
 class ReencryptArgs(Struct, frozen=True):

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from msgspec import Struct
 
 from megafs.errors import BadUsage
-from megafs.jobs import messages
+from megafs.jobs import link_messages, messages
 from megafs.jobs.messages import JobKind, as_message
 from megafs.progress import OnProgress
 from megafs.stores.limit import background
@@ -121,6 +121,36 @@ def _snapshot_delete() -> Function[messages.SnapshotArgs, messages.SnapshotDelet
     return delete
 
 
+def _share() -> Function[link_messages.ShareArgs, link_messages.SharedLink]:
+    from megafs.jobs.share import share
+
+    return share
+
+
+def _share_list() -> Function[messages.Nothing, link_messages.LinkList]:
+    from megafs.jobs.share import list_links
+
+    return list_links
+
+
+def _share_show() -> Function[link_messages.LinkArgs, link_messages.LinkList]:
+    from megafs.jobs.share import show
+
+    return show
+
+
+def _share_renew() -> Function[link_messages.RenewArgs, link_messages.LinkList]:
+    from megafs.jobs.share import renew
+
+    return renew
+
+
+def _share_revoke() -> Function[link_messages.LinkArgs, link_messages.Revoked]:
+    from megafs.jobs.share import revoke
+
+    return revoke
+
+
 _ALL: Final[tuple[Job[Any, Any], ...]] = (
     Job(messages.FSCK, _fsck),
     Job(messages.SCRUB, _scrub),
@@ -135,6 +165,11 @@ _ALL: Final[tuple[Job[Any, Any], ...]] = (
     Job(messages.SNAPSHOT_CREATE, _snapshot_create),
     Job(messages.SNAPSHOT_LIST, _snapshot_list),
     Job(messages.SNAPSHOT_DELETE, _snapshot_delete),
+    Job(link_messages.SHARE, _share),
+    Job(link_messages.SHARE_LIST, _share_list),
+    Job(link_messages.SHARE_SHOW, _share_show),
+    Job(link_messages.SHARE_RENEW, _share_renew),
+    Job(link_messages.SHARE_REVOKE, _share_revoke),
 )
 
 #: Every job by name.

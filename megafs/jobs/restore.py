@@ -8,7 +8,6 @@ rename; if it fails before, nothing of it stays.
 from __future__ import annotations
 
 import errno as e
-from collections.abc import Iterator
 from typing import Final
 
 import trio
@@ -25,6 +24,7 @@ from megafs.progress import OnProgress, Progress
 from megafs.tree import ops, queries_packs
 from megafs.tree.inode import NAME_MAX, ROOT, Inode
 from megafs.tree.paths import exact, parse, show
+from megafs.tree.subtree import below
 from megafs.tree.tree import Tree
 from megafs.volume.volume import Volume
 
@@ -134,25 +134,11 @@ def _check_free(tree: Tree, target: bytes, replace: bool) -> None:
         )
 
 
-def _below(past: Tree, top: Inode) -> Iterator[tuple[int, bytes, Inode]]:
-    """Everything below a directory, directories before what is in them: (parent, name, inode)."""
-    waiting = [top.ino] if top.is_dir else []
-    while waiting:
-        parent = waiting.pop()
-        after = -1
-        while entries := past.entries(parent, after, 500):
-            for name, inode, cookie in entries:
-                after = cookie
-                yield parent, name, inode
-                if inode.is_dir:
-                    waiting.append(inode.ino)
-
-
 async def _inventory(past: Tree, source: Inode, on_progress: OnProgress) -> _Inventory:
     inventory = _Inventory()
     seen: set[int] = set()
     _count(inventory, past, source)
-    for _, _, inode in _below(past, source):
+    for _, _, inode in below(past, source):
         if not inode.is_dir and inode.nlink > 1:
             if inode.ino in seen:
                 continue
@@ -247,7 +233,7 @@ class _Copy:
         """Make *source*, and what is below it, as *name* in *parent*."""
         self._one(source, parent, name)
         directories = [source] if source.is_dir else []
-        for above, child, inode in _below(self._past, source):
+        for above, child, inode in below(self._past, source):
             self._one(inode, self._made[above], child)
             if inode.is_dir:
                 directories.append(inode)
@@ -327,7 +313,7 @@ def remove_tree(volume: Volume, parent: int, name: bytes) -> None:
     if top is None:
         return
     now = clock.now_ns()
-    found = [(parent, name, top), *_below(tree, top)]
+    found = [(parent, name, top), *below(tree, top)]
     for above, child, inode in reversed(found):
         try:
             if inode.is_dir:

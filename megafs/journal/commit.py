@@ -144,16 +144,7 @@ def seal_padded(
     keyring: Keyring, purpose: str, version: int, body: bytes, *place: bytes | int | str
 ) -> bytes:
     """Seal *body* for its place so that the object's size is a Padmé size."""
-    plain_size = 4 + len(body)
-    target = aead.padme(_HEAD + aead.sealed_size(plain_size))
-    # One step of padding can push the tags of a further 16 KiB segment over the target; sizes grow
-    # with the plaintext, so step until the next Padmé size is met exactly or passed by a tag.
-    while _HEAD + aead.sealed_size(plain_size) < target:
-        plain_size += min(target - _HEAD - aead.sealed_size(plain_size), 1 << 20)
-        if _HEAD + aead.sealed_size(plain_size) > target:
-            excess = _HEAD + aead.sealed_size(plain_size) - target
-            plain_size -= excess
-            break
+    plain_size = aead.padded_size(4 + len(body), _HEAD)
     epoch = keyring.epoch
     plain = len(body).to_bytes(4, "big") + body + bytes(plain_size - 4 - len(body))
     context = aead.context(purpose, keyring.fsid, epoch, version, *place)

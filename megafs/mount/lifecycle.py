@@ -24,7 +24,7 @@ import trio
 
 from megafs import garbage, memory
 from megafs.errors import MegafsError, Stopped
-from megafs.jobs import pins
+from megafs.jobs import pins, share
 from megafs.mount import mountpoint
 from megafs.mount.attachment import Attachment
 from megafs.mount.control_handlers import ControlHandlers
@@ -138,6 +138,7 @@ async def _serve(
                 ("reporting", shutdown.report_draining, (notify, stopping.is_set)),
                 ("watching other namespaces", shutdown.watch_elsewhere, ()),
                 ("keeping what is pinned", pins.keep, (volume,)),
+                ("looking after links", share.keep_links, (volume,)),
                 ("giving memory back", memory.give_back, (lambda: volume.memory_in_use,)),
             ):
                 nursery.start_soon(keep_running, what, work, *args)

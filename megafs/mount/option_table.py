@@ -16,6 +16,7 @@ from megafs.config import Atime, Consistency, Fsync, parse_duration, parse_size
 from megafs.mount.option_values import (
     as_gid,
     as_mask,
+    as_page,
     as_path,
     as_text,
     as_uid,
@@ -127,6 +128,12 @@ def _settings() -> Iterable[Option]:
     )
     yield setting(
         "stage_min_free", "Bytes that staged data leaves free on its disk.", parse_size, "256M"
+    )
+    yield setting(
+        "page",
+        "The address of the page that the links of `megafs share` open.",
+        as_page,
+        "https://files.example.org/",
     )
     yield setting(
         "uploads",

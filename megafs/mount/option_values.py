@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from megafs.errors import BadUsage
 
@@ -14,6 +15,20 @@ _DIGITS = 30
 
 def as_text(text: str) -> str:
     """As it is."""
+    return text
+
+
+def as_page(text: str) -> str:
+    """The address of a page: http or https, and nothing behind a "?" or "#"."""
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        good = False
+    if not good or not text.isascii() or not text.isprintable() or set("?# ") & set(text):
+        raise BadUsage(
+            f"page= takes an address such as https://files.example.org/, not {shortened(text)}"
+        )
     return text
 
 

@@ -231,8 +231,19 @@ class Presign(Ability, ABC):
 
     @abstractmethod
     async def presign_get(self, name: str, seconds: int) -> str:
-        """Return a URL that answers a GET of the object for so many seconds."""
+        """Return a URL that answers GETs of the object, or of ranges of it, for so many seconds.
+
+        It ends earlier where the credentials themselves end earlier.
+        """
 
     @abstractmethod
-    async def presign_put(self, name: str, size: int, seconds: int) -> str:
-        """Return a URL that takes a PUT of *size* bytes as the object for so many seconds."""
+    async def presign_put(self, name: str, seconds: int) -> str:
+        """Return a URL that takes PUTs of the object for so many seconds."""
+
+
+class PlainUrls(Ability, ABC):
+    """The store's objects have URLs, under which it may serve them to anybody."""
+
+    @abstractmethod
+    def plain_url(self, name: str) -> str:
+        """Return the object's URL, without a signature.  Whether it answers is to be tried."""

@@ -19,7 +19,14 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
+from megafs.stores.abilities import (
+    Ability,
+    LimitedBodies,
+    PlainUrls,
+    Presign,
+    SpaceLeft,
+    UnconditionalPuts,
+)
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -100,7 +107,7 @@ DRIVERS: dict[str, Driver] = {
             form=named("bucket"),
             example="s3://bucket/prefix",
             described=S3_OPTIONS,
-            abilities=(LimitedBodies, UnconditionalPuts),
+            abilities=(LimitedBodies, PlainUrls, Presign, UnconditionalPuts),
         ),
         Driver(
             scheme="webdav+https",

@@ -41,7 +41,9 @@ from megafs.tree.ops import (
     AddPack,
     ClaimRange,
     Create,
+    DropLink,
     DropPacks,
+    KeepLink,
     Link,
     MarkGarbage,
     Mend,
@@ -182,8 +184,10 @@ class Merge:
                 self._snapshot(op)
             case SetAttributes() | RemoveXattr() | Reap():
                 self._try(op)
-            case MarkGarbage() | DropPacks() | Relocate() | Repack() | Mend():
+            case KeepLink() | DropLink() | MarkGarbage() | DropPacks():
                 self._try(op)  # each looks itself at what is still as it was
+            case Relocate() | Repack() | Mend():
+                self._try(op)  # likewise
             case AddPack() | ClaimRange():
                 self._do(op)
             case _:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from megafs.errors import Corrupt, Refused
+from megafs.tree import link_records
 from megafs.tree.inode import LINK_MAX, NAME_MAX, ROOT, Inode
 from megafs.tree.schema import BY_NAME, DirentRow, InodeRow, PackRow
 from megafs.tree.tree import Extent, Tree
@@ -411,6 +412,42 @@ class Snapshot(Operation, frozen=True, tag="snapshot"):
             tree.db.execute("DELETE FROM snapshots WHERE name=?", (self.name,))
 
 
+class KeepLink(Operation, frozen=True, tag="keeplink"):
+    """The record of a link (tree/link_records.py): a new one, or what has become of one.
+
+    value: the encoded record.  packs: those that it names; they must be there.  new: whether there
+    must not be one yet.  A link that was revoked meanwhile does not come back.
+    """
+
+    link: str
+    value: bytes
+    packs: tuple[int, ...]
+    new: bool
+
+    def apply(self, tree: Tree) -> None:
+        name = link_records.attribute(self.link)
+        there = tree.xattr(ROOT, name) is not None
+        if there and self.new:
+            raise Refused(e.EEXIST)
+        if not there and not self.new:
+            raise Refused(e.ENOENT)
+        for pack in self.packs:
+            if tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)) is None:
+                raise Refused(e.ENODATA)
+        tree.unmark(self.packs)
+        tree.set_xattr(ROOT, name, self.value)
+
+
+class DropLink(Operation, frozen=True, tag="droplink"):
+    """The record of a link goes."""
+
+    link: str
+
+    def apply(self, tree: Tree) -> None:
+        if not tree.remove_xattr(ROOT, link_records.attribute(self.link)):
+            raise Refused(e.ENOENT)
+
+
 class MarkGarbage(Operation, frozen=True, tag="garbage"):
     """Nothing names these packs; since when, in ns."""
 
@@ -418,8 +455,11 @@ class MarkGarbage(Operation, frozen=True, tag="garbage"):
     since: int
 
     def apply(self, tree: Tree) -> None:
+        linked = link_records.linked_packs(tree.db)
         for pack in self.packs:
-            if not tree.is_named(pack) and tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)):
+            if pack in linked or tree.is_named(pack):
+                continue
+            if tree.one("SELECT 1 FROM packs WHERE pack=?", (pack,)):
                 tree.db.execute("INSERT OR IGNORE INTO garbage VALUES(?,?)", (pack, self.since))
 
 
@@ -437,8 +477,9 @@ class DropPacks(Operation, frozen=True, tag="droppacks"):
         for (seq,) in tree.db.execute("SELECT seq FROM snapshots"):
             if seq not in self.snapshots:
                 raise Refused(e.EBUSY)
+        linked = link_records.linked_packs(tree.db)
         for pack in self.packs:
-            if tree.is_named(pack):
+            if pack in linked or tree.is_named(pack):
                 tree.unmark((pack,))
             elif tree.one("SELECT 1 FROM garbage WHERE pack=?", (pack,)):
                 tree.drop_pack(pack)
@@ -551,6 +592,8 @@ AnyOperation = (
     | AddPack
     | ClaimRange
     | Snapshot
+    | KeepLink
+    | DropLink
     | MarkGarbage
     | DropPacks
     | Relocate

@@ -284,10 +284,11 @@ class Tree:
         return found
 
     def xattrs(self, ino: int) -> list[tuple[bytes, bytes]]:
+        """The attributes that programs see: none of megafs's own (tree/link_records.py)."""
         rows: list[Any] = self.db.execute(
             "SELECT name, value FROM xattrs WHERE ino=? ORDER BY name", (ino,)
         ).fetchall()
-        return rows
+        return [row for row in rows if not row[0].startswith(b"megafs.")]
 
     def extents(self, ino: int, start: int, end: int) -> list[Extent]:
         """The extents that hold bytes of [start, end), in order, not cut to it."""

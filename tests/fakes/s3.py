@@ -14,10 +14,13 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from datetime import datetime
+from email.utils import formatdate
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 import trio
 
+from megafs import clock
 from tests.fakes.proxy import Fault, Proxy, Request, Response, ThreadedProxy, proxying
 
 _LIST = '<?xml version="1.0"?><ListBucketResult><IsTruncated>{}</IsTruncated>{}</ListBucketResult>'
@@ -33,6 +36,7 @@ class Service(Fault):
     body_limit: of a proxy in front, as nginx says it.
     keys: access keys that are known; None for any.
     may_list: whether the policy allows to list a prefix.
+    public: of which keys anybody may get the object; None for all of them.
     window: called between looking and writing: a server that checks and then acts.
     """
 
@@ -43,11 +47,13 @@ class Service(Fault):
         keys: set[str] | None = None,
         may_list: Callable[[str], bool] = lambda prefix: True,
         window: Callable[[], float] | None = None,
+        public: Callable[[str], bool] | None = None,
     ) -> None:
         self.body_limit = body_limit
         self.keys = keys
         self.may_list = may_list
         self.window = window
+        self.public = public
         self.objects: dict[str, bytes] = {}
         self.proxy: Proxy
 
@@ -56,6 +62,12 @@ class Service(Fault):
         return self.proxy.endpoint
 
     async def before(self, request: Request, client: trio.SocketStream) -> Response:
+        response = await self._answer(request)
+        # By the clock that tests may move, as the server's own would be.
+        response.headers["date"] = formatdate(clock.now(), usegmt=True)
+        return response
+
+    async def _answer(self, request: Request) -> Response:
         if self.body_limit is not None and len(request.body) > self.body_limit:
             body = b"<html><head><title>413 Request Entity Too Large</title></head></html>"
             return Response(413, {"content-type": "text/html"}, body)
@@ -64,6 +76,8 @@ class Service(Fault):
             return _error(403, "AccessDenied", request)
         parts = urlsplit(request.target)
         _, _, key = unquote(parts.path).lstrip("/").partition("/")
+        if access is None and not self._allows(request, key):
+            return _error(403, "AccessDenied", request)
         if not key:
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
             return self._bucket(request, query)
@@ -84,6 +98,16 @@ class Service(Fault):
             return _error(416, "InvalidRange", request)
         said = {"content-range": f"bytes {first}-{last}/{len(data)}"}
         return Response(206, said, data[first : last + 1])
+
+    def _allows(self, request: Request, key: str) -> bool:
+        """Whether a request without credentials may do what it asks."""
+        if self.public is None:
+            return True
+        query = dict(parse_qsl(urlsplit(request.target).query))
+        if "X-Amz-Signature" not in query:
+            return request.method == "GET" and bool(key) and self.public(key)
+        signed = datetime.strptime(query["X-Amz-Date"] + "+0000", "%Y%m%dT%H%M%SZ%z").timestamp()
+        return clock.now() < signed + int(query["X-Amz-Expires"])
 
     async def _put(self, request: Request, key: str) -> Response:
         taken = "if-none-match" in request.headers and key in self.objects

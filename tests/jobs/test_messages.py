@@ -28,7 +28,7 @@ FIELDS: dict[str, set[str]] = {
     "gc": {
         "exit_code", "text", "marked", "unmarked", "dropped", "deleted", "deleted_bytes",
         "waiting", "compacted_packs", "moved_bytes", "folded_commits", "removed_checkpoints",
-        "removed_parts", "removed_beats", "notes",
+        "removed_parts", "removed_beats", "notes", "removed_shares",
     },
     "reencrypt": {"exit_code", "text", "epoch", "packs", "moved_bytes", "left", "notes"},
     "log": {"commits", "more", "cut_short"},

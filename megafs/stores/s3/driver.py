@@ -20,7 +20,7 @@ from typing import NoReturn
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
-from megafs.stores.abilities import LimitedBodies, UnconditionalPuts
+from megafs.stores.abilities import LimitedBodies, PlainUrls, Presign, UnconditionalPuts
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.http.content_range import holds_range
 from megafs.stores.http.session import Response, Session
@@ -38,6 +38,8 @@ _SKEW = 60.0
 #: URL may be good anyway.  Who says that it is 2049 would have signatures that are good in 2049.
 MAX_SHIFT = 7 * 86400.0
 
+#: The most seconds for which a request can be signed ahead (Amazon's S3 API reference).
+MAX_PRESIGNED = 7 * 86400
 # Pages in a row without a name of ours, after which a listing is given up.
 _FOREIGN_PAGES = 100
 
@@ -61,7 +63,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
-class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts):
+class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts, Presign, PlainUrls):
     """Objects in one bucket, below one prefix."""
 
     def __init__(
@@ -178,6 +180,29 @@ class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts):
         if code == "BucketAlreadyExists":
             raise Denied(f"the bucket {self._bucket} belongs to somebody else; choose another name")
         self._check_written(reply, f"make the bucket {self._bucket}")
+
+    async def presign_get(self, name: str, seconds: int) -> str:
+        return await self._presigned("GET", name, seconds)
+
+    async def presign_put(self, name: str, seconds: int) -> str:
+        return await self._presigned("PUT", name, seconds)
+
+    def plain_url(self, name: str) -> str:
+        return self._origin + target(f"{self._root}/{self._prefix}{check_name(name)}")
+
+    @property
+    def _origin(self) -> str:
+        return f"{'https' if self._session.secure else 'http'}://{self._session.host}"
+
+    async def _presigned(self, method: str, name: str, seconds: int) -> str:
+        if not 0 < seconds <= MAX_PRESIGNED:
+            raise BadStore(f"a signature holds for at most {MAX_PRESIGNED // 86400} days")
+        credentials = await self._credentials.current()
+        where = target(f"{self._root}/{self._prefix}{check_name(name)}")
+        now = clock.now() + self._clock_offset
+        return self._origin + self._signer.presign(
+            credentials, method, where, self._session.host, seconds, now
+        )
 
     async def aclose(self) -> None:
         await self._session.aclose()

@@ -106,6 +106,32 @@ class Signer:
         )
         return signed
 
+    def presign(
+        self, credentials: Credentials, method: str, path: str, host: str, seconds: int, now: float
+    ) -> str:
+        """Return the target of a request that anybody may send from *now* on, for so many seconds.
+
+        path: quoted, as from `target()`.  Only the Host header is signed, so that a range may be
+        asked for.  It is the query form of the same signature; the body is not part of it.
+        """
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
+        scope = f"{stamp[:8]}/{self._region}/{self._service}/aws4_request"
+        query = {
+            "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
+            "X-Amz-Credential": f"{credentials.access_key}/{scope}",
+            "X-Amz-Date": stamp,
+            "X-Amz-Expires": str(seconds),
+            "X-Amz-SignedHeaders": "host",
+        }
+        if credentials.token:
+            query["X-Amz-Security-Token"] = credentials.token
+        pairs = sorted((k, quote(v, safe=_UNRESERVED)) for k, v in query.items())
+        asked = "&".join(f"{k}={v}" for k, v in pairs)
+        request = "\n".join((method, path, asked, f"host:{host}", "", "host", UNSIGNED))
+        text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
+        signature = _mac(self._day_key(credentials, stamp[:8]), text).hex()
+        return f"{path}?{asked}&X-Amz-Signature={signature}"
+
     def _day_key(self, credentials: Credentials, day: str) -> bytes:
         if self._day != (credentials, day):
             key = ("AWS4" + credentials.secret_key).encode()

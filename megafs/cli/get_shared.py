@@ -1,0 +1,124 @@
+"""`megafs get` of a link that `megafs share` made."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from megafs.cli import link_password, output
+from megafs.concurrency import run_interruptible
+from megafs.errors import BadPassphrase, BadUsage
+from megafs.links import link_text
+from megafs.links.fetch import Fetcher
+from megafs.links.link_text import Link
+from megafs.links.reader import SharedFiles, open_link
+from megafs.links.saving import SavedLink, Saving, path_of, place_for
+from megafs.stores.base import Buffer
+from megafs.tree.paths import exact
+
+_STDOUT = "-"
+
+
+def get_shared(
+    text: str, dest: str | None, *, list_only: bool, as_json: bool, password_file: Path | None
+) -> int:
+    """Fetch what a link gives out; return the exit code."""
+    link = link_text.parse(text)
+    password = link_password.known(password_file)
+    return run_interruptible(_get, link, dest, list_only, as_json, password)
+
+
+async def _get(
+    link: Link, dest: str | None, list_only: bool, as_json: bool, password: str | None
+) -> int:
+    async with Fetcher(output.note) as fetcher:
+        shared = await _opened(link, fetcher, password)
+        if list_only:
+            _show(shared, as_json)
+            return 0
+        whole = sum(file.size for file in shared.manifest.files)
+        if dest == _STDOUT:
+            if shared.manifest.folder:
+                raise BadUsage("a folder does not go to standard output: say a directory")
+            with output.progress("get") as step:
+                saving = Saving(shared, _counting(step, whole))
+                await saving.to_stdout(shared.manifest.files[0], _write_stdout)
+            return 0
+        path = place_for(shared.manifest.name, dest)
+        with output.progress("get") as step:
+            saved = await Saving(shared, _counting(step, whole)).to_place(path)
+        _tell(saved, as_json)
+        return 0
+
+
+async def _opened(link: Link, fetcher: Fetcher, password: str | None) -> SharedFiles:
+    """Open the link; a password that is needed and was not given is asked for, three times."""
+    tries = 3 if password is None else 1
+    while True:
+        try:
+            return await open_link(link, fetcher, password)
+        except BadPassphrase as exc:
+            tries -= 1
+            if password is not None:
+                if not tries:
+                    raise
+                output.note(str(exc))
+        password = link_password.ask()
+
+
+def _counting(step: output.OnStep, whole: int) -> CountedBytes:
+    return CountedBytes(step, whole)
+
+
+class CountedBytes:
+    """Tells how much is left."""
+
+    def __init__(self, step: output.OnStep, whole: int) -> None:
+        self._step = step
+        self._left = whole
+        step(whole, "")
+
+    def __call__(self, count: int) -> None:
+        self._left -= count
+        self._step(max(self._left, 0), "")
+
+
+def _write_stdout(data: Buffer) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(sys.stdout.fileno(), view) :]
+
+
+def _tell(saved: SavedLink, as_json: bool) -> None:
+    if as_json:
+        output.show_json(msgspec.to_builtins(saved))
+        return
+    there = f", {saved.skipped} of them were there already" if saved.skipped else ""
+    files = f"{saved.files} files, " if saved.files != 1 else ""
+    output.note(f"{saved.path}: {files}{output.size(saved.size)}, verified{there}")
+
+
+def _show(shared: SharedFiles, as_json: bool) -> None:
+    manifest = shared.manifest
+    if as_json:
+        rows = []
+        for file in manifest.files:
+            raw = path_of(file)
+            row = {"path": file.path or manifest.name, "size": file.size, "mtime": file.modified}
+            row |= {"directory": file.folder}
+            exactly = exact(raw)
+            rows.append(row | ({"path_b64": exactly} if isinstance(exactly, str) else {}))
+        output.show_json({"name": manifest.name, "expires": manifest.expires, "files": rows})
+        return
+    lines = [
+        [
+            "" if file.folder else output.size(file.size),
+            output.moment(file.modified),
+            (file.path or manifest.name) + ("/" if file.folder else ""),
+        ]
+        for file in manifest.files
+    ]
+    output.show(*output.table(["size", "modified", "name"], lines))
