@@ -65,13 +65,12 @@ function decode(plain, expected) {
     return plain.subarray(HEAD, HEAD + size);
   }
   if (codec !== ZSTD) throw new Failure("newer");
-  const data = new Uint8Array(size);
-  let opened;
+  let data;
   try {
-    opened = decompress(plain.subarray(HEAD), data);
+    data = /** @type {Bytes} */ (decompress(plain.subarray(HEAD), new Uint8Array(size)));
   } catch {
     throw new Failure("damaged");
   }
-  if (opened.length !== size) throw new Failure("damaged");
+  if (data.length !== size) throw new Failure("damaged");
   return data;
 }

@@ -71,7 +71,7 @@ export class Reader {
    * @returns {Promise<Opened>}
    */
   async open(piece, signal, onTrouble) {
-    if (piece.data) return [{ start: piece.start, data: piece.data }];
+    if (piece.data) return [{ start: piece.start, data: piece.data.slice() }];
     const { chunks } = piece;
     const source = this.manifest.objects[chunks[0].object];
     const begin = Math.min(...chunks.map((chunk) => chunk.at));
@@ -94,9 +94,9 @@ export class Reader {
  */
 function* zeros(count) {
   while (count > 0) {
-    const some = new Uint8Array(Math.min(count, 1 << 20));
-    yield some;
-    count -= some.length;
+    const size = Math.min(count, 1 << 20);
+    yield new Uint8Array(size); // whoever takes it may give it away
+    count -= size;
   }
 }
 

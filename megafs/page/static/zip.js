@@ -89,7 +89,8 @@ export async function* zip(entries) {
       .u32(0xffffffff).u32(0xffffffff).u16(name.length).u16(20)
       .u16(1).u16(16).u64(0).u64(0);
     const local = concat(head.bytes.subarray(0, 30), name, head.bytes.subarray(30));
-    yield local;
+    const start = local.length;
+    yield local; // whoever takes it may give it away: it has no length then
     let crc = 0;
     let size = 0;
     for await (const piece of entry.read()) {
@@ -99,7 +100,7 @@ export async function* zip(entries) {
     }
     if (size !== entry.size) throw new Error("a file has another size than its listing says");
     yield new Fields(DESCRIPTOR_SIZE).u32(DESCRIPTOR).u32(crc).u64(size).u64(size).bytes;
-    at += local.length + size + DESCRIPTOR_SIZE;
+    at += start + size + DESCRIPTOR_SIZE;
     const folder = entry.path.endsWith("/");
     const fields = new Fields(CENTRAL_SIZE)
       .u32(CENTRAL).u16((3 << 8) | VERSION).u16(VERSION).u16(FLAGS).u16(0).u32(moment).u32(crc)
