@@ -12,10 +12,18 @@ from megafs.cli import arguments, link_password, output, run_job, volume_path
 from megafs.cli.volume_path import VolumePath
 from megafs.config import parse_duration
 from megafs.jobs import link_messages
-from megafs.jobs.link_messages import LinkArgs, LinkList, RenewArgs, ShareArgs, SharedLink
+from megafs.jobs.link_messages import (
+    LinkArgs,
+    LinkList,
+    RenewArgs,
+    SetupArgs,
+    ShareArgs,
+    SharedLink,
+)
 from megafs.jobs.messages import Nothing
 from megafs.links.link_text import NO_PAGE
 from megafs.mount.option_values import as_page
+from megafs.page import write_page
 from megafs.stores.drivers import is_url
 
 _MAKE = "make"
@@ -34,7 +42,7 @@ class ShareCommands(click.Group):
     name="share",
     cls=ShareCommands,
     short_help="Links: give a file or folder to anybody.",
-    subcommand_metavar="PATH | list | show | renew | revoke",
+    subcommand_metavar="PATH | list | show | renew | revoke | setup | page",
 )
 def command() -> None:
     """Give somebody a file or folder by a link, which opens in a browser or with megafs get.
@@ -193,6 +201,53 @@ def revoke(where: str, which: str | None, as_json: bool, **given: Any) -> int:
         run_job.show_json(result)
     else:
         output.show(result.text)
+    return 0
+
+
+@command.command(name="setup", short_help="Let browsers open the links of this store.")
+@click.argument("where", metavar="[PATH|URL]", default=".")
+@click.option("--page", metavar="URL", help="The address of the page (megafs share page).")
+@click.option(
+    "--public-manifests",
+    "manifests",
+    is_flag=True,
+    help="Let everybody read what lies below share/: links may last longer than 7 days.",
+)
+@arguments.volume_options
+@arguments.secret_options
+@arguments.json_option
+def setup(where: str, page: str | None, manifests: bool, as_json: bool, **given: Any) -> int:
+    """Let the store answer browsers that come from the page (CORS), and try whether it does.
+
+    Rules that the bucket has already are kept.  What lies below share/ is sealed, under names that
+    nobody can guess; with --public-manifests a mount renews the signatures of links by itself.
+    """
+    at = volume_path.of(where, None).where
+    args = SetupArgs(page=as_page(page) if page else "", manifests=manifests)
+    result = run_job.run(at, link_messages.SHARE_SETUP, args, **given)
+    if as_json:
+        run_job.show_json(result)
+    else:
+        output.show(*result.lines)
+    return result.exit_code
+
+
+@command.command(name="page", short_help="Write the page that links open.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    required=True,
+    help="Where it is written to; made if it is not there.",
+)
+def page(out: Path) -> int:
+    """Write the page into a directory that a web server serves, over https or on this machine.
+
+    It is static files, and none of them knows a key.  Do not serve it from the store: a store that
+    serves another page in its place gets the keys of whoever opens a link.
+    """
+    written = write_page(out)
+    output.show(f"{len(written)} files are in {out}; mount with -o page=ADDRESS, or say --page")
     return 0
 
 

@@ -91,8 +91,28 @@ class Revoked(Struct, frozen=True):
     text: str
 
 
+class SetupArgs(Struct, frozen=True):
+    """page: the address of the page; "" for what the mount was told.  manifests: let everybody get
+    what lies below share/, so that links outlast signatures.
+    """
+
+    page: str = ""
+    manifests: bool = False
+
+
+class SetupResult(Struct, frozen=True):
+    """exit_code 0 if links open in a browser now.  lines: what was done, and what is left to do."""
+
+    exit_code: int
+    origin: str
+    browsers: bool
+    manifests: bool
+    lines: list[str]
+
+
 SHARE: Final = JobKind("share", ShareArgs, SharedLink)
 SHARE_LIST: Final = JobKind("share-list", Nothing, LinkList)
 SHARE_SHOW: Final = JobKind("share-show", LinkArgs, LinkList)
 SHARE_RENEW: Final = JobKind("share-renew", RenewArgs, LinkList)
+SHARE_SETUP: Final = JobKind("share-setup", SetupArgs, SetupResult)
 SHARE_REVOKE: Final = JobKind("share-revoke", LinkArgs, Revoked)

@@ -145,6 +145,12 @@ def _share_renew() -> Function[link_messages.RenewArgs, link_messages.LinkList]:
     return renew
 
 
+def _share_setup() -> Function[link_messages.SetupArgs, link_messages.SetupResult]:
+    from megafs.jobs.share_setup import set_up
+
+    return set_up
+
+
 def _share_revoke() -> Function[link_messages.LinkArgs, link_messages.Revoked]:
     from megafs.jobs.share import revoke
 
@@ -170,6 +176,7 @@ _ALL: Final[tuple[Job[Any, Any], ...]] = (
     Job(link_messages.SHARE_SHOW, _share_show),
     Job(link_messages.SHARE_RENEW, _share_renew),
     Job(link_messages.SHARE_REVOKE, _share_revoke),
+    Job(link_messages.SHARE_SETUP, _share_setup),
 )
 
 #: Every job by name.

@@ -1,4 +1,4 @@
-"""Save what a link gives out: a file gets its name once it is whole, and a copy can be gone on with.
+"""Save what a link gives out: only whole files get their names, and a copy can be gone on with.
 
 A file is written beside its place as NAME.<fingerprint>.megafs-part.  The fingerprint is of the
 chunks that the file consists of, so that a part is only ever gone on with if it is of the same

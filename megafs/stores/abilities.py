@@ -241,6 +241,20 @@ class Presign(Ability, ABC):
         """Return a URL that takes PUTs of the object for so many seconds."""
 
 
+class WebAccess(Ability, ABC):
+    """The store can be told to answer browsers, and people without credentials."""
+
+    @abstractmethod
+    async def allow_origin(self, origin: str) -> bool:
+        """Let the page at *origin* ("https://host") read objects in a browser, where a request is
+        allowed otherwise; False if the service has no such thing.
+        """
+
+    @abstractmethod
+    async def allow_public(self, prefix: str) -> bool:
+        """Let everybody get objects whose names begin with *prefix*; False if it is refused."""
+
+
 class PlainUrls(Ability, ABC):
     """The store's objects have URLs, under which it may serve them to anybody."""
 

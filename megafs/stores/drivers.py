@@ -26,6 +26,7 @@ from megafs.stores.abilities import (
     Presign,
     SpaceLeft,
     UnconditionalPuts,
+    WebAccess,
 )
 from megafs.stores.base import ObjectStore
 from megafs.stores.s3.option_table import S3_OPTIONS
@@ -107,7 +108,7 @@ DRIVERS: dict[str, Driver] = {
             form=named("bucket"),
             example="s3://bucket/prefix",
             described=S3_OPTIONS,
-            abilities=(LimitedBodies, PlainUrls, Presign, UnconditionalPuts),
+            abilities=(LimitedBodies, PlainUrls, Presign, UnconditionalPuts, WebAccess),
         ),
         Driver(
             scheme="webdav+https",

@@ -20,10 +20,17 @@ from typing import NoReturn
 from megafs import clock
 from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied, Exists, NoStore, StoreError, Unavailable
-from megafs.stores.abilities import LimitedBodies, PlainUrls, Presign, UnconditionalPuts
+from megafs.stores.abilities import (
+    LimitedBodies,
+    PlainUrls,
+    Presign,
+    UnconditionalPuts,
+    WebAccess,
+)
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.http.content_range import holds_range
 from megafs.stores.http.session import Response, Session
+from megafs.stores.s3 import web_access
 from megafs.stores.s3.answers import Listing, child_text, error_of, read_listing, seconds_of
 from megafs.stores.s3.credentials import Chain, Source
 from megafs.stores.s3.errors import STALE_CREDENTIALS, error_for
@@ -63,7 +70,7 @@ def open_driver(location: Location, options: Mapping[str, str], connections: int
     return S3Store(location.name, location.path, credentials, settings, connections=connections)
 
 
-class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts, Presign, PlainUrls):
+class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts, Presign, PlainUrls, WebAccess):
     """Objects in one bucket, below one prefix."""
 
     def __init__(
@@ -189,6 +196,24 @@ class S3Store(ObjectStore, LimitedBodies, UnconditionalPuts, Presign, PlainUrls)
 
     def plain_url(self, name: str) -> str:
         return self._origin + target(f"{self._root}/{self._prefix}{check_name(name)}")
+
+    async def allow_origin(self, origin: str) -> bool:
+        return await web_access.allow_origin(self._ask_bucket, origin)
+
+    async def allow_public(self, prefix: str) -> bool:
+        arn = f"arn:aws:s3:::{self._bucket}/{self._prefix}{prefix}*"
+        return await web_access.allow_manifests(self._ask_bucket, arn)
+
+    async def _ask_bucket(
+        self,
+        method: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str] | None = None,
+        body: Buffer = b"",
+    ) -> Response:
+        return await self._ask(
+            method, "", query=query, headers=headers, body=body, limit=web_access.LIMIT
+        )
 
     @property
     def _origin(self) -> str:
