@@ -13,7 +13,7 @@ from megafs.concurrency import run_interruptible
 from megafs.errors import BadPassphrase, BadUsage
 from megafs.links import link_text
 from megafs.links.fetch import Fetcher
-from megafs.links.link_text import Link
+from megafs.links.link_text import ShareLink
 from megafs.links.reader import SharedFiles, open_link
 from megafs.links.saving import SavedLink, Saving, path_of, place_for
 from megafs.stores.base import Buffer
@@ -32,7 +32,7 @@ def get_shared(
 
 
 async def _get(
-    link: Link, dest: str | None, list_only: bool, as_json: bool, password: str | None
+    link: ShareLink, dest: str | None, list_only: bool, as_json: bool, password: str | None
 ) -> int:
     async with Fetcher(output.note) as fetcher:
         shared = await _opened(link, fetcher, password)
@@ -54,7 +54,7 @@ async def _get(
         return 0
 
 
-async def _opened(link: Link, fetcher: Fetcher, password: str | None) -> SharedFiles:
+async def _opened(link: ShareLink, fetcher: Fetcher, password: str | None) -> SharedFiles:
     """Open the link; a password that is needed and was not given is asked for, three times."""
     tries = 3 if password is None else 1
     while True:

@@ -39,7 +39,7 @@ from megafs.jobs.messages import Nothing
 from megafs.jobs.shared_content import SharedContent, SharedPack, manifest_name
 from megafs.links import link_text, manifest
 from megafs.links.fetch import Fetcher
-from megafs.links.manifest import Manifest, SharedObject
+from megafs.links.manifest import LinkManifest, SharedObject
 from megafs.printable import printable
 from megafs.progress import OnProgress, Progress, ignore
 from megafs.stores.abilities import PlainUrls, Presign
@@ -463,7 +463,7 @@ async def _sealed(
     objects = [
         SharedObject(await address(pack), pack.id.hex(), pack.epoch) for pack in content.objects
     ]
-    made = Manifest(
+    made = LinkManifest(
         version=manifest.FORMAT,
         name=record.name,
         folder=record.folder,
@@ -516,7 +516,7 @@ async def _refreshed(volume: Volume, record: LinkRecord) -> None:
     await _publish(volume, record, content, ignore)
 
 
-def _same(before: Manifest, content: SharedContent) -> bool:
+def _same(before: LinkManifest, content: SharedContent) -> bool:
     """Whether a folder gives out the same files with the same bytes."""
 
     def essence(files: Iterable[manifest.SharedFile]) -> list[object]:
@@ -536,7 +536,7 @@ def _same(before: Manifest, content: SharedContent) -> bool:
     return essence(before.files) == essence(content.files)
 
 
-async def _manifest_of(volume: Volume, record: LinkRecord) -> Manifest:
+async def _manifest_of(volume: Volume, record: LinkRecord) -> LinkManifest:
     name = manifest_name(record.id)
     data = await volume.store.get(name, 0, manifest.LARGEST)
     return await offload(

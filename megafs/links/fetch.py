@@ -26,6 +26,7 @@ ATTEMPTS = 6
 _PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _REDIRECTS = 4
+_BODY = 64 << 10
 #: Connections to one server.
 CONNECTIONS = 6
 
@@ -69,6 +70,29 @@ class Fetcher:
             await trio.sleep(wait)
             pause *= 2
         raise AssertionError  # the last attempt returns or raises
+
+    async def allows(self, url: str, origin: str) -> bool:
+        """Whether a browser gives the page at *origin* a range of *url* (CORS)."""
+        parts = urlsplit(url)
+        session = self._session(f"{parts.scheme}://{parts.netloc}")
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        asked = {
+            "origin": origin,
+            "access-control-request-method": "GET",
+            "access-control-request-headers": "range",
+        }
+        before = await session.request("OPTIONS", target, asked, limit=_BODY)
+        headers = {"origin": origin, "range": "bytes=0-0"}
+        reply = await session.request("GET", target, headers, limit=_BODY)
+        return (
+            before.status in (200, 204)
+            and "range" in before.headers.get("access-control-allow-headers", "").lower()
+            and reply.status in (200, 206)
+            and all(
+                one.headers.get("access-control-allow-origin") in ("*", origin)
+                for one in (before, reply)
+            )
+        )
 
     async def _get(self, url: str, start: int, length: int) -> bytes:
         end = start + max(length, 1)

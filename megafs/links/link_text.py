@@ -27,7 +27,7 @@ NO_PAGE: Final = "megafs:"
 _LONGEST: Final = 16 << 10
 
 
-class Link(SecretStruct, frozen=True):
+class ShareLink(SecretStruct, frozen=True):
     """A link.  page: what stands before "#".  address: of the manifest, "" if beside the page."""
 
     page: str
@@ -55,9 +55,9 @@ class Link(SecretStruct, frozen=True):
         return urljoin(self.page, f"share/{self.id}/manifest")
 
 
-def of_record(record: LinkRecord) -> Link:
+def of_record(record: LinkRecord) -> ShareLink:
     """The link that a record of the volume is of."""
-    return Link(record.page, record.id, record.secret, record.address)
+    return ShareLink(record.page, record.id, record.secret, record.address)
 
 
 def new_id() -> str:
@@ -71,7 +71,7 @@ def is_link(text: str) -> bool:
     return bool(mark) and (head == NO_PAGE or rest.startswith(_VERSION + "."))
 
 
-def parse(text: str) -> Link:
+def parse(text: str) -> ShareLink:
     """Read a link; BadUsage says what is wrong with it, and never quotes what follows "#"."""
     page, mark, fragment = text.strip().partition("#")
     if len(text) > _LONGEST or not mark:
@@ -93,7 +93,7 @@ def parse(text: str) -> Link:
         check_address(address)
     if page != NO_PAGE:
         check_address(page)
-    return Link(page, parts[0], secret, address)
+    return ShareLink(page, parts[0], secret, address)
 
 
 def check_address(url: str) -> None:

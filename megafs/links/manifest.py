@@ -98,7 +98,7 @@ class SharedFile(Struct, frozen=True, omit_defaults=True):
     path_b64: str = ""
 
 
-class Manifest(SecretStruct, frozen=True, omit_defaults=True):
+class LinkManifest(SecretStruct, frozen=True, omit_defaults=True):
     """What a link gives out.
 
     volume: the id of the volume, 32 hex digits, which the chunks' contexts name.
@@ -137,7 +137,9 @@ def _context(link: str, flags: int, salt: bytes) -> bytes:
     return aead.encode_fields("share", link, FORMAT, flags, salt)
 
 
-def seal(manifest: Manifest, link: str, secret: bytes, of_password: bytes, salt: bytes) -> bytes:
+def seal(
+    manifest: LinkManifest, link: str, secret: bytes, of_password: bytes, salt: bytes
+) -> bytes:
     """The object of a manifest.  of_password: `password_key` with the same salt; b"" without."""
     flags = _PASSWORD if of_password else 0
     body = msgspec.json.encode(manifest)
@@ -152,14 +154,14 @@ def seal(manifest: Manifest, link: str, secret: bytes, of_password: bytes, salt:
     return _HEAD.pack(FORMAT, flags, salt) + sealed
 
 
-class Head(Struct, frozen=True):
+class ManifestHead(Struct, frozen=True):
     """The part of a manifest that is not sealed.  salt: for the password, if one is needed."""
 
     needs_password: bool
     salt: bytes
 
 
-def read_head(data: bytes) -> Head:
+def read_head(data: bytes) -> ManifestHead:
     """Read what stands before the sealed part."""
     if len(data) < _HEAD.size + aead.HEADER_SIZE:
         raise Corrupt("there is no link here: the answer is too short")
@@ -167,10 +169,10 @@ def read_head(data: bytes) -> Head:
     if version != FORMAT or flags & ~_PASSWORD:
         # It is not authenticated: so not "install a newer megafs" for sure.
         raise TooNew("there is no link here, or it needs a newer megafs")
-    return Head(bool(flags & _PASSWORD), salt)
+    return ManifestHead(bool(flags & _PASSWORD), salt)
 
 
-def open_manifest(data: bytes, link: str, secret: bytes, of_password: bytes) -> Manifest:
+def open_manifest(data: bytes, link: str, secret: bytes, of_password: bytes) -> LinkManifest:
     """The manifest in an object.
 
     Raises BadPassphrase if the password is another one, Corrupt if the bytes are damaged or of
@@ -192,7 +194,7 @@ def open_manifest(data: bytes, link: str, secret: bytes, of_password: bytes) -> 
     if len(body) != length:
         raise Corrupt("the link's manifest is cut short")
     try:
-        manifest = msgspec.json.decode(body, type=Manifest)
+        manifest = msgspec.json.decode(body, type=LinkManifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise Corrupt(f"the link's manifest cannot be read: {exc}") from None
     _check(manifest)
@@ -209,7 +211,7 @@ def _check_password(key: bytes, context: bytes, sealed: memoryview) -> None:
         ) from None
 
 
-def _check(manifest: Manifest) -> None:
+def _check(manifest: LinkManifest) -> None:
     """Look at what a recipient relies on; whoever made the link may have made it to do harm."""
     if manifest.version != FORMAT:
         raise TooNew(

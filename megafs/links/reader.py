@@ -16,8 +16,8 @@ from megafs.crypto.volume_keys import digest
 from megafs.errors import BadPassphrase, BadStore, Corrupt, Denied, MegafsError, Missing
 from megafs.links import manifest as manifests
 from megafs.links.fetch import Fetcher
-from megafs.links.link_text import Link
-from megafs.links.manifest import Manifest, SharedBytes, SharedChunk, SharedFile
+from megafs.links.link_text import ShareLink
+from megafs.links.manifest import LinkManifest, SharedBytes, SharedChunk, SharedFile
 from megafs.stores.base import Buffer
 
 #: Chunks closer together than this in an object are fetched in one get, of at most so many bytes.
@@ -41,7 +41,7 @@ class _Piece(Struct, frozen=True):
 class SharedFiles:
     """What a link gives out, opened."""
 
-    def __init__(self, link: Link, manifest: Manifest, fetcher: Fetcher) -> None:
+    def __init__(self, link: ShareLink, manifest: LinkManifest, fetcher: Fetcher) -> None:
         self.manifest = manifest
         self._fetcher = fetcher
         self._base = link.manifest_url
@@ -117,7 +117,7 @@ ENDED: Final = (
 )
 
 
-async def open_link(link: Link, fetcher: Fetcher, password: str | None = None) -> SharedFiles:
+async def open_link(link: ShareLink, fetcher: Fetcher, password: str | None = None) -> SharedFiles:
     """Fetch and open the manifest.
 
     Raises BadPassphrase if a password is needed and *password* is None or another one; Missing or
@@ -134,7 +134,7 @@ async def open_link(link: Link, fetcher: Fetcher, password: str | None = None) -
     return SharedFiles(link, manifest, fetcher)
 
 
-async def fetch_manifest(link: Link, fetcher: Fetcher) -> bytes:
+async def fetch_manifest(link: ShareLink, fetcher: Fetcher) -> bytes:
     """The sealed manifest of a link, as long as it is there."""
     try:
         data = await fetcher.get(link.manifest_url, 0, manifests.LARGEST + 1)

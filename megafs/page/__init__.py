@@ -23,9 +23,8 @@ def write_page(out: Path) -> list[str]:
         path.write_bytes(data)
         path.chmod(0o644)
         written.append(name)
-    lines = [
-        f"{hashlib.sha256((out / name).read_bytes()).hexdigest()}  {name}\n" for name in written
-    ]
+    sums = [hashlib.sha256((out / name).read_bytes()).hexdigest() for name in written]
+    lines = [f"{digest}  {name}\n" for digest, name in zip(sums, written, strict=True)]
     (out / SUMS).write_text("".join(lines))
     return [*written, SUMS]
 

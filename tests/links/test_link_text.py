@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from megafs.errors import BadUsage
 from megafs.links import link_text
-from megafs.links.link_text import NO_PAGE, Link, is_link, parse
+from megafs.links.link_text import NO_PAGE, ShareLink, is_link, parse
 
 ID = "A" * 22
 SECRET = bytes(range(32))
@@ -25,21 +25,21 @@ pages = st.sampled_from(["https://files.example.org/", "http://localhost:1/p/", 
 
 @given(pages, st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32), addresses)
 def test_a_link_reads_back(page: str, name: bytes, secret: bytes, address: str) -> None:
-    link = Link(page, link_text._encode(name), secret, address)
+    link = ShareLink(page, link_text._encode(name), secret, address)
     assert parse(link.text) == link
     assert is_link(link.text)
     assert link.manifest_url == address
 
 
 def test_without_an_address_the_manifest_lies_beside_the_page() -> None:
-    link = Link("https://files.example.org/g/", ID, SECRET)
+    link = ShareLink("https://files.example.org/g/", ID, SECRET)
     assert parse(link.text) == link
     assert link.manifest_url == f"https://files.example.org/g/share/{ID}/manifest"
     with pytest.raises(BadUsage):
-        _ = Link(NO_PAGE, ID, SECRET).manifest_url
+        _ = ShareLink(NO_PAGE, ID, SECRET).manifest_url
 
 
-GOOD = Link("https://example.org/", ID, SECRET, "https://example.org/m").text
+GOOD = ShareLink("https://example.org/", ID, SECRET, "https://example.org/m").text
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ GOOD = Link("https://example.org/", ID, SECRET, "https://example.org/m").text
         GOOD.replace("https://example.org/#", "https://user:pw@example.org/#"),
         GOOD.replace("https://example.org/#", "https://[::1/#"),
         "megafs:#" + "1." * 9000,
-        Link(NO_PAGE, ID, SECRET, "ftp://example.org/m").text,
-        Link(NO_PAGE, ID, SECRET, "file://host/etc/shadow").text,
+        ShareLink(NO_PAGE, ID, SECRET, "ftp://example.org/m").text,
+        ShareLink(NO_PAGE, ID, SECRET, "file://host/etc/shadow").text,
     ],
 )
 def test_what_is_no_link_is_one_line_without_the_secret(text: str) -> None:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from megafs.crypto import aead
 from megafs.errors import BadPassphrase, Corrupt, MegafsError, TooNew
 from megafs.links.manifest import (
-    Manifest,
+    LinkManifest,
     SharedBytes,
     SharedChunk,
     SharedFile,
@@ -28,12 +28,12 @@ SECRET = bytes(range(32))
 SALT = bytes(range(16))
 CHUNK = SharedChunk(0, 100, 0, 0, 0, 300, 200, 10, b"k" * 32, b"d" * 32)
 FILE = SharedFile("", 150, 12.5, chunks=(CHUNK,), inline=(SharedBytes(120, b"tail"),))
-MANIFEST = Manifest(
+MANIFEST = LinkManifest(
     1, "a.txt", False, "00" * 16, 1, 0, (SharedObject("http://h/p", "ab" * 16, 0),), (FILE,)
 )
 
 
-def sealed(manifest: Manifest = MANIFEST, key: bytes = b"") -> bytes:
+def sealed(manifest: LinkManifest = MANIFEST, key: bytes = b"") -> bytes:
     return seal(manifest, ID, SECRET, key, SALT)
 
 

@@ -161,7 +161,9 @@ def until(page: Page, condition: str) -> None:
 
 
 def status(page: Page, text: str) -> None:
-    expect(page.get_by_role("status")).to_contain_text(text, timeout=30_000)
+    line = page.get_by_role("status")
+    expect(line).to_contain_text(text)
+    assert text in line.inner_text()
 
 
 def test_a_file_is_saved_byte_by_byte(page: Page, links: Links) -> None:
