@@ -1,0 +1,1 @@
+"""Files in a MEGA account: ciphers, links, the API, the tree, mounts; against tests/services/mega."""
