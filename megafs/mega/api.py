@@ -27,7 +27,7 @@ import trio
 from megafs import clock
 from megafs.errors import BadUsage, Unavailable
 from megafs.mega.errors import error_for
-from megafs.mega.hashcash import Challenge, solve
+from megafs.mega.hashcash import WorkChallenge, solve
 from megafs.stores.http.session import Session, Timeouts
 
 log = logging.getLogger(__name__)
@@ -163,9 +163,7 @@ class ApiChannel:
                         "POST", target, headers, body, limit=_ANSWER
                     )
                 else:
-                    reply = await self._session.stream(
-                        "POST", target, headers, body, receiver.take
-                    )
+                    reply = await self._session.stream("POST", target, headers, body, receiver.take)
                 if reply.status == 402:
                     rounds += 1
                     if rounds > _ROUNDS:
@@ -199,7 +197,7 @@ class ApiChannel:
             return None if begin is not None else reply.body
 
     async def _work(self, header: str) -> str:
-        challenge = Challenge.parse(header)
+        challenge = WorkChallenge.parse(header)
         self._say("MEGA asks for proof of work before it answers: computing (Ctrl-C ends it)")
         return await solve(challenge)
 

@@ -52,7 +52,7 @@ class FileRef(Struct, frozen=True):
         return {"p" if self.public else "n": self.handle}
 
 
-class Found(Struct, frozen=True):
+class FoundFile(Struct, frozen=True):
     """What the API says of a file.  attributes: closed, in base64."""
 
     size: int
@@ -79,7 +79,7 @@ class FileContents:
         """Seconds until there is transfer quota again; 0 while there is."""
         return max(self._used_up_until - trio.current_time(), 0.0)
 
-    async def find(self, file: FileRef) -> Found:
+    async def find(self, file: FileRef) -> FoundFile:
         """Ask the API for a file, and remember where its bytes are."""
         answer = await self._api.call({"a": "g", "g": 1, "ssl": 2, **file.selector})
         found = _found(answer)
@@ -183,7 +183,7 @@ class FileContents:
             await session.aclose()
 
 
-def _found(answer: Mapping[str, Any] | Any) -> Found:
+def _found(answer: Mapping[str, Any] | Any) -> FoundFile:
     if not isinstance(answer, dict):
         raise Unavailable("MEGA's answer about a file is not understood")
     size, attributes, address = answer.get("s"), answer.get("at", ""), answer.get("g", "")
@@ -194,4 +194,4 @@ def _found(answer: Mapping[str, Any] | Any) -> Found:
         raise Unavailable("MEGA's answer about a file is not understood")
     if isinstance(address, list):  # pieces for a RAID of servers, which was not asked for
         address = ""
-    return Found(size, attributes, address if isinstance(address, str) else "")
+    return FoundFile(size, attributes, address if isinstance(address, str) else "")

@@ -48,7 +48,7 @@ class MfaRequired(Denied):
 
 
 class TreeStale(StoreError):
-    """The feed no longer reaches back to what is known here: the whole tree is to be loaded (-6)."""
+    """The feed does not reach back to what is known here: all is to be loaded anew (-6)."""
 
 
 class QuotaUsed(Unavailable):
@@ -68,7 +68,7 @@ class KeyRefused(BadPassphrase):
     """
 
     def __init__(self) -> None:
-        super().__init__("the key does not open this: is it the whole link, and nothing but the link?")
+        super().__init__("the key does not open this: is it the whole link, and no more than that?")
 
 
 def span(seconds: float) -> str:

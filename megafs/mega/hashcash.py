@@ -23,14 +23,14 @@ _THREADS: Final = min(8, os.cpu_count() or 1)
 GIVES_UP_AFTER: Final = 300.0
 
 
-class Challenge(Struct, frozen=True):
+class WorkChallenge(Struct, frozen=True):
     """easiness: 0 to 255; 192 takes some 256 tries of 12 MiB.  token: 48 bytes."""
 
     easiness: int
     token: bytes
 
     @classmethod
-    def parse(cls, header: str) -> Challenge:
+    def parse(cls, header: str) -> WorkChallenge:
         """Read "1:EASINESS:TIME:TOKEN"; Denied if it is anything else."""
         parts = header.split(":")
         try:
@@ -56,7 +56,7 @@ class Challenge(Struct, frozen=True):
         return f"1:{encode(self.token)}:{encode(nonce)}"
 
 
-async def solve(challenge: Challenge) -> str:
+async def solve(challenge: WorkChallenge) -> str:
     """Do the work in threads and return the header to send; ends when cancelled.
 
     Raises Unavailable after GIVES_UP_AFTER seconds.

@@ -1,6 +1,6 @@
 """Links to what is public at MEGA: https://mega.nz/file|folder/HANDLE#KEY, and the older forms.
 
-A link's key opens what it leads to, so a link is a secret: `PublicLink.shown` is what may be shown.
+A link's key opens what it leads to, so a link is a secret: `MegaLink.shown` is what may be shown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PASSWORD: Final = re.compile(r"#P!([A-Za-z0-9_,-]+)")
 _ROUNDS: Final = 100_000
 
 
-class PublicLink(SecretStruct, frozen=True):
+class MegaLink(SecretStruct, frozen=True):
     """handle: the public one, 8 characters.  key: 32 bytes for a file, 16 for a folder.
 
     inside: the handle of a file or folder within the folder that the link is for, or "".
@@ -53,7 +53,7 @@ class PasswordLink(SecretStruct, frozen=True):
     body: bytes  # all but the proof
     proof: bytes
 
-    def opened(self, password: str) -> PublicLink:
+    def opened(self, password: str) -> MegaLink:
         """The link that it stands for; BadPassphrase.  Takes a tenth of a second."""
         handle, salt, closed = self.body[2:8], self.body[8:40], self.body[40:]
         derived = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ROUNDS, 64)
@@ -62,7 +62,7 @@ class PasswordLink(SecretStruct, frozen=True):
         key, text = (self.body, secret) if self.algorithm == 1 else (secret, self.body)
         if not hmac.compare_digest(hmac.digest(key, text, "sha256"), self.proof):
             raise BadPassphrase("that is not the password of this link")
-        return PublicLink(self.is_folder, encode(handle), xor(closed, derived[: len(closed)]))
+        return MegaLink(self.is_folder, encode(handle), xor(closed, derived[: len(closed)]))
 
 
 def is_link(text: str) -> bool:
@@ -70,7 +70,7 @@ def is_link(text: str) -> bool:
     return _HOST.match(text) is not None
 
 
-def parse_link(text: str) -> PublicLink | PasswordLink:
+def parse_link(text: str) -> MegaLink | PasswordLink:
     """Take *text* apart; BadUsage, without the key, if it is no link to a file or folder."""
     text = text.strip()
     host = _HOST.match(text)
@@ -103,7 +103,7 @@ def parse_link(text: str) -> PublicLink | PasswordLink:
         opened = b""
     if len(opened) != (FOLDER_KEY if is_folder else FILE_KEY):
         raise BadUsage("the key of this link, what follows #, is cut short or not a key")
-    return PublicLink(is_folder, handle, opened, inside or "")
+    return MegaLink(is_folder, handle, opened, inside or "")
 
 
 def _password_link(text: str) -> PasswordLink:

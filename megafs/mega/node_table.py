@@ -19,7 +19,7 @@ import apsw
 from megafs.errors import Corrupt, Fault, Full
 from megafs.mega.ciphers import decode, encode
 from megafs.mega.names import KEYLESS, marked, needs_mark
-from megafs.mega.node_keys import FILE, FOLDER, INBOX, ROOT, RUBBISH, NodeKeys, OpenedNode
+from megafs.mega.node_keys import FILE, FOLDER, INBOX, ROOT, RUBBISH, OpenedNode
 from megafs.private_files import expect_file
 
 _SCHEMA: Final = 1
@@ -30,13 +30,14 @@ INBOUND: Final = _HANDLES
 #: Nodes between two looks at what else is to be done.
 _BATCH: Final = 500
 
+# name: as names.py makes it of the attribute.  shown: unique in its folder.  raw: the node as the
+# API sent it, while no key opens it.
+_NODES: Final = """CREATE TABLE nodes(
+    ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, kind INTEGER NOT NULL, size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL, key BLOB, name BLOB NOT NULL, shown BLOB NOT NULL, raw BLOB)"""
 _TABLES: Final = (
     "CREATE TABLE local(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
-    # name: as names.py makes it of the attribute.  shown: unique in its folder.
-    # raw: the node as the API sent it, while no key opens it.
-    "CREATE TABLE nodes(ino INTEGER PRIMARY KEY, parent INTEGER NOT NULL, kind INTEGER NOT NULL,"
-    " size INTEGER NOT NULL, mtime INTEGER NOT NULL, key BLOB, name BLOB NOT NULL,"
-    " shown BLOB NOT NULL, raw BLOB)",
+    _NODES,
     "CREATE INDEX by_shown ON nodes(parent, shown)",
     "CREATE INDEX by_name ON nodes(parent, name)",
     "CREATE INDEX by_parent ON nodes(parent)",
@@ -272,7 +273,7 @@ class NodeTable:
 
 
 class Loader:
-    """Fills the table; everything happens with `commit`, or not at all.  For one thread at a time."""
+    """Fills the table, wholly (`commit`) or not at all.  For one thread at a time."""
 
     def __init__(self, db: _Connection) -> None:
         self._db = db
@@ -304,7 +305,7 @@ class Loader:
         """The nodes, as the API sent them, that no key has opened yet."""
         after = 0
         while True:
-            rows = self._db.execute(
+            rows: list[Any] = self._db.execute(
                 "SELECT ino, raw FROM nodes WHERE ino>? AND raw IS NOT NULL ORDER BY ino LIMIT ?",
                 (after, _BATCH),
             ).fetchall()
@@ -329,7 +330,7 @@ class Loader:
         self._db.execute(
             "DELETE FROM nodes WHERE parent IN (SELECT ino FROM nodes WHERE kind=?)", (FILE,)
         )
-        doubled = self._db.execute(
+        doubled: list[Any] = self._db.execute(
             "SELECT parent, name FROM nodes GROUP BY parent, name HAVING count(*)>1"
         ).fetchall()
         for parent, name in doubled:
@@ -378,7 +379,7 @@ def _row(node: OpenedNode, raw: bytes | None, parent: int) -> tuple[Any, ...]:
 
 def _name_group(db: _Connection, parent: int, name: bytes) -> list[Moved]:
     """Give each of those in *parent* with one name its own: the newest gets the plain one."""
-    rows = db.execute(
+    rows: list[Any] = db.execute(
         "SELECT ino, shown FROM nodes WHERE parent=? AND name=? ORDER BY mtime DESC, ino",
         (parent, name),
     ).fetchall()

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from megafs.concurrency import one_error_nursery, offload
+from megafs.concurrency import offload, one_error_nursery
 from megafs.errors import AlreadyThere, Corrupt
 from megafs.mega.ciphers import Buffer, FileKey, FileMac, decipherer
 from megafs.mega.contents import FileContents, FileRef
@@ -160,9 +160,7 @@ def _is_there(file: WantedFile, path: Path) -> bool:
         there = os.lstat(path)
     except FileNotFoundError:
         return False
-    same = there.st_size == file.size and (
-        file.mtime is None or int(there.st_mtime) == file.mtime
-    )
+    same = there.st_size == file.size and (file.mtime is None or int(there.st_mtime) == file.mtime)
     if not same or not path.is_file() or path.is_symlink():
         raise AlreadyThere(f"{path} is there already, and is another file: move it away")
     return True
@@ -175,9 +173,7 @@ def _give_name(part: Path, path: Path) -> None:
     os.rename(part, path)
 
 
-def _open_into(
-    key: FileKey, start: int, closed: bytes, mac: FileMac, sink: PlainSink
-) -> None:
+def _open_into(key: FileKey, start: int, closed: bytes, mac: FileMac, sink: PlainSink) -> None:
     plain = decipherer(key, start)(closed)
     mac.update(plain)
     sink(plain)

@@ -1,1 +1,1 @@
-"""Files in a MEGA account: ciphers, links, the API, the tree, mounts; against tests/services/mega."""
+"""Files in a MEGA account, against the server of tests/services/mega."""

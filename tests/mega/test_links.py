@@ -7,37 +7,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megafs.errors import BadPassphrase, BadUsage
-from megafs.mega.links import PasswordLink, PublicLink, is_link, parse_link
+from megafs.mega.links import MegaLink, PasswordLink, is_link, parse_link
 from tests.services.mega import reference
 
 FILE_KEY = bytes(range(32))
 FOLDER_KEY = bytes(range(16))
 HANDLE = "AbCd_-12"
 INSIDE = "ZyXw_-34"
+WITHIN = MegaLink(True, HANDLE, FOLDER_KEY, INSIDE)
 K32, K16 = reference.b64(FILE_KEY), reference.b64(FOLDER_KEY)
 
 
 @pytest.mark.parametrize(
     ("text", "link"),
     [
-        (f"https://mega.nz/file/{HANDLE}#{K32}", PublicLink(False, HANDLE, FILE_KEY)),
-        (f" mega.nz/file/{HANDLE}#{K32}\n", PublicLink(False, HANDLE, FILE_KEY)),
-        (f"https://mega.co.nz/#!{HANDLE}!{K32}", PublicLink(False, HANDLE, FILE_KEY)),
-        (f"https://mega.nz/folder/{HANDLE}#{K16}", PublicLink(True, HANDLE, FOLDER_KEY)),
-        (f"https://mega.nz/#F!{HANDLE}!{K16}", PublicLink(True, HANDLE, FOLDER_KEY)),
-        (f"https://mega.nz/#F!{HANDLE}!{K16}!{INSIDE}", PublicLink(True, HANDLE, FOLDER_KEY, INSIDE)),
-        (f"https://mega.nz/#F!{HANDLE}!{K16}?{INSIDE}", PublicLink(True, HANDLE, FOLDER_KEY, INSIDE)),
+        (f"https://mega.nz/file/{HANDLE}#{K32}", MegaLink(False, HANDLE, FILE_KEY)),
+        (f" mega.nz/file/{HANDLE}#{K32}\n", MegaLink(False, HANDLE, FILE_KEY)),
+        (f"https://mega.co.nz/#!{HANDLE}!{K32}", MegaLink(False, HANDLE, FILE_KEY)),
+        (f"https://mega.nz/folder/{HANDLE}#{K16}", MegaLink(True, HANDLE, FOLDER_KEY)),
+        (f"https://mega.nz/#F!{HANDLE}!{K16}", MegaLink(True, HANDLE, FOLDER_KEY)),
+        (f"https://mega.nz/#F!{HANDLE}!{K16}!{INSIDE}", WITHIN),
+        (f"https://mega.nz/#F!{HANDLE}!{K16}?{INSIDE}", WITHIN),
         (
             f"https://mega.nz/folder/{HANDLE}#{K16}/file/{INSIDE}",
-            PublicLink(True, HANDLE, FOLDER_KEY, INSIDE),
+            WITHIN,
         ),
         (
             f"https://mega.app/folder/{HANDLE}#{K16}/folder/{INSIDE}",
-            PublicLink(True, HANDLE, FOLDER_KEY, INSIDE),
+            WITHIN,
         ),
     ],
 )  # fmt: skip
-def test_forms(text: str, link: PublicLink) -> None:
+def test_forms(text: str, link: MegaLink) -> None:
     assert parse_link(text) == link
     assert K16 not in link.shown and K16 not in repr(link)
 
@@ -69,7 +70,7 @@ def test_a_link_with_a_password(algorithm: int, kind: int, key: bytes) -> None:
     text = reference.password_link(kind, HANDLE, key, "pa\u00dfword", algorithm=algorithm)
     link = parse_link(text)
     assert isinstance(link, PasswordLink)
-    assert link.opened("pa\u00dfword") == PublicLink(kind == 0, HANDLE, key)
+    assert link.opened("pa\u00dfword") == MegaLink(kind == 0, HANDLE, key)
     with pytest.raises(BadPassphrase):
         link.opened("password")
     changed = parse_link(text[:60] + ("A" if text[60] != "A" else "B") + text[61:])

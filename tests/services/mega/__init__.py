@@ -4,5 +4,5 @@
     state.py        accounts, nodes, shares, links and the feed
     server.py       the API and the storage servers over HTTP, and what the tests make them do wrong
 
-Clients that this project did not write (megajs, rclone) prove it: tests/services/mega/test_clients.py.
+Clients that this project did not write prove it: tests/services/mega/test_clients.py.
 """

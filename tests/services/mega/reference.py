@@ -138,7 +138,11 @@ def password_link(kind: int, handle: str, key: bytes, password: str, *, algorith
     derived = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 100_000, 64)
     body = bytes([algorithm, kind]) + unb64(handle) + salt + xor(key, derived[: len(key)])
     secret = derived[32:]
-    proof = hmac.digest(body, secret, "sha256") if algorithm == 1 else hmac.digest(secret, body, "sha256")
+    proof = (
+        hmac.digest(body, secret, "sha256")
+        if algorithm == 1
+        else hmac.digest(secret, body, "sha256")
+    )
     return "https://mega.nz/#P!" + b64(body + proof)
 
 

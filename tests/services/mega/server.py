@@ -161,7 +161,8 @@ class Owner:
 
     def link(self, node: Node) -> str:
         public, key = self.link_parts(node)
-        return f"https://mega.nz/{'file' if node.kind == FILE else 'folder'}/{public}#{client.b64(key)}"
+        kind = "file" if node.kind == FILE else "folder"
+        return f"https://mega.nz/{kind}/{public}#{client.b64(key)}"
 
     def old_link(self, node: Node) -> str:
         public, key = self.link_parts(node)
@@ -206,6 +207,7 @@ class MegaServer:
         self._urls: dict[str, str] = {}  # token: node
         self._uploads: dict[str, dict[int, bytes]] = {}
         self._sizes: dict[str, int] = {}
+        self._binary: set[str] = set()
         self._done: dict[str, bytes] = {}
         self._httpd = _Http(("127.0.0.1", 0), self)
         self.url = f"http://127.0.0.1:{self._httpd.server_address[1]}"
@@ -415,6 +417,8 @@ class MegaServer:
         token = client.b64(os.urandom(12))
         self._uploads[token] = {}
         self._sizes[token] = command["s"]
+        if command.get("v", 1) >= 2:
+            self._binary.add(token)
         return {"p": f"{self.url}/ul/{token}"}
 
     def _do_p(self, query: dict[str, str], command: dict[str, Any]) -> Any:
@@ -564,9 +568,11 @@ class MegaServer:
             pieces[offset] = body
             if sum(map(len, pieces.values())) < self._sizes[token]:
                 return b""
-            done = client.b64(os.urandom(27))
-            self._done[done] = b"".join(pieces[at] for at in sorted(pieces))
-            return done.encode()
+            content = b"".join(pieces[at] for at in sorted(pieces))
+            # The first protocol names what was uploaded by 36 letters, later ones by 36 bytes.
+            name = os.urandom(36) if token in self._binary else client.b64(os.urandom(27)).encode()
+            self._done[client.b64(name) if token in self._binary else name.decode()] = content
+            return name
 
 
 class _Http(ThreadingHTTPServer):
@@ -589,10 +595,10 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._handle(b"")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         self._handle(self.rfile.read(int(self.headers.get("content-length", 0))))
 
     def _handle(self, body: bytes) -> None:

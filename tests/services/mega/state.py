@@ -132,9 +132,7 @@ class State:
         self.children.setdefault(node.parent, []).append(node.handle)
 
     def root(self, account: Account, kind: int = ROOT) -> Node:
-        return next(
-            n for n in self.nodes.values() if n.owner == account.handle and n.kind == kind
-        )
+        return next(n for n in self.nodes.values() if n.owner == account.handle and n.kind == kind)
 
     def node(self, handle: str) -> Node:
         try:
