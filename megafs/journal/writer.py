@@ -124,8 +124,9 @@ class Writer:
     async def committed(self, batch: int, deadline: float) -> None:
         """Return when *batch* is in the journal.
 
-        Raises the fault that keeps it from getting there when *deadline* seconds have passed, or at
-        once if the mount is frozen.  The batch stays staged: later calls may succeed.
+        When *deadline* seconds have passed raises Full if there is no room in the store, else
+        Unavailable; Corrupt at once if the mount is frozen.  The batch stays staged: later calls
+        may succeed.
         """
         with trio.move_on_after(deadline):
             while self._replica.committed < batch:
@@ -138,10 +139,11 @@ class Writer:
             return
         if self._replica.committed >= batch:
             return
-        cause = self._held_up or self.last_error or self._packs.last_error
-        raise Unavailable(
-            f"not in the store after {deadline:g} s, still staged: {cause or 'the store is slow'}"
-        )
+        causes = [c for c in (self._held_up, self.last_error, self._packs.last_error) if c]
+        full = next((cause for cause in causes if isinstance(cause, Full)), None)
+        cause = full or next(iter(causes), "the store is slow")
+        text = f"not in the store after {deadline:g} s, still staged: {cause}"
+        raise Full(text) if full is not None else Unavailable(text)
 
     def bar(self, why: str) -> None:
         """This mount must not write for now: another one has the lease."""
