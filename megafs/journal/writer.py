@@ -16,7 +16,17 @@ import trio
 from megafs import clock
 from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Full, Missing, StoreError, TooNew, Unavailable
+from megafs.errors import (
+    Corrupt,
+    Exists,
+    Fault,
+    Full,
+    Missing,
+    StoreError,
+    TooLarge,
+    TooNew,
+    Unavailable,
+)
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
 from megafs.journal.follower import TAIL_TRUST, Follower, Standing, Subscriber, Trust
@@ -257,7 +267,7 @@ class Writer:
                 commit_format.MAX_CHANGESET
             ):
                 # Nobody could read it: the journal would end here for every mount.
-                raise Full(f"a commit of {len(data)} bytes is too large for the journal")
+                raise TooLarge(f"a commit of {len(data)} bytes is too large for the journal")
             replica.attempt(sequence, digest(data))
             name = commit_format.object_name(sequence)
             free = self._fence is None or await self._fence.may_create(name)
