@@ -26,6 +26,9 @@ if [ "$kind" = test ]; then
     packages="$packages tar diffutils findutils util-linux procps"
     packages="$packages apache2-bin lighttpd lighttpd-mod-webdav nginx-light libnginx-mod-http-dav-ext"
     packages="$packages rclone"
+    # Not on Ubuntu, where it is a snap that needs its own daemon: the tests of the page are skipped.
+    grep -q '^ID=ubuntu' /etc/os-release || packages="$packages chromium"
+    command -v npm >/dev/null || packages="$packages nodejs npm"
 fi
 
 say() { echo "setup: $*" >&2; }
@@ -155,6 +158,18 @@ if [ "$kind" = bench ]; then
     installed s3ql || (unpack_s3ql) || say "s3ql cannot be had here; the comparison goes without it"
     exit 0
 fi
+
+# npm's: megajs, which proves the tests' server of MEGA's protocol; typescript, which reads the page's types.
+for tools in tests/services/mega/clients tests/page/tools; do
+    if [ "$kind" = test ] && ! cmp -s "$tools/package-lock.json" "$tools/node_modules/.megafs"; then
+        say "installing npm's packages for $tools"
+        if npm ci --prefix "$tools" --no-audit --no-fund --silent >&2; then
+            cp "$tools/package-lock.json" "$tools/node_modules/.megafs"
+        else
+            say "they cannot be had: the tests that use them are skipped"
+        fi
+    fi
+done
 
 stamp="$kind $(cat pyproject.toml tools/setup.sh | sha256sum | cut -c1-64)"
 # An environment made for the tests also serves to run.

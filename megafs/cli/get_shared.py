@@ -2,55 +2,47 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
 import msgspec
 
 from megafs.cli import link_password, output
+from megafs.cli.get import GetRequest
+from megafs.cli.get_output import STDOUT, CountedBytes, place_for, write_stdout
 from megafs.concurrency import run_interruptible
 from megafs.errors import BadPassphrase, BadUsage
+from megafs.hardening import hide_argument
 from megafs.links import link_text
 from megafs.links.fetch import Fetcher
 from megafs.links.link_text import ShareLink
 from megafs.links.reader import SharedFiles, open_link
-from megafs.links.saving import SavedLink, Saving, path_of, place_for
-from megafs.stores.base import Buffer
+from megafs.links.saving import SavedLink, Saving, checked_name, path_of
 from megafs.tree.paths import exact
 
-_STDOUT = "-"
 
-
-def get_shared(
-    text: str, dest: str | None, *, list_only: bool, as_json: bool, password_file: Path | None
-) -> int:
+def get(request: GetRequest) -> int:
     """Fetch what a link gives out; return the exit code."""
-    link = link_text.parse(text)
-    password = link_password.known(password_file)
-    return run_interruptible(_get, link, dest, list_only, as_json, password)
+    hide_argument(request.link.partition("#")[2])
+    return run_interruptible(_get, link_text.parse(request.link), request)
 
 
-async def _get(
-    link: ShareLink, dest: str | None, list_only: bool, as_json: bool, password: str | None
-) -> int:
+async def _get(link: ShareLink, request: GetRequest) -> int:
+    dest = request.dest
     async with Fetcher(output.note) as fetcher:
-        shared = await _opened(link, fetcher, password)
-        if list_only:
-            _show(shared, as_json)
+        shared = await _opened(link, fetcher, link_password.known(request.password_file))
+        if request.list_only:
+            _show(shared, request.as_json)
             return 0
         whole = sum(file.size for file in shared.manifest.files)
-        if dest == _STDOUT:
+        if dest == STDOUT:
             if shared.manifest.folder:
                 raise BadUsage("a folder does not go to standard output: say a directory")
             with output.progress("get") as step:
-                saving = Saving(shared, _counting(step, whole))
-                await saving.to_stdout(shared.manifest.files[0], _write_stdout)
+                saving = Saving(shared, CountedBytes(step, whole))
+                await saving.to_stdout(shared.manifest.files[0], write_stdout)
             return 0
-        path = place_for(shared.manifest.name, dest)
+        path = place_for(checked_name(shared.manifest.name), dest)
         with output.progress("get") as step:
-            saved = await Saving(shared, _counting(step, whole)).to_place(path)
-        _tell(saved, as_json)
+            saved = await Saving(shared, CountedBytes(step, whole)).to_place(path)
+        _tell(saved, request.as_json)
         return 0
 
 
@@ -67,29 +59,6 @@ async def _opened(link: ShareLink, fetcher: Fetcher, password: str | None) -> Sh
                     raise
                 output.note(str(exc))
         password = link_password.ask()
-
-
-def _counting(step: output.OnStep, whole: int) -> CountedBytes:
-    return CountedBytes(step, whole)
-
-
-class CountedBytes:
-    """Tells how much is left."""
-
-    def __init__(self, step: output.OnStep, whole: int) -> None:
-        self._step = step
-        self._left = whole
-        step(whole, "")
-
-    def __call__(self, count: int) -> None:
-        self._left -= count
-        self._step(max(self._left, 0), "")
-
-
-def _write_stdout(data: Buffer) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(sys.stdout.fileno(), view) :]
 
 
 def _tell(saved: SavedLink, as_json: bool) -> None:

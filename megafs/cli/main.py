@@ -41,6 +41,7 @@ COMMANDS = {
     "log": ("megafs.cli.log", "Show what happened to a file, or to the whole volume."),
     "restore": ("megafs.cli.restore", "Bring a file or directory back as it was."),
     "share": ("megafs.cli.share", "Links: give a file or folder to anybody."),
+    "get": ("megafs.cli.get", "Fetch what lies behind a link."),
     "undelete": ("megafs.cli.undelete", "Show what was removed; bring it back."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }

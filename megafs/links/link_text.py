@@ -61,8 +61,10 @@ def of_record(record: LinkRecord) -> ShareLink:
 
 
 def new_id() -> str:
-    """The id of a new link."""
-    return _encode(clock.random_bytes(16))
+    """The id of a new link; it does not look like an option of a command."""
+    while (made := _encode(clock.random_bytes(16))).startswith("-"):
+        pass
+    return made
 
 
 def is_link(text: str) -> bool:

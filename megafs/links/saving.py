@@ -17,7 +17,7 @@ import msgspec
 
 from megafs.concurrency import offload
 from megafs.crypto.volume_keys import digest
-from megafs.errors import AlreadyThere, BadUsage, Corrupt
+from megafs.errors import AlreadyThere, Corrupt
 from megafs.links.manifest import SharedFile
 from megafs.links.reader import SharedFiles
 from megafs.stores.base import Buffer
@@ -127,18 +127,11 @@ def _parts(file: SharedFile) -> list[str]:
     return [os.fsdecode(part) for part in parts]
 
 
-def place_for(name: str, dest: str | None) -> Path:
-    """Where something of that name goes; BadUsage if there is no such directory."""
+def checked_name(name: str) -> str:
+    """The name that whoever made the link gave; Corrupt if no file can have it."""
     if "/" in name or "\0" in name or name in ("", ".", ".."):
         raise Corrupt("the link has a name that no file can have: say another one")
-    path = Path.cwd() if dest is None else Path(dest).absolute()
-    if path.is_dir():
-        return path / name
-    if dest is not None and dest.endswith("/"):
-        raise BadUsage(f"{dest} is no directory")
-    if not path.parent.is_dir():
-        raise BadUsage(f"{path.parent} is no directory")
-    return path
+    return name
 
 
 def _part_name(name: bytes, file: SharedFile) -> bytes:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megafs import clock
 from megafs.errors import BadUsage
 from megafs.links import link_text
 from megafs.links.link_text import NO_PAGE, ShareLink, is_link, parse
@@ -29,6 +30,12 @@ def test_a_link_reads_back(page: str, name: bytes, secret: bytes, address: str) 
     assert parse(link.text) == link
     assert is_link(link.text)
     assert link.manifest_url == address
+
+
+def test_no_id_looks_like_an_option() -> None:
+    drawn = iter([b"\xf8" * 16, b"\xfb" * 16, bytes(16)])
+    with clock.replaced(random_bytes=lambda n: next(drawn)):
+        assert link_text.new_id() == "A" * 22
 
 
 def test_without_an_address_the_manifest_lies_beside_the_page() -> None:

@@ -15,7 +15,7 @@ from megafs.jobs import registry
 from megafs.links import link_text
 from megafs.links.fetch import Fetcher
 from megafs.links.reader import SharedFiles, open_link
-from megafs.links.saving import Saving, place_for
+from megafs.links.saving import Saving, checked_name
 from megafs.progress import ignore
 from megafs.stores.base import Buffer
 from megafs.volume.volume import Volume
@@ -64,7 +64,7 @@ async def open_it(link: str, fetcher: Fetcher | None = None) -> SharedFiles:
 async def test_a_file_and_again(volume: Volume, tmp_path: Path) -> None:
     await put_file(volume.fs, 1, b"f", DATA)
     shared = await open_it(await share(volume, "/f", tmp_path))
-    dest = place_for("f", str(tmp_path))
+    dest = tmp_path / "f"
     seen: list[int] = []
     saved = await Saving(shared, seen.append).to_place(dest)
     assert dest.read_bytes() == DATA and (saved.files, saved.skipped) == (1, 0)
@@ -172,4 +172,4 @@ async def test_to_stdout_holes_are_zeros(volume: Volume, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\0b"])
 def test_a_name_that_no_file_can_have(name: str) -> None:
     with pytest.raises(Corrupt):
-        place_for(name, None)
+        checked_name(name)
