@@ -98,7 +98,7 @@ def make(
 
     A file is shared as it is now: what is written later needs another link.  With a store that
     signs requests ahead (S3) a link lasts as long as the signature, 7 days at most, unless the
-    store lets everybody read manifests (megafs help share).
+    store lets everybody read manifests (docs/sharing.md).
     """
     target = volume_path.of(where, path)
     args = ShareArgs(
