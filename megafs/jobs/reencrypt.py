@@ -14,6 +14,7 @@ from megafs.jobs.messages import ReencryptArgs, ReencryptResult
 from megafs.jobs.pack_survey import survey_packs
 from megafs.jobs.reseal import Resealer
 from megafs.progress import OnProgress, Progress
+from megafs.tree import link_records
 from megafs.volume.volume import Volume
 
 #: Exit codes.
@@ -41,6 +42,14 @@ async def reencrypt(
         # What commits and checkpoints hold is sealed anew by a checkpoint of every row.
         volume.replica.parts.forget()
         await volume.checkpointer.write()
+    linked = link_records.linked_packs(volume.replica.db) & {
+        number for number, pack in survey.rows.items() if pack.epoch < epoch
+    }
+    if linked:
+        resealer.notes.append(
+            f"{len(linked)} packs stay under an earlier key, since links lead there: megafs share"
+            " list shows them"
+        )
     text = (
         f"{resealer.packs} packs ({resealer.moved_bytes} bytes) sealed under the key of epoch"
         f" {epoch}"

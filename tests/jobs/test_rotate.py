@@ -14,7 +14,7 @@ from megafs.concurrency import in_place
 from megafs.config import Settings
 from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import BadPassphrase, Busy, Corrupt, Unavailable
-from megafs.jobs import registry
+from megafs.jobs import registry, share
 from megafs.jobs.rotate import rotate
 from megafs.journal import commit as commit_format
 from megafs.stores.base import Buffer
@@ -30,6 +30,7 @@ from tests.fakes.machine import (
     snapshot,
     write_file,
 )
+from tests.jobs.test_share import share_in_store
 from tests.tree.invariants import check
 
 NEW = Credential(keyfile=bytes(range(100, 164)))
@@ -249,6 +250,33 @@ def month_later() -> Iterator[Any]:
     start = clock.now_ns()
     with clock.replaced(now_ns=lambda: start + ahead[0]):
         yield lambda days: ahead.__setitem__(0, ahead[0] + int(days * 86400e9))
+
+
+async def test_a_link_outlives_rotation_and_reencryption(
+    month_later: Any, tmp_path: Path, autojump_clock: Any
+) -> None:
+    """Its chunks stay where they are, with the keys that the link has."""
+    store = MemoryStore("links")
+    await make_volume(store, chunk_size=16384, pack_size=65536, compression="none")
+    machine = Machine(tmp_path / "a")
+    async with machine.open(store) as volume:
+        await write_file(volume.fs, "f", bytes(range(250)) * 240)
+        await write_file(volume.fs, "other", b"x" * 60_000)
+        await volume.flush()
+        record = await share_in_store(volume, "/f")
+        made = await share._manifest_of(volume, record)
+    await turn(store, machine)
+    async with machine.open(store, credential=NEW) as volume:
+        done = await registry.run(volume, "reencrypt", {}, silent)
+        assert done["exit_code"] == 0 and "links" in done["notes"][-1]
+        for _ in range(2):
+            month_later(32)
+            await registry.run(volume, "gc", {}, silent)
+        (kept,) = (await registry.run(volume, "share-list", {}, silent))["links"]
+        assert kept["id"] == record.id
+        assert (await registry.run(volume, "fsck", {}, silent))["exit_code"] == 0
+    old = {item.url for item in made.objects}
+    assert old and old <= set(store.objects)
 
 
 async def test_reencrypting_goes_on_after_an_interruption_and_gc_takes_the_old(

@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from megafs.crypto import aead
 from megafs.errors import BadPassphrase, BadUsage, Corrupt, Missing
-from megafs.jobs import gc, registry
+from megafs.jobs import gc, registry, share
+from megafs.jobs.link_messages import ShareArgs
 from megafs.jobs.messages import GcArgs
+from megafs.jobs.shared_content import SharedPack, gather
 from megafs.links import link_text
 from megafs.links.fetch import Fetcher
 from megafs.links.manifest import SharedFile
 from megafs.links.reader import SharedFiles, open_link
 from megafs.progress import ignore
 from megafs.stores.base import Buffer
+from megafs.tree.link_records import LinkRecord
 from megafs.volume.volume import Volume
 from tests.fs.opened import ROOT, new_store_here, opened, put_file
 
@@ -100,8 +104,6 @@ async def test_a_link_needs_its_password(tmp_path: Path) -> None:
 
 async def test_bytes_overwritten_since_are_not_given_away(tmp_path: Path) -> None:
     """A key opens a whole chunk: a chunk that the file uses in part is sealed anew."""
-    from megafs.jobs.shared_content import gather
-
     async with opened(tmp_path / "m") as volume:
         ino = await put_file(volume.fs, 1, b"f", b"OLD SECRET " * 5000)
         await volume.drain()
@@ -170,14 +172,8 @@ async def test_gc_removes_what_no_link_needs(tmp_path: Path) -> None:
         ]
 
 
-async def share_in_store(volume: Volume, path: str) -> Any:
-    """A record as a link in the store has it; a store in memory gives nobody a URL."""
-    from msgspec.structs import replace
-
-    from megafs.jobs import share
-    from megafs.jobs.link_messages import ShareArgs
-    from megafs.jobs.shared_content import gather
-
+async def share_in_store(volume: Volume, path: str) -> LinkRecord:
+    """A link as one in a bucket is, but with names for URLs: a store in memory has none."""
     raw = path.encode()
     inode = share._at(volume, raw)
     record = share._new_record(volume, ShareArgs(path), raw, inode, "presigned")
@@ -186,7 +182,12 @@ async def share_in_store(volume: Volume, path: str) -> Any:
     )
     record = replace(record, packs=tuple(content.packs))
     await share._record(volume, record, new=True)
-    await volume.store.put(f"share/{record.id}/manifest", b"x")
+
+    async def address(pack: SharedPack) -> str:
+        return pack.name
+
+    sealed = await share._sealed(volume, record, content, address)
+    await volume.store.put(f"share/{record.id}/manifest", sealed)
     return record
 
 
@@ -208,8 +209,6 @@ async def test_two_machines_list_and_revoke(tmp_path: Path) -> None:
 async def test_a_revoked_link_is_not_brought_back_by_a_machine_that_renews_it(
     tmp_path: Path,
 ) -> None:
-    from megafs.jobs import share
-
     store = await new_store_here()
     async with opened(tmp_path / "a", store) as one, opened(tmp_path / "b", store) as two:
         await put_file(one.fs, 1, b"f", b"x")
