@@ -10,6 +10,7 @@ import click
 from msgspec import to_builtins
 
 from megafs.cli import arguments, output
+from megafs.cli.volume_path import mountpoint_of
 from megafs.errors import BadUsage, Busy, MegafsError, MountFailed
 from megafs.mount import control_client, holders, mountpoint
 from megafs.mount.control_client import NobodyListens, NotAnswering
@@ -50,8 +51,9 @@ FORCE_STEP = 8.0
 def command(mountpoint: str, lazy: bool, force: bool, as_json: bool) -> None:
     """Unmount MOUNTPOINT, when everything is in the store.
 
-    Ctrl-C leaves it mounted.  While a program uses the directory this refuses.  With both --lazy
-    and --force it is ended by force, which takes the directory away, too.
+    MOUNTPOINT may also be the URL of a volume that is mounted once.  Ctrl-C leaves it mounted.
+    While a program uses the directory this refuses.  With both --lazy and --force it is ended by
+    force, which takes the directory away, too.
     """
     ended = umount(mountpoint, "force" if force else "lazy" if lazy else "wait")
     if as_json:
@@ -59,8 +61,8 @@ def command(mountpoint: str, lazy: bool, force: bool, as_json: bool) -> None:
 
 
 def umount(path: str, how: UmountMode) -> UmountResult:
-    """Unmount *path*, and return what the mount said last."""
-    at = mountpoint.canonical(path)
+    """Unmount *path*, a mountpoint or URL, and return what the mount said last."""
+    at = mountpoint_of(path)
     record = find_record(at)
     if record is None or not is_alive(record):
         return _without_record(at, how) if record is None else _clean_up(at, record)
