@@ -28,6 +28,8 @@ _HEAD_LIMIT = 16 << 10
 _PATIENCE = 10.0
 #: Connections at once: a browser opens some ahead.
 _AT_ONCE = 16
+#: Seconds that the browser has to get its last page.
+_LAST_PAGE = 1.0
 _ERROR = re.compile(r"[a-z_]{1,64}\Z")
 
 _PAGE = (
@@ -51,6 +53,7 @@ class Redirect:
         self._code = ""
         self._error = ""
         self._came = trio.Event()
+        self._shown = trio.Event()
 
     @property
     def redirect_uri(self) -> str:
@@ -68,12 +71,19 @@ class Redirect:
             raise Denied(f"the service did not allow the login ({self._error})")
         return self._code
 
+    async def last_page(self) -> None:
+        """Wait until the browser has its last page, if it was sent there."""
+        if self._came.is_set():
+            await self._shown.wait()
+
     async def _client(self, stream: trio.SocketStream) -> None:
         try:
             with trio.move_on_after(_PATIENCE):
                 head = await _head(stream)
                 if head is not None:
                     await stream.send_all(self._answer(head))
+                    if head.startswith(b"GET /done "):
+                        self._shown.set()
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
             pass
         finally:
@@ -131,11 +141,10 @@ async def listening(state: str, port: int = 0) -> AsyncIterator[Redirect]:
             await redirect._client(stream)
 
     async with one_error_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, client, listeners)
+        await nursery.start(trio.serve_listeners, client, listeners)
         yield redirect
-        with trio.move_on_after(1):  # let the browser have its page
-            while nursery.child_tasks and slots.borrowed_tokens:
-                await trio.sleep(0.05)
+        with trio.move_on_after(_LAST_PAGE):
+            await redirect.last_page()
         nursery.cancel_scope.cancel()
 
 
