@@ -22,6 +22,7 @@ from megafs.errors import BadStore
 from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.login.kinds import LoginOf
+from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
     Form,
@@ -60,6 +61,7 @@ class Driver(Struct, frozen=True):
     described: its own -o options.
     abilities: what it can do beyond the interface of every store (stores/abilities.py).
     login: how `megafs login` logs in to it; None if its credentials come from elsewhere.
+    holds_volumes: False for what is only read, as files of its own kind (megafs/mega).
     for_tests: left out of help and error texts.
     """
 
@@ -70,6 +72,7 @@ class Driver(Struct, frozen=True):
     described: tuple[StoreOption, ...] = ()
     abilities: tuple[type[Ability], ...] = ()
     login: LoginOf | None = None
+    holds_volumes: bool = True
     for_tests: bool = False
 
     @property
@@ -123,6 +126,14 @@ DRIVERS: dict[str, Driver] = {
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
             login=webdav_login,
+        ),
+        Driver(
+            scheme="mega",
+            module="megafs.stores.mega.driver",
+            form=path_only,
+            example="mega:/Folder",
+            described=MEGA_OPTIONS,
+            holds_volumes=False,
         ),
         Driver(
             scheme="memory",
@@ -194,4 +205,8 @@ def check_options(driver: Driver, options: Mapping[str, str]) -> None:
 
 
 def _examples() -> str:
-    return " or ".join(driver.example for driver in DRIVERS.values() if not driver.for_tests)
+    return " or ".join(
+        driver.example
+        for driver in DRIVERS.values()
+        if driver.holds_volumes and not driver.for_tests
+    )
