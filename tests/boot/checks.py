@@ -63,17 +63,15 @@ class Checks:
 
     def _first_boot(self) -> None:
         self._boot("boot 1: everything is mounted")
-        for name in ("disk", "net", "service"):
+        for name in ("disk", "net", "service", "cloud"):
             self._is_mounted(name)
-        for name in ("auto", "cloud"):
-            self._report.check(f"/mnt/{name} waits to be looked at", self._type(name) == "autofs")
-        self._look("auto", "fstab's x-systemd.automount")
-        self._look("cloud", "the pair of units")
+        self._report.check("/mnt/auto waits to be looked at", self._type("auto") == "autofs")
+        self._look("auto")
         self._orders()
         for name in (*setting.LOCAL, *setting.REMOTE):
             self._write(name, "before")
 
-    def _look(self, name: str, what: str) -> None:
+    def _look(self, name: str) -> None:
         """Five programs look into an automount at once."""
         at = f"/mnt/{name}"
         began = time.monotonic()
@@ -81,7 +79,7 @@ class Checks:
         took = time.monotonic() - began
         there = self._type(name) == "fuse.megafs"
         self._report.check(
-            f"{what}: five programs look into {at}, and it is mounted",
+            f"five programs look into {at} at once, and it is mounted",
             said.code == 0 and there,
             f"{took:.0f} s {said.out}",
         )
@@ -134,7 +132,7 @@ class Checks:
 
     def _third_boot(self) -> None:
         self._server.stop()
-        self._boot("boot 3: without the store, which then comes back", degraded=False)
+        self._boot("boot 3: without the store, which then comes back")
         self._is_mounted("net")
         self._read("net", "away")
         self._server.start()
@@ -152,7 +150,7 @@ class Checks:
 
     # ---- steps -----------------------------------------------------------------------------
 
-    def _boot(self, title: str, *, degraded: bool = False) -> None:
+    def _boot(self, title: str) -> None:
         self._report.section(title)
         began = time.monotonic()
         self._guest.start()
