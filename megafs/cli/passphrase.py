@@ -103,13 +103,13 @@ def recovery_key(path: Path | None) -> str:
 
 def confirm(question: str) -> None:
     """Ask a question at the terminal; raises click.Abort unless the answer is yes."""
-    with _interruptible():
+    with interruptible():
         click.confirm(question, abort=True, err=True)
 
 
 def typed(prompt: str) -> str:
-    """Ask for a secret at the terminal, which does not show it."""
-    with _interruptible():
+    """Ask for a secret at the terminal."""
+    with interruptible():
         try:
             return getpass.getpass(prompt)
         except EOFError:
@@ -117,7 +117,7 @@ def typed(prompt: str) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let Ctrl-C end what blocks, also below `run_interruptible`, which waits for a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -174,7 +174,12 @@ def taken_from(environ: MutableMapping[str, str], variable: str = VARIABLE) -> s
 
 
 def _from_file(path: Path) -> str:
-    return _first_line(_read(path, "passphrase file"), f"passphrase file {path}")
+    return first_line_of(path, "passphrase file")
+
+
+def first_line_of(path: Path, kind: str) -> str:
+    """Return the first line of a file that holds a secret.  kind: what it is, for error texts."""
+    return _first_line(_read(path, kind), f"{kind} {path}")
 
 
 def _read(path: Path, kind: str) -> bytes:
