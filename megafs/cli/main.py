@@ -53,7 +53,7 @@ EXIT_CODES = (
     (3, "gc, key reencrypt: done as far as possible now; run it again later"),
     (
         4,
-        "fsck, scrub, salvage, get, import: something is damaged or missing (fsck: 1 if all was repaired)",
+    (4, "fsck, scrub, salvage, import: damaged or missing data (fsck: 1 if all was repaired)"),
     ),
     (10, "there is no megafs volume at that URL"),
     (11, "the volume needs a newer megafs"),
