@@ -51,10 +51,7 @@ EXIT_CODES = (
     (1, "an error without a code of its own, or a bug"),
     (2, "the command line, an option or a URL is wrong"),
     (3, "gc, key reencrypt: done as far as possible now; run it again later"),
-    (
-        4,
     (4, "fsck, scrub, salvage, import: damaged or missing data (fsck: 1 if all was repaired)"),
-    ),
     (10, "there is no megafs volume at that URL"),
     (11, "the volume needs a newer megafs"),
     (12, "wrong passphrase, key file or recovery key"),
