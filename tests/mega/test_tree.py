@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from megafs.errors import Unavailable
 from megafs.mega.api import ApiChannel
+from megafs.mega.contents import FileContents, FileRef
 from megafs.mega.errors import KeyRefused, SessionExpired, TreeStale
 from megafs.mega.exports import walk
 from megafs.mega.feed import MegaFeed
@@ -194,6 +196,25 @@ async def test_a_body_cut_short_is_asked_for_again(
     await load_tree(api, table, owner_of(owner))
     assert names(table) == {"a.txt": 3}
     assert mega.commands == ["f"] * 3
+
+
+async def test_files_can_be_asked_for_while_a_tree_is_loaded(
+    mega: MegaServer, api: ApiChannel, owner: Owner, table: NodeTable
+) -> None:
+    file = owner.put("/a.txt", b"abc")
+    gate = mega.gates["f"] = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load_tree, api, table, owner_of(owner))
+            with trio.fail_after(20):
+                while "f" not in mega.commands:
+                    await trio.sleep(0.01)
+                found = await FileContents(api).find(FileRef(file.handle))
+            assert found.size == 3 and table.is_new
+            gate.set()
+    finally:
+        gate.set()
+    assert names(table) == {"a.txt": 3}
 
 
 # The feed
