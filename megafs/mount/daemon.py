@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import NoReturn, Protocol
@@ -31,6 +30,7 @@ from megafs.mount.control_messages import (
     encode_reply,
 )
 from megafs.printable import printable
+from megafs.side_thread import start_thread
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +261,7 @@ class Signals:
                     log.exception("a signal was not obeyed; this is a bug")
             end_soon(LAST_RESORT, 128 + int(number))
 
-        threading.Thread(target=wait, name="signals", daemon=True).start()
+        start_thread(wait)
 
 
 def end_soon(patience: float, code: int) -> None:
@@ -272,4 +272,4 @@ def end_soon(patience: float, code: int) -> None:
         log.critical("the mount did not end by itself within %.0f s: ending it", patience)
         os._exit(code)
 
-    threading.Thread(target=end, name="last resort", daemon=True).start()
+    start_thread(end)

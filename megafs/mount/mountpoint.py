@@ -23,6 +23,7 @@ from msgspec import Struct
 
 from megafs.errors import AlreadyThere, BadUsage, Busy, MegafsError, MountFailed
 from megafs.mount import connection, source
+from megafs.side_thread import start_thread
 
 FSTYPE = "fuse.megafs"
 FUSE_DEVICE = "/dev/fuse"
@@ -269,17 +270,20 @@ def _taken(at: Mounted) -> str:
 def _in_time(ask: Callable[[], T], patience: float) -> T:
     """Return what *ask* returns, or raise TimeoutError and leave its thread behind."""
     outcome: list[T | Exception] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             outcome.append(ask())
         except Exception as exc:
             outcome.append(exc)
+        done.set()
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(patience)
-    if not outcome:
+    try:
+        start_thread(run)
+    except RuntimeError:  # there is no room for another one
+        raise TimeoutError from None
+    if not done.wait(patience):
         raise TimeoutError
     if isinstance(outcome[0], Exception):
         raise outcome[0]
