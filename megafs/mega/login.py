@@ -139,10 +139,8 @@ class PrivateNumbers(NamedTuple):
             raise ValueError("these are no primes of one key")
         if inverse >= q or p * inverse % q != 1:
             raise ValueError("the inverse is not that of p")
-        order = (p - 1) * (q - 1)
-        if not 1 < d < order or math.gcd(d, order) != 1:
-            raise ValueError("this exponent is none")
-        # The public exponent, 3, 17 or 65537 as clients have chosen it, is small.
+        # The public exponent, 3, 17 or 65537 as clients have chosen it, is small.  (ValueError of
+        # pow, too: what has no inverse is no exponent.)
         if pow(d, -1, math.lcm(p - 1, q - 1)) >= 1 << 32:
             raise ValueError("the exponent is not that of the primes")
         return cls(p, q, d)

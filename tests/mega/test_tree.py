@@ -217,6 +217,24 @@ async def test_files_can_be_asked_for_while_a_tree_is_loaded(
     assert names(table) == {"a.txt": 3}
 
 
+def test_a_share_key_that_the_server_made_up_is_not_taken(owner: Owner) -> None:
+    folder = owner.folder("/a")
+    owner.link_parts(folder)
+    proof, wrapped = owner.account.share_keys[folder.handle]
+    master = owner.account.master
+    for entry, wanted in (
+        ({"h": folder.handle, "ha": proof, "k": wrapped}, True),
+        ({"h": folder.handle, "ha": proof[::-1], "k": wrapped}, False),
+        ({"h": "AAAAAAAB", "ha": proof, "k": wrapped}, False),
+        ({"h": folder.handle, "k": wrapped}, False),
+        ({"h": folder.handle, "ha": proof, "k": "AAAA"}, False),
+        ("x", False),
+    ):
+        keys = NodeKeys()
+        keys.add_own_share(master, entry)
+        assert bool(keys.shares) is wanted, entry
+
+
 # The feed
 
 
