@@ -46,8 +46,8 @@ class LoginRefused(Denied):
 async def log_in(location: Location, options: Mapping[str, str], ask: Ask) -> str:
     """Ask for mail, password and, if the account wants it, a code; return the session."""
     chosen = read_options(options)
-    mail = (chosen.account or await ask("Mail address of the MEGA account")).strip().lower()
-    password = await ask("Password", secret=True)
+    mail = (chosen.account or await ask("Mail address of the MEGA account: ")).strip().lower()
+    password = await ask("Password: ", secret=True)
     api = ApiChannel(chosen.api)
     try:
         keys = await _password_keys(api, mail, password)
@@ -87,7 +87,7 @@ async def _answer(api: ApiChannel, mail: str, keys: PasswordKeys, ask: Ask) -> A
         try:
             return await api.call(command)
         except MfaRequired:
-            code = await ask("Code of the second factor", secret=True)
+            code = await ask("Code of the second factor: ", secret=True)
             return await api.call({**command, "mfa": code.replace(" ", "").strip()})
     except Missing:  # -9 here: no such account, or another password
         raise LoginRefused from None

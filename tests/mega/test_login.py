@@ -63,7 +63,7 @@ async def test_a_second_factor_is_asked_for_when_it_is_wanted(mega: MegaServer) 
     code = reference.totp(secret, mega.clock())
     ask = Typed(MAIL, PASSWORD, f"{code[:3]} {code[3:]}")
     await login.log_in(HERE, options(mega), ask)
-    assert ask.asked[-1] == ("Code of the second factor", True)
+    assert ask.asked[-1] == ("Code of the second factor: ", True)
     wrong = f"{(int(code) + 1) % 1_000_000:06}"
     with pytest.raises(LoginRefused):
         await login.log_in(HERE, options(mega), Typed(MAIL, PASSWORD, wrong))
