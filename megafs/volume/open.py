@@ -226,7 +226,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
             journal.stage,
             found.directory,
             rebooted=rebooted,
-            copied=not process.is_dead,
+            process=process,
         )
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
