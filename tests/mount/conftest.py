@@ -74,7 +74,7 @@ class Processes:
         for process in self._started:
             # Its first thread may have ended before another one, which the kernel holds.
             process.wait(20)
-            for pipe in (process.stdout, process.stderr):
+            for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
 
