@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from megafs.durable import replace_file
 from megafs.errors import Denied
 
 log = logging.getLogger(__name__)
@@ -61,19 +60,13 @@ def set_aside(path: Path, below: Path | None = None) -> Path:
     Returns where it is now.  For what cannot be used and may yet be wanted: nothing that a user
     could miss is removed.
     """
-    to = _free_place(path, below or path.parent)
+    to = place_aside(path, below or path.parent)
     path.rename(to)
     return to
 
 
-def copy_aside(path: Path, below: Path) -> Path:
-    """As `set_aside`, for a file that is used on: a copy of what it holds now."""
-    to = _free_place(path, below)
-    replace_file(to, read_private(path))
-    return to
-
-
-def _free_place(path: Path, below: Path) -> Path:
+def place_aside(path: Path, below: Path) -> Path:
+    """Where `set_aside` would move *path*, in the directory `damaged`, which is made."""
     home = below / DAMAGED
     home.mkdir(mode=0o700, exist_ok=True)
     number = 1

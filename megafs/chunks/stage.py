@@ -34,7 +34,7 @@ from megafs.concurrency import offload, one_error_nursery
 from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.durable import sync_directory
+from megafs.durable import replace_file, sync_directory
 from megafs.errors import (
     Corrupt,
     Exists,
@@ -45,7 +45,7 @@ from megafs.errors import (
     TooLarge,
     Unavailable,
 )
-from megafs.private_files import copy_aside, open_private, set_aside
+from megafs.private_files import open_private, place_aside, read_private, set_aside
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -321,7 +321,8 @@ class Stage:
         """
         pack = self._packs[number]
         if is_named:
-            copy_aside(pack.path, self._directory.parent)
+            kept = place_aside(pack.path, self._directory.parent)
+            replace_file(kept, read_private(pack.path))
             return
         set_aside(pack.path, self._directory.parent)
         del self._packs[number]
