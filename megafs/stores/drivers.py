@@ -21,6 +21,7 @@ from megafs import garbage
 from megafs.errors import BadStore
 from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
+from megafs.stores.login.kinds import LoginOf
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
     Form,
@@ -57,6 +58,7 @@ class Driver(Struct, frozen=True):
     example: a URL, for people.
     described: its own -o options.
     abilities: what it can do beyond the interface of every store (stores/abilities.py).
+    login: how `megafs login` logs in to it; None if its credentials come from elsewhere.
     for_tests: left out of help and error texts.
     """
 
@@ -66,6 +68,7 @@ class Driver(Struct, frozen=True):
     example: str
     described: tuple[StoreOption, ...] = ()
     abilities: tuple[type[Ability], ...] = ()
+    login: LoginOf | None = None
     for_tests: bool = False
 
     @property

@@ -43,6 +43,7 @@ PROBES = [
     ("stores/shelf.py", "import diskcache", "only the disk cache imports diskcache"),
     ("stores/cloud.py", "from diskcache import Cache", "only the disk cache imports diskcache"),
     ("stores/s3/driver2.py", "import botocore.session", "only S3's credentials import botocore"),
+    ("stores/login/shelf.py", "import keyring", "only stores.login imports keyring"),
     ("mount/second.py", "import pyfuse3", "only the FUSE adapter imports pyfuse3"),
     (
         "chunks/cipher.py",
