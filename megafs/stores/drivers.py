@@ -19,8 +19,10 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts, Watch
 from megafs.stores.base import ObjectStore
+from megafs.stores.gdrive.login_kind import gdrive_login
+from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -120,6 +122,15 @@ DRIVERS: dict[str, Driver] = {
             example="webdav+http://127.0.0.1:8080/path",
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
+        ),
+        Driver(
+            scheme="gdrive",
+            module="megafs.stores.gdrive.driver",
+            form=path_only,
+            example="gdrive:/folder",
+            described=GDRIVE_OPTIONS,
+            abilities=(SpaceLeft, Watch),
+            login=gdrive_login,
         ),
         Driver(
             scheme="memory",

@@ -35,7 +35,9 @@ _ADVICE = {
     "insufficientPermissions": "log in again and grant the access that is asked for",
     "domainPolicy": "the administrator of the account does not allow this application",
 }
-_NUMBER_OF_FILES = frozenset({"numChildrenInNonRootLimitExceeded", "activeItemCreationLimitExceeded"})
+_NUMBER_OF_FILES = frozenset(
+    {"numChildrenInNonRootLimitExceeded", "activeItemCreationLimitExceeded"}
+)
 #: Seconds until a limit of the day is tried again.
 _TOMORROW_AFTER = 3600.0
 

@@ -45,14 +45,14 @@ class NewFile(Struct, rename="camel", omit_defaults=True):
     mime_type: str = ""
 
 
-class Found(Struct, frozen=True, rename="camel"):
+class SearchPage(Struct, frozen=True, rename="camel"):
     """A page of a search."""
 
     files: list[DriveFile] = field(default_factory=list)
     next_page_token: str = ""
 
 
-class Change(Struct, frozen=True, rename="camel"):
+class FeedChange(Struct, frozen=True, rename="camel"):
     """One entry of the feed of changes."""
 
     file_id: str = ""
@@ -60,10 +60,10 @@ class Change(Struct, frozen=True, rename="camel"):
     file: DriveFile | None = None
 
 
-class Changes(Struct, frozen=True, rename="camel"):
+class FeedPage(Struct, frozen=True, rename="camel"):
     """A page of the feed."""
 
-    changes: list[Change] = field(default_factory=list)
+    changes: list[FeedChange] = field(default_factory=list)
     next_page_token: str = ""
     new_start_page_token: str = ""
 

@@ -50,11 +50,14 @@ class _Parser:
         if not self._tokens:
             raise BadQuery("it ends early")
         kind, text = self._tokens.pop(0)
-        if wanted == "value" and kind != "value":
-            raise BadQuery(text)
-        if wanted not in ("", "value") and text != wanted:
+        if wanted and (kind, text) != ("word", wanted):
             raise BadQuery(f"{text} instead of {wanted}")
         return text
+
+    def _value(self) -> str:
+        if self._peek()[0] != "value":
+            raise BadQuery("a value is missing")
+        return self._next()
 
     def _peek(self) -> tuple[str, str]:
         return self._tokens[0] if self._tokens else ("", "")
@@ -98,17 +101,17 @@ class _Parser:
         if field in ("appProperties", "properties") and sign == "has":
             for word in ("{", "key", "="):
                 self._next(word)
-            key = self._next("value")
+            key = self._value()
             for word in ("and", "value", "="):
                 self._next(word)
-            value = self._next("value")
+            value = self._value()
             self._next("}")
             return lambda file: file.app_properties.get(key) == value
         if field == "trashed" and sign in ("=", "!="):
             wanted = (self._next() == "true") == (sign == "=")
             return lambda file: file.trashed == wanted
         if field in ("name", "mimeType") and sign in ("=", "!=", "contains"):
-            value = self._next("value")
+            value = self._value()
 
             def compare(file: FileRecord) -> bool:
                 found = file.name if field == "name" else file.mime

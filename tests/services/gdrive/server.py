@@ -1,6 +1,6 @@
 """Google Drive's API v3 over HTTP on loopback, from its public specification.
 
-    async with serving(DriveService()) as service:
+    async with serving(DriveServer()) as service:
         service.endpoint                      # http://127.0.0.1:PORT, all there is on one origin
         service.drive.list_lag = 2.0          # state.py: documented misbehaviour
         service.front.next(refusal(403, "userRateLimitExceeded"), method="POST")
@@ -56,7 +56,7 @@ class UploadSession:
     made: FileRecord | None = None
 
 
-class DriveService(Fault):
+class DriveServer(Fault):
     """The service.
 
     tokens: what opens it.  refresh: what the token endpoint takes.  lasts: seconds of a token.
@@ -361,14 +361,14 @@ def _related(mime: str, body: bytes) -> tuple[dict[str, Any], str, bytes]:
 class _Front(Proxy):
     """A proxy whose last rule is the service."""
 
-    service: DriveService
+    service: DriveServer
 
     def _fault(self, request: Request) -> Fault | None:
         return super()._fault(request) or self.service
 
 
 @asynccontextmanager
-async def serving(service: DriveService) -> AsyncIterator[DriveService]:
+async def serving(service: DriveServer) -> AsyncIterator[DriveServer]:
     """Run *service* for the block."""
     async with proxying("http://127.0.0.1:9", _Front) as front:
         assert isinstance(front, _Front)
@@ -380,7 +380,7 @@ async def serving(service: DriveService) -> AsyncIterator[DriveService]:
 class ThreadedDrive(ThreadedProxy):
     """A service in a thread of its own, for programs: ``with ThreadedDrive(service) as front``."""
 
-    def __init__(self, service: DriveService) -> None:
+    def __init__(self, service: DriveServer) -> None:
         super().__init__("")
         self.service = service
 
