@@ -1,4 +1,4 @@
-"""WebDAV servers, each started when first asked for, a server of Drive's API, and stores on them."""
+"""WebDAV servers, each started when first asked for, one of Drive's API, and stores on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stores on a server that speaks Drive's API (tests/services/gdrive), for the tests of the driver."""
+"""Stores on a server that speaks Drive's API (tests/services/gdrive)."""
 
 from __future__ import annotations
 

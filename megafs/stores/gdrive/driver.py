@@ -108,7 +108,7 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
         check_name(name)
         volume = await self._volume()
         if names.has_one_writer(name):
-            await self._create_alone(volume, name, data)
+            await self._put_alone(volume, name, data)
             return
         number = names.commit_number(name)
         if number is not None:
@@ -128,12 +128,11 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
         if old is not None and small and await self._replace(volume, old.id, name, data):
             return
         others = volume.index.files_of(name)
-        try:
-            await self._create_alone(volume, name, data, over=True)
-        except Exists:  # our own create, whose reply was lost; it may have had other bytes
+        if not await self._create_alone(volume, name, data):
+            # Our own create, whose reply was lost; it may have had other bytes.
             file_id = self._attempts.pop(name, "")
             if small and not await self._replace(volume, file_id, name, data):
-                raise Unavailable(f"store {name}: another machine deletes it") from None
+                raise Unavailable(f"store {name}: another machine deletes it")
             others = tuple(each for each in others if each.id != file_id)
         for other in others:
             await self._service.delete(other.id, name)
@@ -314,29 +313,38 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
 
     # Creating them
 
-    async def _create_alone(
-        self, volume: _Volume, name: str, data: Buffer, *, over: bool = False
-    ) -> None:
-        """Create what nobody else creates, with any id; a second attempt takes the first one's."""
+    async def _put_alone(self, volume: _Volume, name: str, data: Buffer) -> None:
+        """Create what nobody else creates."""
         await volume.catalogue.load()
         old = volume.index.settled(name)
-        if old is not None and not over and await volume.catalogue.ask(old.id) is not None:
+        if old is not None and await volume.catalogue.ask(old.id) is not None:
             raise Exists(f"{name}: the name is taken")
+        if not await self._create_alone(volume, name, data):
+            raise Exists(f"{name}: the name is taken")
+
+    async def _create_alone(self, volume: _Volume, name: str, data: Buffer) -> bool:
+        """Create a file with any id; another attempt takes the first one's, and returns False if
+        that one had worked.
+        """
         file_id = self._attempts.get(name)
         if file_id is None:
             file_id = await self._service.fresh_id()
             while len(self._attempts) >= _REMEMBERED:
                 self._attempts.pop(next(iter(self._attempts)))
             file_id = self._attempts.setdefault(name, file_id)
+        made: DriveFile | None = None
         try:
             made = await self._uploads.create(volume.file(file_id, name, {}), data)
         except Exists:
+            pass
+        if made is None:
             await volume.catalogue.ask(file_id)
-            raise
+            return False
         self._attempts.pop(name, None)
         volume.index.add(made)
         if told := hint(name, file_id):
             self._untold.append(told)
+        return True
 
     async def _create_commit(self, volume: _Volume, number: int, name: str, data: Buffer) -> None:
         if number > 1:
@@ -351,18 +359,9 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
         told = [self._untold[n] for n in range(min(HINTED, len(self._untold)))]
         properties = {NEXT: await self._service.fresh_id(), **hint_properties(told)}
         for _ in range(_ROUNDS):
-            try:
-                await self._create_contested(volume, file_id, name, properties, data)
+            if await self._create_contested(volume, file_id, name, properties, data):
                 break
-            except Exists:
-                if await volume.catalogue.ask(file_id) is not None:
-                    raise
-                # Used up: it was the newest, and was deleted.  Then the name has another id.
-                await volume.claims.look()
-                bound = volume.claims.known(name)
-                if bound is None or bound.id == file_id:
-                    raise
-                file_id = bound.id
+            file_id = await self._other_id(volume, name, file_id)
         else:
             raise Unavailable(f"{name}: other machines create and delete it all the time")
         for each in told:
@@ -371,37 +370,44 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
 
     async def _create_claimed(self, volume: _Volume, name: str, data: Buffer) -> None:
         await volume.catalogue.load()
+        file_id = await volume.claims.bind(name)
         for _ in range(_ROUNDS):
-            file_id = await volume.claims.bind(name)
-            try:
-                await self._create_contested(volume, file_id, name, {}, data)
+            if await self._create_contested(volume, file_id, name, {}, data):
                 return
-            except Exists:
-                if await volume.catalogue.ask(file_id) is not None:
-                    raise
-                # Deleted: whoever did that has bound the name anew, or will have in a moment.
-                await volume.claims.look()
-                bound = volume.claims.known(name)
-                if bound is None or bound.id == file_id:
-                    raise
+            file_id = await self._other_id(volume, name, file_id)
         raise Unavailable(f"{name}: other machines create and delete it all the time")
+
+    async def _other_id(self, volume: _Volume, name: str, taken: str) -> str:
+        """Return the id that *name* has now that the file *taken* was deleted.
+
+        Raises Exists if the file is there, or nobody has said that it was deleted: a file that was
+        made a moment ago is now and then not found.
+        """
+        if await volume.catalogue.ask(taken) is None:
+            await volume.claims.look()
+            bound = volume.claims.known(name)
+            if bound is not None and bound.id != taken:
+                return bound.id
+        raise Exists(f"{name}: the name is taken")
 
     async def _create_contested(
         self, volume: _Volume, file_id: str, name: str, properties: dict[str, str], data: Buffer
-    ) -> None:
-        """Create a file with an id that others may want, and see that it is ours.
+    ) -> bool:
+        """Create a file with an id that others may want, and say whether it is ours.
 
         The look costs one request, and is for a service that lets two creates of one id succeed:
         all but one then see another's bytes, and have lost.
         """
-        made = await self._uploads.create(volume.file(file_id, name, properties), data)
+        try:
+            made = await self._uploads.create(volume.file(file_id, name, properties), data)
+        except Exists:
+            return False
         wanted = hashlib.md5(data, usedforsecurity=False).hexdigest()
         there = await self._service.metadata(file_id)
         if there is None:
             raise Unavailable(f"store {name}: stored, and not there", maybe_done=True)
         volume.index.add(there)
-        if _is_other(made, wanted) or _is_other(there, wanted):
-            raise Exists(f"{name}: the name is taken")
+        return not (_is_other(made, wanted) or _is_other(there, wanted))
 
     async def _free_commit(self, volume: _Volume, name: str, found: IndexedObject) -> None:
         """After the newest commit was deleted: its name gets another id, should it come back."""

@@ -203,7 +203,8 @@ class Drive:
         limit = time.time() - self.list_lag
         seen = [f for f in self.files.values() if f.created <= limit]
         seen += [f for f in self.gone if f.created <= limit and f.removed > limit]
-        return seen + [f for f in self.ghosts if f.created <= limit]
+        seen += [f for f in self.ghosts if f.created <= limit]
+        return [f for f in seen if f.id != self.root]
 
     def feed(self, position: int, most: int) -> tuple[list[dict[str, Any]], int, bool]:
         """Changes from *position* on, where the next begin, and whether there are more now."""
