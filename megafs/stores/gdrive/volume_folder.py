@@ -45,7 +45,7 @@ class Folders:
 
     async def find(self) -> VolumeFolder:
         """Return the volume's folder; NoStore if there is none, BadStore if it cannot be told."""
-        found = await self._volumes(await self._parents(make=False))
+        found = await self._look()
         if not found:
             raise NoStore(f"the account has no volume in {self._path}{_WORDS}")
         return await self._choose(found)
@@ -56,7 +56,7 @@ class Folders:
         found = await self._volumes(parents)
         if not found:
             await self._make(parents[0])
-            found = await self._settled(parents)
+            found = await self._settled()
         return await self._choose(found)
 
     async def check(self, folder: VolumeFolder) -> None:
@@ -66,6 +66,10 @@ class Folders:
             raise NoStore(f"the folder {self._path} is gone{_WORDS}")
         if file.trashed:
             raise NoStore(f"the folder {self._path} is in Drive's trash: restore it there")
+
+    async def _look(self) -> list[DriveFile]:
+        """The volumes' folders that a search shows at the path."""
+        return await self._volumes(await self._parents(make=False))
 
     async def _parents(self, *, make: bool) -> list[str]:
         """The ids of the folders in which the volume's may lie: several may have one name."""
@@ -134,13 +138,14 @@ class Folders:
         except Exists:
             pass  # our own, whose reply was lost
 
-    async def _settled(self, parents: list[str]) -> list[DriveFile]:
+    async def _settled(self) -> list[DriveFile]:
         """Wait until a search shows our folder, and a little longer for others'."""
         deadline = trio.current_time() + _SHOWN
         while trio.current_time() < deadline:
-            if self._made in [file.id for file in await self._volumes(parents)]:
+            # The other machine may have made those above it as well.
+            if self._made in [file.id for file in await self._look()]:
                 await trio.sleep(SETTLE)
-                found = await self._volumes(parents)
+                found = await self._look()
                 if found:
                     return found
             await trio.sleep(_LOOK_EVERY)

@@ -358,13 +358,29 @@ def _related(mime: str, body: bytes) -> tuple[dict[str, Any], str, bytes]:
     return _object(metadata), kind[1] if kind else "", content
 
 
+@dataclass(frozen=True)
+class _Before(Fault):
+    """What goes wrong with a request that the service answers, unless the fault does."""
+
+    fault: Fault
+    service: DriveServer
+
+    async def before(self, request: Request, client: trio.SocketStream) -> Response:
+        response = await self.fault.before(request, client)
+        if response is None:
+            response = await self.service.before(request, client)
+            await self.fault.after(response, client)
+        return response
+
+
 class _Front(Proxy):
     """A proxy whose last rule is the service."""
 
     service: DriveServer
 
     def _fault(self, request: Request) -> Fault | None:
-        return super()._fault(request) or self.service
+        fault = super()._fault(request)
+        return _Before(fault, self.service) if fault else self.service
 
 
 @asynccontextmanager
