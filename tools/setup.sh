@@ -26,6 +26,7 @@ if [ "$kind" = test ]; then
     packages="$packages tar diffutils findutils util-linux procps"
     packages="$packages apache2-bin lighttpd lighttpd-mod-webdav nginx-light libnginx-mod-http-dav-ext"
     packages="$packages rclone"
+    command -v npm >/dev/null || packages="$packages nodejs npm"
 fi
 
 say() { echo "setup: $*" >&2; }
@@ -154,6 +155,17 @@ done
 if [ "$kind" = bench ]; then
     installed s3ql || (unpack_s3ql) || say "s3ql cannot be had here; the comparison goes without it"
     exit 0
+fi
+
+# megajs, which proves the tests' server of MEGA's protocol.
+clients=tests/services/mega/clients
+if [ "$kind" = test ] && ! cmp -s "$clients/package-lock.json" "$clients/node_modules/.megafs"; then
+    say "installing megajs"
+    if npm ci --prefix "$clients" --no-audit --no-fund --silent >&2; then
+        cp "$clients/package-lock.json" "$clients/node_modules/.megafs"
+    else
+        say "megajs cannot be had: the tests that use it are skipped"
+    fi
 fi
 
 stamp="$kind $(cat pyproject.toml tools/setup.sh | sha256sum | cut -c1-64)"

@@ -40,6 +40,7 @@ COMMANDS = {
     "snapshot": ("megafs.cli.snapshot", "Names for moments: create, list, delete."),
     "log": ("megafs.cli.log", "Show what happened to a file, or to the whole volume."),
     "restore": ("megafs.cli.restore", "Bring a file or directory back as it was."),
+    "get": ("megafs.cli.get", "Fetch what lies behind a link."),
     "undelete": ("megafs.cli.undelete", "Show what was removed; bring it back."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }

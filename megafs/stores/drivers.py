@@ -24,6 +24,7 @@ from megafs.stores.base import ObjectStore
 from megafs.stores.gdrive.login_kind import gdrive_login
 from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
+from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
     Form,
@@ -61,6 +62,7 @@ class Driver(Struct, frozen=True):
     described: its own -o options.
     abilities: what it can do beyond the interface of every store (stores/abilities.py).
     login: how `megafs login` logs in to it; None if its credentials come from elsewhere.
+    holds_volumes: False for what is only read, as files of its own kind (megafs/mega).
     for_tests: left out of help and error texts.
     """
 
@@ -71,6 +73,7 @@ class Driver(Struct, frozen=True):
     described: tuple[StoreOption, ...] = ()
     abilities: tuple[type[Ability], ...] = ()
     login: LoginOf | None = None
+    holds_volumes: bool = True
     for_tests: bool = False
 
     @property
@@ -131,6 +134,14 @@ DRIVERS: dict[str, Driver] = {
             described=GDRIVE_OPTIONS,
             abilities=(SpaceLeft, Watch),
             login=gdrive_login,
+        ),
+        Driver(
+            scheme="mega",
+            module="megafs.stores.mega.driver",
+            form=path_only,
+            example="mega:/Folder",
+            described=MEGA_OPTIONS,
+            holds_volumes=False,
         ),
         Driver(
             scheme="memory",
@@ -202,4 +213,8 @@ def check_options(driver: Driver, options: Mapping[str, str]) -> None:
 
 
 def _examples() -> str:
-    return " or ".join(driver.example for driver in DRIVERS.values() if not driver.for_tests)
+    return " or ".join(
+        driver.example
+        for driver in DRIVERS.values()
+        if driver.holds_volumes and not driver.for_tests
+    )
