@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,11 @@ def files_named(drive: Drive, name: str) -> int:
         (refusal(401, "authError"), Denied, "refuses the token"),
         (Answer(503, body=b"<html>busy</html>"), Unavailable, "503"),
         (Answer(302, headers=(("location", "http://login"),), body=b""), Unavailable, "302"),
-        (Answer(200, body=b"<html>welcome</html>"), Unavailable, "cannot be read|web page|no upload address"),
+        (
+            Answer(200, body=b"<html>welcome</html>"),
+            Unavailable,
+            "cannot be read|web page|no upload address",
+        ),
         (Answer(404, body=b"<html>nothing</html>"), Unavailable, "404"),
         (Answer(418, body=b"\xff\x00 no JSON"), StoreError, "418"),
     ],
@@ -91,7 +96,7 @@ def files_named(drive: Drive, name: str) -> int:
 async def test_a_refusal_says_what_to_do(
     store: GDriveStore, drive: DriveServer, answer: Answer, error: type[StoreError], text: str
 ) -> None:
-    attempts = {
+    attempts: dict[str, Callable[[], Awaitable[object]]] = {
         "POST pack": lambda: store.put_new(PACK2, b"x"),
         "POST commit": lambda: store.put_new(COMMIT2, b"x"),
         "POST large": lambda: store.put_new(PACK2, LARGE),
@@ -387,12 +392,13 @@ async def test_a_full_account(store: GDriveStore, drive: DriveServer) -> None:
     assert await store.space_left() is None
     drive.drive.limit = drive.drive.usage + 1000
     assert await store.space_left() == 1000
-    for attempt in (
+    attempts: list[Callable[[], Awaitable[object]]] = [
         lambda: store.put_new(PACK2, DATA),
         lambda: store.put_new(PACK2, LARGE),
         lambda: store.put_new(COMMIT2, DATA),
         lambda: store.put(BEAT, DATA),
-    ):
+    ]
+    for attempt in attempts:
         with pytest.raises(Full, match="account is full"):
             await attempt()
     drive.drive.limit = None
@@ -462,7 +468,11 @@ async def test_a_token_that_ends_is_renewed_and_a_login_that_ends_comes_back(
     monkeypatch.setattr("megafs.stores.login.tokens.PAUSE", 0.0)
     old, drive.refresh = drive.refresh, "revoked"
     drive.new_token()
-    for attempt in (lambda: store.get(PACK, 0, 1), lambda: store.put_new(COMMIT2, b"2")):
+    attempts: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.get(PACK, 0, 1),
+        lambda: store.put_new(COMMIT2, b"2"),
+    ]
+    for attempt in attempts:
         with pytest.raises(Denied, match="megafs login gdrive:/a"):
             await attempt()
     assert "megafs login" in store.health().last_error
@@ -503,9 +513,9 @@ async def test_news_come_by_asking_for_the_next_commit(
 async def test_requests_of_each_operation(store: GDriveStore, drive: DriveServer) -> None:
     """What docs/stores/gdrive.md says that they cost."""
 
-    async def count(attempt: object) -> int:
+    async def count(attempt: Awaitable[object]) -> int:
         drive.front.seen.clear()
-        await attempt  # type: ignore[misc]
+        await attempt
         return len(drive.front.seen)
 
     wrapped: ObjectStore = store
