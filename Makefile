@@ -8,6 +8,7 @@
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
 # make gdrive-races the same on a server that speaks Google Drive's API (GDRIVE_ROUNDS=100)
+# make boot-test   a Debian that boots in qemu: fstab, automount, units, reboots with staged data
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make install  megafs for all users (PREFIX=/usr/local, DESTDIR= for a package): an environment of its own,
@@ -24,7 +25,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday dav-races \
+.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races \
 	gdrive-races setup setup-test install clean
 .DEFAULT_GOAL := demo
 
@@ -76,6 +77,10 @@ dav-races: setup-test
 GDRIVE_ROUNDS ?= 100
 gdrive-races: setup-test
 	GDRIVE_ROUNDS=$(GDRIVE_ROUNDS) $(BIN)/python -m pytest tests/stores/test_gdrive_races.py
+
+boot-test: setup-test
+	@tools/setup.sh boot
+	$(BIN)/python -m tests.boot $(BOOT_ARGS)
 
 setup:
 	@tools/setup.sh run
