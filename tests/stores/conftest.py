@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from megafs.stores.gdrive import chain, volume_folder
 from megafs.stores.gdrive import driver as gdrive_driver
-from megafs.stores.gdrive import volume_folder
 from megafs.stores.webdav import layout
 from megafs.stores.webdav.driver import WebDavStore
 from megafs.stores.webdav.exclusive import Way
@@ -69,6 +69,7 @@ async def prepare(store: WebDavStore, way: Way) -> WebDavStore:
 async def drive(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DriveServer]:
     """A server of Google Drive's API; what waits for a service that lags waits little."""
     monkeypatch.setattr(gdrive_driver, "LAG", (0.01,))
+    monkeypatch.setattr(chain, "AGAIN", (0.01,))
     monkeypatch.setattr(volume_folder, "SETTLE", 0.01)
     async with serving(DriveServer()) as server:
         yield server

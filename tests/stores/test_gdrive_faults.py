@@ -20,6 +20,7 @@ from megafs.errors import (
     Unavailable,
 )
 from megafs.stores.base import ObjectStore
+from megafs.stores.gdrive import chain
 from megafs.stores.gdrive import driver as gdrive_driver
 from megafs.stores.gdrive.driver import GDriveStore
 from megafs.stores.gdrive.login_kind import gdrive_login
@@ -288,6 +289,43 @@ async def test_what_a_search_shows_late_is_waited_for(
     await store.put(BEAT, b"beat")
     await trio.sleep(0.25)
     assert await names(other, "mounts/") == [BEAT]
+
+
+async def test_a_feed_that_has_forgotten_where_we_were(
+    store: GDriveStore, drive: DriveServer, machines: Machines
+) -> None:
+    other = second(store, machines)
+    await names(other)
+    await store.put_new(PACK2, DATA)
+    drive.front.next(refusal(400, "invalid"), contains="/changes?")
+    assert await names(other, "packs/") == [PACK, PACK2]
+    await store.delete(PACK)
+    assert await names(other, "packs/") == [PACK2]
+
+
+async def test_a_commit_that_is_not_found_for_a_moment_is_found_later(
+    store: GDriveStore, drive: DriveServer, machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = "commits/0000000000000003"
+    for name in (COMMIT2, third):
+        await store.put_new(name, name.encode())
+    other = second(store, machines)
+    (hidden,) = [f for f in drive.drive.files.values() if f.name == COMMIT2]
+    del drive.drive.files[hidden.id]
+    assert await names(other, "commits/") == [COMMIT, third]
+    with pytest.raises(Missing):
+        await other.get(COMMIT2, 0, 99)
+    monkeypatch.setattr(chain, "AGAIN", (0.3,))
+
+    async def show() -> None:
+        await trio.sleep(0.1)
+        drive.drive.files[hidden.id] = hidden
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(show)
+        assert await other.get(COMMIT2, 0, 99) == COMMIT2.encode()
+    assert await other.get(COMMIT2, 0, 99) == COMMIT2.encode()
+    assert await names(other, "commits/") == [COMMIT, COMMIT2, third]
 
 
 async def test_keys_are_listed_as_they_are_now(

@@ -77,6 +77,9 @@ class Catalogue:
     async def _follow(self) -> None:
         for _ in range(_MOST_PAGES):
             found = await self.service.changes(self._token)
+            if found is None:
+                await self._load()
+                return
             self.index.apply(found.changes)
             if found.next_page_token:
                 self._token = found.next_page_token
@@ -89,7 +92,7 @@ class Catalogue:
         """Whether the feed tells of a change that the index has not."""
         await self.load()
         found = await self.service.changes(self._token)
-        return bool(found.changes)
+        return found is None or bool(found.changes)
 
     async def ask(self, file_id: str) -> IndexedObject | None:
         """Ask for a file by its id, and note what it is; None if there is no such object."""

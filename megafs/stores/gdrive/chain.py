@@ -20,6 +20,8 @@ from megafs.stores.gdrive.index import IndexedObject
 
 # From so many missing commits on the feed is asked first: it tells of 1,000 in one request.
 _MANY = 3
+#: Seconds after which a commit is asked for again that must have been there.
+AGAIN = (0.5, 2.0)
 
 
 class CommitChain:
@@ -32,7 +34,7 @@ class CommitChain:
         self._walking = trio.Lock()
         self._ended = float("-inf")  # when the walk began that last found the end
         self._end = 0  # and which commit was the last
-        self._dead: set[int] = set()  # deleted, although later ones are there
+        self._dead: set[int] = set()  # gaps that listings do not ask for again
 
     def known(self, number: int) -> IndexedObject | None:
         """The commit, if the index has it."""
@@ -62,13 +64,13 @@ class CommitChain:
                 await self._catalogue.refresh()
                 last = self._catalogue.index.last_commit_before(number)
             found = self.known(number)
-            if found is not None or number in self._dead:
+            if found is not None:
                 return found
             if self._ended > asked and number > self._end:
                 return None
             begun = trio.current_time()
             for n in range(last + 1, number + 1):
-                found = await self._ask(n)
+                found = await self._ask_again(n)
                 if found is None:
                     self._ended, self._end = begun, n - 1
                     return None
@@ -96,6 +98,19 @@ class CommitChain:
                 if await self._ask(n) is None:
                     self._dead.update(range(n, after))
                     break
+
+    async def _ask_again(self, number: int) -> IndexedObject | None:
+        """As `_ask`; again a little later if a commit after it is there.
+
+        Then it was deleted, or Drive shows it late: what is missing in the middle stops a mount.
+        """
+        found = await self._ask(number)
+        for pause in AGAIN:
+            if found is not None or number > self._catalogue.index.last_commit_before(None):
+                break
+            await trio.sleep(pause)
+            found = await self._ask(number)
+        return found
 
     async def _ask(self, number: int) -> IndexedObject | None:
         file_id = self.agreed(number)

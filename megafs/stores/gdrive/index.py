@@ -27,6 +27,8 @@ from megafs.stores.gdrive import names
 from megafs.stores.gdrive.files import VOLUME, DriveFile, FeedChange, seconds
 from megafs.stores.gdrive.service import is_id
 
+# Of what we deleted, the last so many: searches and the feed lag by minutes at most.
+_REMEMBERED = 20_000
 _PACK = re.compile(r"packs/([0-9a-f]{2})/\1[0-9a-f]{30}\Z")
 # 124 bytes less the key ("p13"), a space and two names.
 _ID_LENGTH = 38
@@ -75,7 +77,7 @@ class Index:
         self._sorted: list[str] | None = None
         self.claims: dict[str, IndexedClaim] = {}
         # What we have deleted: searches and the feed go on to tell of it for a while.
-        self._gone: set[str] = set()
+        self._gone: dict[str, None] = {}
 
     def __len__(self) -> int:
         return len(self._names)
@@ -140,7 +142,9 @@ class Index:
 
     def deleted(self, file_id: str) -> None:
         """We have deleted it."""
-        self._gone.add(file_id)
+        self._gone[file_id] = None
+        if len(self._gone) > _REMEMBERED:
+            del self._gone[next(iter(self._gone))]
         self.forget(file_id)
 
     def _add_claim(self, file: DriveFile) -> IndexedClaim | None:

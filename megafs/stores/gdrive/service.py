@@ -206,13 +206,18 @@ class DriveService:
         reply = await self.ask("GET", "/drive/v3/changes/startPageToken")
         if reply.status != 200:
             raise self.error(reply, "ask for changes", write=False)
-        return read(reply, _Token, self.session.host).start_page_token
+        token = read(reply, _Token, self.session.host).start_page_token
+        if not token:
+            raise Unavailable(f"{self.session.host} does not say where its changes begin")
+        return token
 
-    async def changes(self, token: str) -> FeedPage:
-        """Return a page of what has changed since *token*."""
+    async def changes(self, token: str) -> FeedPage | None:
+        """Return a page of what has changed since *token*; None if that is too long ago."""
         fields = f"nextPageToken,newStartPageToken,changes(fileId,removed,file({FIELDS}))"
         values = {"pageToken": token, "pageSize": str(_PAGE), "fields": fields}
         reply = await self.ask("GET", f"/drive/v3/changes?{urlencode(values)}", limit=_PAGE_LIMIT)
+        if reply.status in (400, 404, 410) and reason_of(reply):
+            return None
         if reply.status != 200 or reply.more:
             raise self.error(reply, "ask for changes", write=False)
         return read(reply, FeedPage, self.session.host)
