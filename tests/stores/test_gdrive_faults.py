@@ -137,6 +137,7 @@ async def test_the_wait_that_was_asked_for_is_told(store: GDriveStore, drive: Dr
         assert caught.value.busy
         waits.append(caught.value.retry_after)
     assert waits == [7.0, 90.0, 20.0, None, 3600.0]
+    assert "limit of the day" in store.health().details["limit"]
 
 
 @pytest.mark.parametrize("fault", [Reset(), Reset(after_done=True), Hang(after_done=True)])
@@ -439,6 +440,7 @@ async def test_a_full_account(store: GDriveStore, drive: DriveServer) -> None:
     for attempt in attempts:
         with pytest.raises(Full, match="account is full"):
             await attempt()
+    assert "account is full" in store.health().details["limit"]
     drive.drive.limit = None
     await store.put_new(PACK2, LARGE)
     await store.put_new(COMMIT2, DATA)
@@ -524,7 +526,7 @@ async def test_a_token_that_ends_is_renewed_and_a_login_that_ends_comes_back(
 async def test_news_come_by_asking_for_the_next_commit(
     store: GDriveStore, drive: DriveServer, machines: Machines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gdrive_driver, "WATCH_EVERY", 0.05)
+    monkeypatch.setattr(gdrive_driver, "WATCH", (0.05, 0.05))
     other = second(store, machines)
     await names(other)
     drive.drive.list_lag = drive.drive.change_lag = 3600.0

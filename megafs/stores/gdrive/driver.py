@@ -33,8 +33,10 @@ from megafs.stores.urls import Location
 #: Seconds after which what neither the feed nor a search knows is looked for again: both lag
 #: behind, mostly by less.
 LAG = (0.5, 2.0)
-#: Seconds between two looks of `wait_for_change`, each one small request.
-WATCH_EVERY = 10.0
+#: Seconds between two looks of `wait_for_change`, each one small request: at least, at most; and a
+#: twentieth of the time since something was committed here or elsewhere.
+WATCH = (1.0, 10.0)
+_WATCH_SHARE = 20.0
 #: "Not there" counts only while the folder is there, which is asked this seldom, in seconds.
 _CONFIRM_EVERY = 60.0
 # Rounds of a create whose name is bound anew meanwhile.
@@ -87,6 +89,7 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
         self._untold: deque[str] = deque()  # packs that no commit of ours has told of
         self._listed: dict[str, str] = {}  # by prefix: where the last page ended
         self._confirmed = float("-inf")
+        self._stirred: float | None = None  # when something was committed last
 
     async def get(self, name: str, start: int, length: int) -> bytes:
         check_name(name)
@@ -201,14 +204,21 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
         """
         volume = await self._volume()
         await volume.catalogue.load()
+        if self._stirred is None:
+            self._stirred = trio.current_time()
         while True:
-            await trio.sleep(WATCH_EVERY)
+            least, most = WATCH
+            since = trio.current_time() - self._stirred
+            await trio.sleep(min(most, max(least, since / _WATCH_SHARE)))
             if prefix.startswith(names.COMMITS):
                 number = volume.index.last_commit_before(None)
-                if await volume.chain.find(number + 1) is not None:
-                    return
-            elif await volume.catalogue.changed():
-                await volume.catalogue.refresh()
+                changed = await volume.chain.find(number + 1) is not None
+            else:
+                changed = await volume.catalogue.changed()
+                if changed:
+                    await volume.catalogue.refresh()
+            if changed:
+                self._stirred = trio.current_time()
                 return
 
     async def aclose(self) -> None:
@@ -222,6 +232,8 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
             details["folder"] = self._known.folder.id
             details["files_known"] = len(self._known.index)
             details["names_with_several_files"] = self._known.index.doubles
+        if self._service.limit:
+            details["limit"] = self._service.limit
         advice = self._service.tokens.advice()
         return Health(last_error=advice or session.last_error, details=details)
 
@@ -364,6 +376,7 @@ class GDriveStore(ObjectStore, SpaceLeft, Watch):
             file_id = await self._other_id(volume, name, file_id)
         else:
             raise Unavailable(f"{name}: other machines create and delete it all the time")
+        self._stirred = trio.current_time()
         for each in told:
             if self._untold and self._untold[0] == each:
                 self._untold.popleft()

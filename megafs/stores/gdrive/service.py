@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import trio
 from msgspec import Struct, field
 
-from megafs.errors import Denied, Exists, NoStore, StoreError, Unavailable
+from megafs.errors import Denied, Exists, Full, NoStore, StoreError, Unavailable
 from megafs.stores.base import Buffer
 from megafs.stores.gdrive.errors import error_for, reason_of
 from megafs.stores.gdrive.files import (
@@ -36,6 +36,8 @@ _PAGE = 1000
 _SMALL = 64 << 10
 # Ids fetched at once; a mount that makes few files wastes some, of which there is no end.
 _IDS = 200
+# Seconds for which a limit is shown after it was met.
+_LIMIT_SHOWN = 60.0
 
 
 class _Ids(Struct):
@@ -65,6 +67,8 @@ class DriveService:
         self.login = login
         self._ids: deque[str] = deque()
         self._fetching = trio.Lock()
+        self._limited = ""
+        self._limited_until = float("-inf")
 
     # One request
 
@@ -96,7 +100,16 @@ class DriveService:
         """Return the error that *reply* is."""
         exc = error_for(reply, what, server=self.session.host, login=self.login, write=write)
         self.session.last_error = str(exc)
+        if isinstance(exc, Full) or (isinstance(exc, Unavailable) and exc.busy):
+            asked = exc.retry_after if isinstance(exc, Unavailable) else None
+            self._limited = str(exc)
+            self._limited_until = trio.current_time() + max(_LIMIT_SHOWN, asked or 0.0)
         return exc
+
+    @property
+    def limit(self) -> str:
+        """The limit of the service that was met lately, "" if none was."""
+        return self._limited if trio.current_time() < self._limited_until else ""
 
     # Files by id
 
