@@ -25,8 +25,8 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races \
-	gdrive-races setup setup-test install clean
+.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
+	setup-test install gdrive-races clean
 .DEFAULT_GOAL := demo
 
 demo: setup

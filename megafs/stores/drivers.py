@@ -24,6 +24,7 @@ from megafs.stores.base import ObjectStore
 from megafs.stores.gdrive.login_kind import gdrive_login
 from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
+from megafs.stores.mega.login_kind import mega_login
 from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -144,6 +145,7 @@ DRIVERS: dict[str, Driver] = {
             form=path_only,
             example="mega:/Folder",
             described=MEGA_OPTIONS,
+            login=mega_login,
             holds_volumes=False,
         ),
         Driver(

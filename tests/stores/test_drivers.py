@@ -93,7 +93,7 @@ async def test_everything_that_is_made_of_the_table_knows_it(box: Driver) -> Non
         (
             "cube:/a",
             {},
-            " is not the URL of a store; write file:///srv/volume or s3://bucket/prefix or",
+            "write file:///srv/volume or s3://bucket/prefix or webdav+https://host/path or",
         ),
     ],
 )
