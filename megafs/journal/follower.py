@@ -246,10 +246,11 @@ class Follower:
                 await self._subscriber.before_commits(touched | replica.undecided, removed)
             replica.raise_epoch(reader.epoch)
             news = replica.follow(got)
-            if replica.twin is not None:
+            twin = replica.recognition.twin
+            if twin is not None:
                 replica.disown_pending()
                 raise Corrupt(
-                    f"commit {replica.twin} was made under the number of this mount by another"
+                    f"commit {twin} was made under the number of this mount by another"
                     " process: this machine was copied, or set back, with its memory. Unmount and"
                     " mount again; what is staged here is kept"
                 )
@@ -293,7 +294,7 @@ class Follower:
         if self._right is None or self._right.held:
             return got
         for n, verified in enumerate(got):
-            if self._replica.attempted(verified):
+            if self._replica.recognition.attempted(verified):
                 return got[:n]
         return got
 

@@ -256,7 +256,7 @@ class Writer:
             ):
                 # Nobody could read it: the journal would end here for every mount.
                 raise Full(f"a commit of {len(data)} bytes is too large for the journal")
-            replica.attempt(sequence, digest(data))
+            replica.recognition.attempt(sequence, digest(data))
             name = commit_format.object_name(sequence)
             free = self._fence is None or await self._fence.may_create(name)
             if not free or not await self._create(sequence, data):
