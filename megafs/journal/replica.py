@@ -53,6 +53,7 @@ from megafs.journal.database import ReplicaDatabase
 from megafs.journal.identity import BatchIdentity
 from megafs.journal.known_commits import KnownCommits, LastCommit
 from megafs.journal.logged_batches import LoggedBatch, LoggedBatches
+from megafs.journal.lost_changes import Difference, LostChanges, TreeLook, touched_by
 from megafs.journal.number_range import NumberRange
 from megafs.journal.open_batch import ChunksForLog, CollectedOperations
 from megafs.journal.operation_log import Note, OperationLog, Restore
@@ -615,6 +616,38 @@ class Replica:
             self.note(_brought_elsewhere(elsewhere))
         return missing
 
+    # ---- commits that are not in the journal any more ---------------------------------------
+
+    def changes_of(self, lost: list[VerifiedCommit]) -> LostChanges:
+        """What these commits changed, if they are laid over the tree as it is without what is
+        pending; the tree stays as it is."""
+        difference: Difference | None = None
+        touched = touched_by(lost)
+        try:
+            with self._between_batches():
+                self._rebase.undo(list(self.pending), RemoteChanges())
+                before = TreeLook.of(self.tree, touched)
+                left = sum(self._rebase.lay(verified.changes) for verified in lost)
+                difference = Difference(before, TreeLook.of(self.tree, touched), lost, left)
+                raise _LookedAtError
+        except _LookedAtError:
+            self.tree.forget_rows()
+        assert difference is not None
+        return difference.changes()
+
+    @whole
+    def bring_back(self, lost: LostChanges) -> None:
+        """Do again what commits did that are not in the journal any more: a pending batch."""
+        self.close_batch()
+        batch = max(self.batch + 1, self._floor)
+        with self._between_batches():
+            identity = BatchIdentity.of(self.mount, batch, lost.operations)
+            origin = BatchOrigin(self.mount, False, tuple(identity.prefixes))
+            self._rebase.redo_lost(batch, lost, origin)
+            self.batch = batch
+        number, encoded, note = self._for_log(batch)
+        self.oplog.append(number, encoded, note=note)
+
     def _for_log(self, batch: int) -> tuple[int, bytes, Note]:
         """What has to be appended to the log so that it holds a pending batch as it is now."""
         origin = self.pending[batch].origin
@@ -791,6 +824,10 @@ class Replica:
                 changes = Changes.of(self._batches.changeset(batch))
                 self._rebase.apply(changes, f"batch {batch} again", RemoteChanges())
             self._go_back(state)
+
+
+class _LookedAtError(Exception):
+    """Ends a transaction of which nothing shall stay."""
 
 
 def _brought_elsewhere(count: int) -> str:
