@@ -198,9 +198,15 @@ class Stage:
         self._room_until = 0
         self._allotting = threading.Lock()
         self.uploading = 0
-        self.last_error: Fault | None = None
+        # Why the last try failed to bring a pack to the store, for each that is still tried.
+        self._failing: dict[int, Fault] = {}
 
     # ---- what lies here ---------------------------------------------------------------------
+
+    @property
+    def last_error(self) -> Fault | None:
+        """Why a pack does not get into the store, of the one that waits longest; None if all do."""
+        return next(iter(self._failing.values()), None)
 
     @property
     def staged_bytes(self) -> int:
@@ -517,22 +523,22 @@ class Stage:
                     await self._upload_once(pack)
                     break
                 except (StoreError, Corrupt) as exc:
-                    if self.last_error is None:
+                    if not self._failing:
                         log.warning("cannot bring a pack to the store, will go on trying: %s", exc)
-                    self.last_error = exc
+                    self._failing[pack.number] = exc
                     self._tell()
                 except Exception as exc:
                     if supervisor.raises():
                         raise
                     # The pack must get there all the same, and the others not wait for it.
-                    if self.last_error is None:
+                    if not self._failing:
                         log.exception("cannot bring a pack to the store; this is a bug")
-                    self.last_error = Unavailable(f"{type(exc).__name__}: {exc}")
+                    self._failing[pack.number] = Unavailable(f"{type(exc).__name__}: {exc}")
                     self._tell()
                 await trio.sleep(clock.uniform(pause / 2, pause))
                 pause = min(_PAUSE, pause * 2)
-            self.last_error = None
         finally:
+            self._failing.pop(pack.number, None)
             self.uploading -= 1
             self._wake.set()
         await self._hand_over(pack)

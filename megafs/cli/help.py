@@ -53,9 +53,15 @@ def command(ctx: click.Context, topic: str | None) -> None:
 
         output.show("A volume lies at a URL of one of these kinds:")
         for driver in DRIVERS.values():
-            if not driver.for_tests:
+            if driver.holds_volumes and not driver.for_tests:
                 names = ", ".join(sorted(driver.options)) or "none"
                 output.show(f"  {driver.example}", f"      options: {names}")
+        output.show("", "These are only read, as the files that they hold:")
+        for driver in DRIVERS.values():
+            if not driver.holds_volumes:
+                names = ", ".join(sorted(driver.options)) or "none"
+                output.show(f"  {driver.example}", f"      options: {names}")
+        output.show("  https://mega.nz/folder/...#...", "      links of MEGA to folders and files")
         output.show("", "megafs help options says what the options do.")
     elif topic == "passphrase":
         from megafs.cli import passphrase

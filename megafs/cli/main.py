@@ -29,6 +29,8 @@ COMMANDS = {
     "mount": ("megafs.cli.mount", "Mount a volume on a directory."),
     "umount": ("megafs.cli.umount", "Bring everything to the store, then unmount."),
     "status": ("megafs.cli.status", "Show how the mounts are."),
+    "login": ("megafs.cli.login", "Log in to the service of a store."),
+    "logout": ("megafs.cli.logout", "Forget a login, and end it at the service."),
     "key": ("megafs.cli.key", "Who can open a volume: list, add, remove, change, recover, rotate."),
     "cache": ("megafs.cli.cache", "Show or clear the cache of a mount or volume."),
     "pin": ("megafs.cli.pin", "Keep a subtree readable without the store."),
@@ -40,6 +42,7 @@ COMMANDS = {
     "snapshot": ("megafs.cli.snapshot", "Names for moments: create, list, delete."),
     "log": ("megafs.cli.log", "Show what happened to a file, or to the whole volume."),
     "restore": ("megafs.cli.restore", "Bring a file or directory back as it was."),
+    "get": ("megafs.cli.get", "Fetch what lies behind a link."),
     "undelete": ("megafs.cli.undelete", "Show what was removed; bring it back."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }

@@ -16,7 +16,17 @@ import trio
 from megafs import clock
 from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Full, Missing, StoreError, TooNew, Unavailable
+from megafs.errors import (
+    Corrupt,
+    Exists,
+    Fault,
+    Full,
+    Missing,
+    StoreError,
+    TooLarge,
+    TooNew,
+    Unavailable,
+)
 from megafs.journal import commit as commit_format
 from megafs.journal.commit import Commit
 from megafs.journal.follower import TAIL_TRUST, Follower, Standing, Subscriber, Trust
@@ -125,8 +135,9 @@ class Writer:
     async def committed(self, batch: int, deadline: float) -> None:
         """Return when *batch* is in the journal.
 
-        Raises the fault that keeps it from getting there when *deadline* seconds have passed, or at
-        once if the mount is frozen.  The batch stays staged: later calls may succeed.
+        When *deadline* seconds have passed raises Full if there is no room in the store, else
+        Unavailable; Corrupt at once if the mount is frozen.  The batch stays staged: later calls
+        may succeed.
         """
         with trio.move_on_after(deadline):
             while self._replica.committed < batch:
@@ -139,10 +150,11 @@ class Writer:
             return
         if self._replica.committed >= batch:
             return
-        cause = self._held_up or self.last_error or self._packs.last_error
-        raise Unavailable(
-            f"not in the store after {deadline:g} s, still staged: {cause or 'the store is slow'}"
-        )
+        causes = [c for c in (self._held_up, self.last_error, self._packs.last_error) if c]
+        full = next((cause for cause in causes if isinstance(cause, Full)), None)
+        cause = full or next(iter(causes), "the store is slow")
+        text = f"not in the store after {deadline:g} s, still staged: {cause}"
+        raise Full(text) if full is not None else Unavailable(text)
 
     def bar(self, why: str) -> None:
         """This mount must not write for now: another one has the lease."""
@@ -256,7 +268,7 @@ class Writer:
                 commit_format.MAX_CHANGESET
             ):
                 # Nobody could read it: the journal would end here for every mount.
-                raise Full(f"a commit of {len(data)} bytes is too large for the journal")
+                raise TooLarge(f"a commit of {len(data)} bytes is too large for the journal")
             replica.recognition.attempt(sequence, digest(data))
             name = commit_format.object_name(sequence)
             free = self._fence is None or await self._fence.may_create(name)

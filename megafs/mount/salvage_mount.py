@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import trio
 
@@ -15,6 +15,7 @@ from megafs.mount import mountpoint, source
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.mountpoint import Directory
 from megafs.stores.stack import Traffic, open_store
+from megafs.supervisor import keep_running
 from megafs.volume.header import Credential
 
 #: Seconds within which the mount must be detached at the end.
@@ -63,7 +64,9 @@ async def _main(
             try:
                 with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_until_signal, signals, kernel)
+                        nursery.start_soon(
+                            keep_running, "waiting for a signal", _until_signal, signals, kernel
+                        )
                         say(f"what is left of {url} is mounted at {path}, read-only")
                         await kernel.serve()
                         nursery.cancel_scope.cancel()
@@ -77,7 +80,7 @@ async def _main(
             await store.aclose()
 
 
-async def _until_signal(signals: object, kernel: KernelMount) -> None:
-    async for _ in signals:  # type: ignore[attr-defined]
+async def _until_signal(signals: AsyncIterator[int], kernel: KernelMount) -> None:
+    async for _ in signals:
         kernel.stop()
         return

@@ -21,6 +21,8 @@ from megafs import garbage
 from megafs.errors import BadStore
 from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
+from megafs.stores.login.kinds import LoginOf
+from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
     Form,
@@ -32,6 +34,7 @@ from megafs.stores.urls import (
     path_only,
     web,
 )
+from megafs.stores.webdav.login_kind import webdav_login
 from megafs.stores.webdav.option_table import WEBDAV_OPTIONS
 
 __all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only", "web"]
@@ -57,6 +60,8 @@ class Driver(Struct, frozen=True):
     example: a URL, for people.
     described: its own -o options.
     abilities: what it can do beyond the interface of every store (stores/abilities.py).
+    login: how `megafs login` logs in to it; None if its credentials come from elsewhere.
+    holds_volumes: False for what is only read, as files of its own kind (megafs/mega).
     for_tests: left out of help and error texts.
     """
 
@@ -66,6 +71,8 @@ class Driver(Struct, frozen=True):
     example: str
     described: tuple[StoreOption, ...] = ()
     abilities: tuple[type[Ability], ...] = ()
+    login: LoginOf | None = None
+    holds_volumes: bool = True
     for_tests: bool = False
 
     @property
@@ -109,6 +116,7 @@ DRIVERS: dict[str, Driver] = {
             example="webdav+https://host/path",
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
+            login=webdav_login,
         ),
         Driver(
             scheme="webdav+http",
@@ -117,6 +125,15 @@ DRIVERS: dict[str, Driver] = {
             example="webdav+http://127.0.0.1:8080/path",
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
+            login=webdav_login,
+        ),
+        Driver(
+            scheme="mega",
+            module="megafs.stores.mega.driver",
+            form=path_only,
+            example="mega:/Folder",
+            described=MEGA_OPTIONS,
+            holds_volumes=False,
         ),
         Driver(
             scheme="memory",
@@ -188,4 +205,8 @@ def check_options(driver: Driver, options: Mapping[str, str]) -> None:
 
 
 def _examples() -> str:
-    return " or ".join(driver.example for driver in DRIVERS.values() if not driver.for_tests)
+    return " or ".join(
+        driver.example
+        for driver in DRIVERS.values()
+        if driver.holds_volumes and not driver.for_tests
+    )

@@ -38,10 +38,11 @@ from typing import TypeVar
 import trio
 
 from megafs import clock
-from megafs.errors import Exists, Missing, StoreError, Unavailable
+from megafs.errors import Exists, MegafsError, Missing, StoreError, Unavailable
 from megafs.metrics import Counter, Registry
 from megafs.stores import limit
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
+from megafs.stores.driver_errors import store_error
 from megafs.stores.wrapper import Wrapper
 
 T = TypeVar("T")
@@ -49,17 +50,6 @@ log = logging.getLogger(__name__)
 
 _PUTS = ("put_new", "put")
 
-#: What a driver may raise that has a mistake in it.
-MISTAKES = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 #: Seconds before the first retry, at most; doubled for each further one.
 BASE = 0.25
 #: The longest wait between two attempts, before Retry-After.
@@ -381,11 +371,13 @@ class Retrying(Wrapper):
             token = limit.attempt.set(timing)
             try:
                 return await once(again)
-            except MISTAKES as exc:
-                # No mount ends, and no retry helps, because a driver met what nobody thought of.
-                log.debug("%s: unexpected", self.url, exc_info=True)
-                reason = " ".join(f"{type(exc).__name__}: {exc}"[:200].split())
-                raise StoreError(f"{self.url}: an answer cannot be used: {reason}") from exc
+            except MegafsError:
+                raise
+            except (Exception, BaseExceptionGroup) as exc:
+                error = store_error(self.url, exc)
+                if error is exc:
+                    raise
+                raise error from exc
             finally:
                 limit.attempt.reset(token)
         if timing.contact is not None and patience.counted:

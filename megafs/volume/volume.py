@@ -15,7 +15,7 @@ from megafs.chunks.store import ChunkStore
 from megafs.concurrency import Background
 from megafs.config import Parameters, Settings
 from megafs.crypto.volume_keys import Keyring
-from megafs.errors import Busy, Corrupt, Unavailable
+from megafs.errors import Busy, Corrupt, Full, Unavailable
 from megafs.fs.filesystem import FileSystem
 from megafs.history.earlier_trees import History
 from megafs.journal import head
@@ -26,7 +26,7 @@ from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
-from megafs.stores.base import ObjectStore
+from megafs.stores.base import Health, ObjectStore
 from megafs.tree.mount_number import is_kin
 from megafs.volume.header import Header
 
@@ -107,7 +107,7 @@ class Volume(Struct):
                 batch = await self.fs.writeback.durability.local()
                 try:
                     await self.writer.committed(batch, 5.0)
-                except (Unavailable, Corrupt):
+                except (Unavailable, Full, Corrupt):
                     continue
                 if not self.fs.writeback.dirty and not self.replica.open_operations:
                     break
@@ -129,7 +129,7 @@ class Volume(Struct):
         replica = self.replica
         time_ns, host, mount = replica.last_commit()
         now = self.progress()
-        health = self.store.health()
+        store = self._store_health()
         cache = self.cache.stats() if self.cache is not None else {}
         errors = [{"time": t / 1e9, "text": text} for t, text in self.fs.errors.last]
         now_wrong = (
@@ -180,7 +180,7 @@ class Volume(Struct):
                 "deduplication": self.params.deduplication,
                 "create_if_absent": self.header.create_if_absent,
             },
-            "store": {"state": health.state, "last_error": health.last_error, **health.details},
+            "store": {**store.details, "state": store.state, "last_error": store.last_error},
             "commits": self.writer.commits,
             "races_lost": self.writer.races_lost,
             "mounts": self.mounts(),
@@ -188,6 +188,14 @@ class Volume(Struct):
             "errors": errors,
             "pid": os.getpid(),
         }
+
+    def _store_health(self) -> Health:
+        """How the store is; "ok" it is not while what this mount has for it does not get there."""
+        health = self.store.health()
+        refused = self.stage.last_error or self.writer.last_error
+        if refused is None or health.state != "ok":
+            return health
+        return Health("degraded", str(refused), health.details)
 
     def mounts(self) -> list[dict[str, Any]]:
         """Every mount that is known of, this one first."""

@@ -2,7 +2,8 @@
 
     ODD=file python -m tests.attacks.odd_mount mount ...
 
-The file says what: lines of LEVEL METHOD ERROR.  LEVEL "driver" is beneath retries, "store" above.
+The file says what: lines of LEVEL METHOD ERROR.  LEVEL "driver" is beneath retries, "store" above,
+"kernel" the mount itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from megafs.__main__ import main
 from megafs.metrics import Registry
+from megafs.mount import salvage_mount
+from megafs.mount.fuse import KernelMount
 from megafs.stores.base import Buffer, ObjectStore, Page
 from megafs.stores.disk_cache.cache_entries import CacheEntry
 from megafs.stores.disk_cache.cached_store import DiskCached
@@ -109,6 +112,14 @@ class OddCache(DiskCached):
         await super()._shut()
 
 
+class OddKernel(KernelMount):
+    """A mount that cannot be stopped."""
+
+    def stop(self, patience: float = 5.0) -> None:
+        _look("kernel", "stop")
+        super().stop(patience)
+
+
 def _open(url: str, options: dict[str, str], traffic: Traffic, metrics: Registry) -> ObjectStore:
     return OddStore(open_store(url, options, traffic, metrics))
 
@@ -120,4 +131,5 @@ if __name__ == "__main__":
     driver.LocalStore = OddDriver  # type: ignore[misc]
     cached_store.DiskCached = OddCache  # type: ignore[misc]
     setattr(opening, "open_store", _open)  # noqa: B010
+    setattr(salvage_mount, "KernelMount", OddKernel)  # noqa: B010
     main()

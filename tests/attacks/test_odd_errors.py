@@ -12,6 +12,7 @@ import pytest
 
 from megafs.mount.processes import is_running
 from tests.attacks.odd_mount import ERRORS, METHODS
+from tests.mount.conftest import Processes
 from tests.mount.machine import Machine, eventually, is_mounted
 
 
@@ -92,6 +93,33 @@ def test_a_mount_outlives_a_disk_cache_with_a_fault(odd: OddMachine, what: str) 
     odd.odd.write_text("")
     eventually(lambda: odd.status()["pending_operations"] == 0, within=60)
     odd.umount()
+
+
+def test_a_salvage_mount_outlives_them_as_well(odd: OddMachine, processes: Processes) -> None:
+    odd.mount()
+    (odd.mnt / "large").write_bytes(b"large" * 60_000)
+    (odd.mnt / "small").write_bytes(b"small")
+    odd.umount()
+    salvage = processes.start(
+        *odd.command("salvage", odd.url, "--mount", odd.mnt, "-o", "memory_cache=64K"),
+        env=odd.environ,
+    )
+    eventually(lambda: is_mounted(odd.mnt), within=60)
+    for error in ERRORS:
+        odd.odd.write_text(f"driver get {error}\n")
+        with pytest.raises(OSError, match="Input/output"):
+            (odd.mnt / "large").read_bytes()
+        assert (odd.mnt / "small").read_bytes() == b"small"
+    odd.odd.write_text("kernel stop KeyError\n")
+    salvage.terminate()
+    time.sleep(1)
+    assert salvage.poll() is None
+    assert os.listdir(odd.mnt)
+    odd.odd.write_text("")
+    assert (odd.mnt / "large").read_bytes() == b"large" * 60_000
+    salvage.terminate()
+    assert salvage.wait(30) == 0
+    assert not is_mounted(odd.mnt)
 
 
 def test_a_commit_that_fails_again_and_again_makes_the_mount_read_only(odd: OddMachine) -> None:

@@ -6,6 +6,7 @@ The server here is a plain one that says what a test tells it to, at once.
 from __future__ import annotations
 
 import calendar
+import contextvars
 import resource
 import time
 import tracemalloc
@@ -17,9 +18,10 @@ import trio
 from trio.testing import MockClock
 
 from megafs import clock
-from megafs.errors import Denied, StoreError, Unavailable
+from megafs.errors import Denied, Missing, StoreError, Unavailable
 from megafs.stores import base
 from megafs.stores.base import Entry, ObjectStore, Page, list_all
+from megafs.stores.driver_errors import store_error
 from megafs.stores.http.session import Response
 from megafs.stores.memory import MemoryStore
 from megafs.stores.retry import Retrying
@@ -396,6 +398,7 @@ async def test_a_region_is_told_without_what_a_terminal_obeys(
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
         OSError(5, "Input/output error"),
         TypeError("a mistake"),
+        ExceptionGroup("of a nursery", [KeyError("x"), ExceptionGroup("", [ValueError("y")])]),
     ],
 )
 async def test_what_a_driver_did_not_expect_is_a_store_error(odd: Exception) -> None:
@@ -415,3 +418,55 @@ async def test_what_a_driver_did_not_expect_is_a_store_error(odd: Exception) -> 
         assert type(raised.value) is StoreError
         assert "\n" not in str(raised.value)
         assert raised.value.__cause__ is odd
+
+
+def test_errors_of_no_common_kind_are_store_errors_too() -> None:
+    for odd in (AssertionError("of somebody"), Exception("of no kind"), EOFError()):
+        # In a context of its own: tests hear of what nobody expected (conftest.py).
+        error = contextvars.Context().run(store_error, "s3://b", odd)
+        assert type(error) is StoreError
+        assert type(odd).__name__ in str(error)
+
+
+@pytest.mark.parametrize(
+    ("errors", "kind"),
+    [
+        ([Missing("gone"), KeyError("x")], Missing),
+        ([Unavailable("later"), Unavailable("later still")], Unavailable),
+        ([ExceptionGroup("", [Denied("no")]), OSError(5, "Input/output error")], Denied),
+    ],
+)
+async def test_of_a_group_the_store_error_counts(
+    errors: list[Exception], kind: type[StoreError], autojump_clock: MockClock
+) -> None:
+    """So what may work later is asked again, and what is not there is not there."""
+    asked = 0
+
+    class Surprised(MemoryStore):
+        async def get(self, name: str, start: int, length: int) -> bytes:
+            nonlocal asked
+            asked += 1
+            raise ExceptionGroup("of a nursery", errors)
+
+    store = Retrying(Surprised("odd"), patience=10)
+    with pytest.raises(kind):
+        await store.get("commits/1", 0, 1)
+    assert (asked > 1) == (kind is Unavailable)
+
+
+async def test_a_cancellation_beside_an_error_stays_one(autojump_clock: MockClock) -> None:
+    class Slow(MemoryStore):
+        async def get(self, name: str, start: int, length: int) -> bytes:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise KeyError("on the way out")
+
+    store = Retrying(Slow("odd"), patience=10)
+    with trio.move_on_after(1) as scope:
+        await store.get("commits/1", 0, 1)
+    assert scope.cancelled_caught
+    with pytest.raises(Unavailable):  # an attempt that the store let wait for too long
+        await store.get("commits/1", 0, 1)

@@ -141,6 +141,42 @@ def _all_there(machine: Machine, files: dict[str, str]) -> None:
         other.kill()
 
 
+# -- the disk of the store
+
+
+def test_a_full_disk_below_a_store_of_files_is_enospc_and_passes(
+    machine: Machine, small_disk: SmallDisk
+) -> None:
+    disk = small_disk("store", 16 * MIB)
+    machine.url = f"file://{disk}/volume"
+    machine.format()
+    machine.mount("-o", "deadline=2s")
+    (machine.mnt / "before").write_bytes(data("before"))
+    filler = fill(disk)
+    for name, size in (("large", 3 * MIB), ("small", 100)):
+        with (machine.mnt / name).open("wb") as file:
+            file.write(data(name, size))
+            file.flush()
+            with pytest.raises(OSError) as failure:
+                os.fsync(file.fileno())
+        assert failure.value.errno == errno.ENOSPC
+        assert (machine.mnt / name).read_bytes() == data(name, size)
+    status = machine.status()
+    assert status["staged_bytes"] >= 3 * MIB
+    assert status["store"]["state"] == "degraded"
+    said = machine.run("status", machine.mnt).stdout
+    assert "free some space there" in said
+    assert not any((disk / "volume" / ".tmp").iterdir()), "what did not fit takes no room"
+    filler.unlink()
+    eventually(lambda: machine.status()["staged_bytes"] == 0, within=30)
+    eventually(lambda: machine.status()["store"]["state"] == "ok", within=30)
+    machine.umount()
+    _all_there(machine, {"before": "before"})
+    machine.mount()
+    assert (machine.mnt / "large").read_bytes() == data("large", 3 * MIB)
+    machine.umount()
+
+
 # -- the cache directory
 
 

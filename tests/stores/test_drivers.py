@@ -45,7 +45,7 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
         module="box_driver",
         form=path_only,
         example="box:/path",
-        described=(StoreOption("account", "1", "An account."),),
+        described=(StoreOption("drawer", "1", "A drawer."),),
         abilities=(SpaceLeft,),
     )
     monkeypatch.setitem(DRIVERS, "box", row)
@@ -63,18 +63,18 @@ def box(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     ],
 )
 def test_a_url_of_the_form_name_rest_is_opened(box: Driver, url: str, path: str) -> None:
-    store = open_driver(url, {"account": "me"}, connections=7)
+    store = open_driver(url, {"drawer": "me"}, connections=7)
     assert isinstance(store, Box)
-    assert store.opened_with == (Location("", path), {"account": "me"}, 7)
+    assert store.opened_with == (Location("", path), {"drawer": "me"}, 7)
     preload(url)
 
 
 async def test_everything_that_is_made_of_the_table_knows_it(box: Driver) -> None:
-    assert known_options("box:/a") == {"account"}
+    assert known_options("box:/a") == {"drawer"}
     assert is_url("box:/a") and is_url("box:")
     assert volume_path.of("box:/a", "x/y") == volume_path.VolumePath("box:/a", "/x/y")
-    asked = mount_options.parse("box:/a", ["account=me"], config={}, environ={})
-    assert asked.settings.store_options == {"account": "me"}
+    asked = mount_options.parse("box:/a", ["drawer=me"], config={}, environ={})
+    assert asked.settings.store_options == {"drawer": "me"}
     store = open_store("box:/a")
     assert SpaceLeft.of(store) is not None
     await store.aclose()
@@ -88,8 +88,8 @@ async def test_everything_that_is_made_of_the_table_knows_it(box: Driver) -> Non
         ("box:/a?b=c", {}, "-o NAME=VALUE"),
         ("box:/a%00", {}, "zero byte"),
         ("box:/a", {"endpoint": "x"}, "endpoint= is an option of s3:// stores, not of box:"),
-        ("box:/a", {"colour": "x"}, "box: stores have no option colour=; they have account"),
-        ("s3://b", {"account": "x"}, "account= is an option of box: stores, not of s3://"),
+        ("box:/a", {"colour": "x"}, "box: stores have no option colour=; they have drawer"),
+        ("s3://b", {"drawer": "x"}, "drawer= is an option of box: stores, not of s3://"),
         (
             "cube:/a",
             {},
@@ -129,6 +129,10 @@ def test_every_row_is_true(scheme: str) -> None:
         == list(inspect.signature(Opener.__call__).parameters)[1:]
     )
     location = location_of(driver.example)
+    if not driver.holds_volumes:
+        with pytest.raises(BadStore, match="no volume can be kept"):
+            opener(location, {}, 4)
+        return
     store = opener(location, {}, 4)
     assert isinstance(store, ObjectStore)
     optional = set(Ability.__subclasses__()) - {RangeCache, DiskCache, LineAdvice}
@@ -138,7 +142,7 @@ def test_every_row_is_true(scheme: str) -> None:
 
 def test_a_row_that_is_missing_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        DRIVERS, "gone", Driver("gone", "megafs.stores.gone", named("account"), "gone://account")
+        DRIVERS, "gone", Driver("gone", "megafs.stores.gone", named("drawer"), "gone://account")
     )
     assert location_of("gone://me/x") == Location("me", "/x")
     with pytest.raises(ModuleNotFoundError):

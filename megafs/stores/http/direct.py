@@ -10,7 +10,7 @@ import trio
 from megafs.stores import limit as limits
 from megafs.stores.http import http1
 from megafs.stores.http.errors import RequestStep, failure
-from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Timeouts
+from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Sink, Timeouts
 
 # A laptop that wakes in another network has connections nobody answers on: the kernel finds out
 # after 10 + 3*5 s of silence instead of two hours, and gives up on unacknowledged data after 30.
@@ -156,6 +156,14 @@ class DirectAnswer:
             raise self._transport.failure(self._request, RequestStep.RECEIVING, exc) from exc
         self._at_end = not more
         return body, more
+
+    async def pour(self, sink: Sink) -> None:
+        """Receive the whole body and hand it to *sink*."""
+        try:
+            await self._connection.pour(self._head, sink)
+        except _FOREIGN as exc:
+            raise self._transport.failure(self._request, RequestStep.RECEIVING, exc) from exc
+        self._at_end = True
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body was not read to its end."""

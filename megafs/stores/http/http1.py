@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from megafs.buffers import aligned
 from megafs.stores.http.tls import Tls
-from megafs.stores.http.transport import Headers
+from megafs.stores.http.transport import Headers, Sink
 
 _HEAD_LIMIT = 64 << 10
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n]*)?\Z")
@@ -177,6 +177,24 @@ class Connection:
         left = max(head.length - skip, 0)
         return await self._exactly(min(left, limit)), left > limit
 
+    async def pour(self, head: Head, sink: Sink) -> None:
+        """Receive a whole body of any length, and hand it to *sink* piece by piece."""
+        if head.length is not None:
+            await self._pour(head.length, sink)
+            return
+        if head.open_ended:
+            raise Garbled("the length of the answer is not said")
+        while size := await self._chunk_size():
+            await self._pour(size, sink)
+            await self._chunk_ends()
+        await self._trailers()
+
+    async def _pour(self, left: int, sink: Sink) -> None:
+        while left:
+            piece = await self._exactly(min(left, _PIECE))
+            left -= len(piece)
+            await sink(piece)
+
     # Framing
 
     async def _until(self, mark: bytes, limit: int) -> bytes:
@@ -242,15 +260,10 @@ class Connection:
     async def _chunked(self, limit: int, skip: int) -> tuple[bytes, bool]:
         parts: list[bytes] = []
         while True:
-            line = _CHUNK.match(await self._until(b"\r\n", 4096))
-            if not line:
-                raise Garbled("a chunk without a length")
-            size = int(line[1], 16)
+            size = await self._chunk_size()
             if not size:
-                for _ in range(100):  # trailers
-                    if not await self._until(b"\r\n", 4096):
-                        return b"".join(parts), False
-                raise Garbled("trailers without an end")
+                await self._trailers()
+                return b"".join(parts), False
             dropped = min(skip, size)
             await self._drop(dropped)
             skip -= dropped
@@ -259,8 +272,23 @@ class Connection:
             limit -= len(part)
             if dropped + len(part) < size:
                 return b"".join(parts), True
-            if await self._exactly(2) != b"\r\n":
-                raise Garbled("a chunk that does not end")
+            await self._chunk_ends()
+
+    async def _chunk_size(self) -> int:
+        line = _CHUNK.match(await self._until(b"\r\n", 4096))
+        if not line:
+            raise Garbled("a chunk without a length")
+        return int(line[1], 16)
+
+    async def _chunk_ends(self) -> None:
+        if await self._exactly(2) != b"\r\n":
+            raise Garbled("a chunk that does not end")
+
+    async def _trailers(self) -> None:
+        for _ in range(100):
+            if not await self._until(b"\r\n", 4096):
+                return
+        raise Garbled("trailers without an end")
 
     async def _fill(self) -> None:
         """Receive some more behind what is held."""

@@ -18,7 +18,7 @@ from megafs.errors import BadStore, StoreError
 from megafs.stores.http.direct import SOCKET_OPTIONS
 from megafs.stores.http.errors import RequestStep, failure, unavailable, unsendable
 from megafs.stores.http.http1 import AnswersInTls, HungUp
-from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Timeouts
+from megafs.stores.http.transport import IDLE, Headers, Origin, Request, Sink, Timeouts
 
 # The body goes out in pieces, because the write timeout is per piece: 256 KiB in 30 s allows an
 # uplink of 9 KB/s, a whole pack at once would need half a megabyte per second.
@@ -157,6 +157,16 @@ class HttpxAnswer:
         except _FOREIGN as exc:
             raise self._transport.failure(self._request, exc) from exc
         return b"".join(parts), False
+
+    async def pour(self, sink: Sink) -> None:
+        """Receive the whole body and hand it to *sink*."""
+        stream = self._response.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        try:
+            async for part in stream:
+                await sink(part)
+        except _FOREIGN as exc:
+            raise self._transport.failure(self._request, exc) from exc
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body was not read to its end."""

@@ -29,7 +29,7 @@ from megafs.stores.http.direct import DirectTransport
 from megafs.stores.http.errors import unsendable
 from megafs.stores.http.proxy import proxy_for
 from megafs.stores.http.tls import ClientCertificate, client_context
-from megafs.stores.http.transport import Answer, Origin, Request, Timeouts, Transport
+from megafs.stores.http.transport import Answer, Origin, Request, Sink, Timeouts, Transport
 
 __all__ = ["ERROR_LIMIT", "Response", "Session", "Timeouts"]
 
@@ -114,6 +114,33 @@ class Session:
         Raises Unavailable for anything but an answer; BadStore if the server cannot be trusted or
         its answer cannot be used.
         """
+        return await self._exchange(method, target, headers, body, limit, start, None)
+
+    async def stream(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Buffer,
+        sink: Sink,
+    ) -> Response:
+        """As `request`, for a body too long to be kept: a successful answer's goes to *sink*.
+
+        The answer that is returned has no body then.  If the body is cut short, *sink* has had a
+        part of it when this raises Unavailable.
+        """
+        return await self._exchange(method, target, headers, body, 0, 0, sink)
+
+    async def _exchange(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: Buffer,
+        limit: int,
+        start: int,
+        sink: Sink | None,
+    ) -> Response:
         async with self._slots:
             self.requests += 1
             try:
@@ -121,7 +148,7 @@ class Session:
                 answer = await self._transport.send(request)
                 self.sent += len(body)
                 try:
-                    return await self._read(request, answer, limit, start)
+                    return await self._read(request, answer, limit, start, sink)
                 finally:
                     # httpcore shields its own closing; a lost network must not hold us either.
                     with trio.move_on_after(5, shield=True):
@@ -167,7 +194,9 @@ class Session:
             raise unsendable(f"{method} {self.host}")
         return Request(method, self.host, quoted, lines, memoryview(body).cast("B"))
 
-    async def _read(self, request: Request, answer: Answer, limit: int, start: int) -> Response:
+    async def _read(
+        self, request: Request, answer: Answer, limit: int, start: int, sink: Sink | None
+    ) -> Response:
         status = answer.status
         headers = {k.decode("latin-1"): v.decode("latin-1") for k, v in answer.headers}
         if status == 401:  # one line for each way to log in, or one for all
@@ -185,6 +214,14 @@ class Session:
             raise Unavailable(
                 f"{self.host} does not say where its answer ends", maybe_done=request.may_change
             )
+        if sink is not None and 200 <= status < 300:
+
+            async def counted(piece: bytes) -> None:
+                self.received += len(piece)
+                await sink(piece)
+
+            await answer.pour(counted)
+            return Response(status, headers, b"")
         skip = start if status == 200 else 0
         if not 200 <= status < 300:
             limit = ERROR_LIMIT

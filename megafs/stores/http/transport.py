@@ -7,7 +7,7 @@ knows every kind of proxy.  Both raise errors of megafs only, made by errors.py,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from msgspec import Struct
@@ -16,6 +16,9 @@ from megafs.errors import BadStore
 
 #: Names in lower case, and values, in the order they are sent or came in.
 Headers = list[tuple[bytes, bytes]]
+
+#: Takes the pieces of a body in order.
+Sink = Callable[[bytes], Awaitable[None]]
 
 #: Seconds after which a connection nobody used is closed; servers do so after 20 to 65.
 IDLE = 20.0
@@ -110,6 +113,9 @@ class Answer(Protocol):
 
     async def body(self, limit: int, skip: int) -> tuple[bytes, bool]:
         """Receive at most *limit* bytes after the first *skip*, and say if there are more; once."""
+
+    async def pour(self, sink: Sink) -> None:
+        """Receive the whole body, however long it is, and hand it to *sink*; instead of `body`."""
 
     async def aclose(self) -> None:
         """Give the connection back, or close it if the body was not read to its end."""

@@ -1,0 +1,45 @@
+"""What `mount`, `get` and `import` are given of MEGA: `mega:/path`, or a link."""
+
+from __future__ import annotations
+
+import sys
+
+from megafs.cli import passphrase
+from megafs.errors import BadUsage
+from megafs.hardening import hide_argument
+from megafs.mega.links import MegaLink, PasswordLink, is_link, parse_link
+from megafs.mount.options import Secrets
+
+#: A link on standard input, first line.
+FROM_STDIN = "-"
+_LONGEST = 4096
+
+
+def is_of_mega(text: str) -> bool:
+    """Whether *text* is a link, `-` for one on standard input, or the URL of an account."""
+    return text == FROM_STDIN or is_link(text) or is_account(text)
+
+
+def is_account(text: str) -> bool:
+    return text.lower().startswith("mega:")
+
+
+def read_link(text: str, secrets: Secrets) -> MegaLink:
+    """The link that *text* is, or that stands on standard input; its password is asked for.
+
+    Its key is taken out of what `ps` shows of this process.
+    """
+    if text == FROM_STDIN:
+        text = sys.stdin.readline(_LONGEST)
+        if not text.strip():
+            raise BadUsage("no link came on standard input")
+    else:
+        for mark in ("#P!", "#F!", "#!", "#"):
+            if mark in text:
+                hide_argument(text.partition(mark)[2])
+                break
+    link = parse_link(text)
+    if isinstance(link, PasswordLink):
+        given = passphrase.credential(secrets, prompt="Password of the link").passphrase
+        return link.opened(given or "")
+    return link

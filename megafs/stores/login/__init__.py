@@ -1,0 +1,1 @@
+"""Logins: who we are to a service, kept on this machine and renewed before it ends."""

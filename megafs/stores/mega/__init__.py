@@ -1,0 +1,1 @@
+"""MEGA as far as the table of drivers knows it; what speaks to it is megafs/mega/."""

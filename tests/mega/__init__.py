@@ -1,0 +1,1 @@
+"""Files in a MEGA account, against the server of tests/services/mega."""
