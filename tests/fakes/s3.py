@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from email.utils import formatdate
+from typing import Literal
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 
 import trio
@@ -38,6 +39,7 @@ class Service(Fault):
     may_list: whether the policy allows to list a prefix.
     public: of which keys anybody may get the object; None for all of them.
     window: called between looking and writing: a server that checks and then acts.
+    conditions: what becomes of If-None-Match: "kept", "ignored", or "refused" with 501.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Service(Fault):
         keys: set[str] | None = None,
         may_list: Callable[[str], bool] = lambda prefix: True,
         window: Callable[[], float] | None = None,
+        conditions: Literal["kept", "ignored", "refused"] = "kept",
         public: Callable[[str], bool] | None = None,
     ) -> None:
         self.body_limit = body_limit
         self.keys = keys
         self.may_list = may_list
         self.window = window
+        self.conditions = conditions
         self.public = public
         self.objects: dict[str, bytes] = {}
         self.proxy: Proxy
@@ -110,7 +114,10 @@ class Service(Fault):
         return clock.now() < signed + int(query["X-Amz-Expires"])
 
     async def _put(self, request: Request, key: str) -> Response:
-        taken = "if-none-match" in request.headers and key in self.objects
+        asked = "if-none-match" in request.headers
+        if asked and self.conditions == "refused":
+            return _error(501, "NotImplemented", request)
+        taken = asked and self.conditions == "kept" and key in self.objects
         if self.window is not None:
             await trio.sleep(self.window())
         if taken:
