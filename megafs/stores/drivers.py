@@ -19,9 +19,12 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts, Watch
 from megafs.stores.base import ObjectStore
+from megafs.stores.gdrive.login_kind import gdrive_login
+from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
+from megafs.stores.mega.login_kind import mega_login
 from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -128,11 +131,21 @@ DRIVERS: dict[str, Driver] = {
             login=webdav_login,
         ),
         Driver(
+            scheme="gdrive",
+            module="megafs.stores.gdrive.driver",
+            form=path_only,
+            example="gdrive:/folder",
+            described=GDRIVE_OPTIONS,
+            abilities=(SpaceLeft, Watch),
+            login=gdrive_login,
+        ),
+        Driver(
             scheme="mega",
             module="megafs.stores.mega.driver",
             form=path_only,
             example="mega:/Folder",
             described=MEGA_OPTIONS,
+            login=mega_login,
             holds_volumes=False,
         ),
         Driver(
