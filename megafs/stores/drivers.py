@@ -19,8 +19,9 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts, Watch
 from megafs.stores.base import ObjectStore
+from megafs.stores.dropbox.option_table import DROPBOX_OPTIONS, dropbox_login
 from megafs.stores.login.kinds import LoginOf
 from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
@@ -123,6 +124,15 @@ DRIVERS: dict[str, Driver] = {
             example="webdav+http://127.0.0.1:8080/path",
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
+        ),
+        Driver(
+            scheme="dropbox",
+            module="megafs.stores.dropbox.driver",
+            form=path_only,
+            example="dropbox:/path",
+            described=DROPBOX_OPTIONS,
+            abilities=(LimitedBodies, SpaceLeft, Watch),
+            login=dropbox_login,
         ),
         Driver(
             scheme="mega",
