@@ -7,6 +7,7 @@
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
+# make boot-test   a Debian that boots in qemu: fstab, automount, units, reboots with staged data
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make install  megafs for all users (PREFIX=/usr/local, DESTDIR= for a package): an environment of its own,
@@ -23,7 +24,7 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
+.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
 	setup-test install clean
 .DEFAULT_GOAL := demo
 
@@ -71,6 +72,10 @@ launchday: setup-test
 DAV_ROUNDS ?= 100
 dav-races: setup-test
 	DAV_ROUNDS=$(DAV_ROUNDS) $(BIN)/python -m pytest tests/stores/test_webdav_races.py
+
+boot-test: setup-test
+	@tools/setup.sh boot
+	$(BIN)/python -m tests.boot $(BOOT_ARGS)
 
 setup:
 	@tools/setup.sh run

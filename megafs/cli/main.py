@@ -29,6 +29,8 @@ COMMANDS = {
     "mount": ("megafs.cli.mount", "Mount a volume on a directory."),
     "umount": ("megafs.cli.umount", "Bring everything to the store, then unmount."),
     "status": ("megafs.cli.status", "Show how the mounts are."),
+    "login": ("megafs.cli.login", "Log in to the service of a store."),
+    "logout": ("megafs.cli.logout", "Forget a login, and end it at the service."),
     "key": ("megafs.cli.key", "Who can open a volume: list, add, remove, change, recover, rotate."),
     "cache": ("megafs.cli.cache", "Show or clear the cache of a mount or volume."),
     "pin": ("megafs.cli.pin", "Keep a subtree readable without the store."),

@@ -60,7 +60,7 @@ def credential(
     keyfile = key_file(sources.key_file, environ)
     passphrase = _given(sources, environ)
     if passphrase is None:
-        if keyfile is not None and not _has_terminal():
+        if keyfile is not None and not has_terminal():
             return Credential(keyfile=keyfile)
         passphrase = _asked(prompt, new=new, may_be_empty=keyfile is not None)
     if new and passphrase and len(passphrase) < 10:
@@ -96,19 +96,20 @@ def recovery_key(path: Path | None) -> str:
     """Return a recovery key, from a file or the terminal."""
     if path is not None:
         return _first_line(_read(path, "recovery key file"), str(path))
-    if not _has_terminal():
+    if not has_terminal():
         raise BadUsage("there is no terminal to ask for the recovery key: give --recovery-key-file")
-    return _typed("Recovery key: ")
+    return typed("Recovery key: ")
 
 
 def confirm(question: str) -> None:
     """Ask a question at the terminal; raises click.Abort unless the answer is yes."""
-    with _interruptible():
+    with interruptible():
         click.confirm(question, abort=True, err=True)
 
 
-def _typed(prompt: str) -> str:
-    with _interruptible():
+def typed(prompt: str) -> str:
+    """Ask for a secret at the terminal."""
+    with interruptible():
         try:
             return getpass.getpass(prompt)
         except EOFError:
@@ -116,7 +117,7 @@ def _typed(prompt: str) -> str:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Let Ctrl-C end what blocks, also below `run_interruptible`, which waits for a checkpoint."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -173,7 +174,12 @@ def _taken_from(environ: MutableMapping[str, str]) -> str | None:
 
 
 def _from_file(path: Path) -> str:
-    return _first_line(_read(path, "passphrase file"), f"passphrase file {path}")
+    return first_line_of(path, "passphrase file")
+
+
+def first_line_of(path: Path, kind: str) -> str:
+    """Return the first line of a file that holds a secret.  kind: what it is, for error texts."""
+    return _first_line(_read(path, kind), f"{kind} {path}")
 
 
 def _read(path: Path, kind: str) -> bytes:
@@ -225,7 +231,8 @@ def _first_line(data: bytes, where: str) -> str:
         raise BadUsage(f"{where}: the first line is not UTF-8 text") from None
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
+    """Whether there is a terminal to ask at."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -234,17 +241,17 @@ def _has_terminal() -> bool:
 
 
 def _asked(prompt: str, *, new: bool, may_be_empty: bool) -> str:
-    if not _has_terminal():
+    if not has_terminal():
         raise BadUsage(f"no passphrase, and no terminal to ask for one: {WAYS}")
     prompt = printable(prompt)
     hint = " (empty: the key file alone)" if may_be_empty else ""
     while True:
         try:
-            first = _typed(f"{prompt}{hint}: ")
+            first = typed(f"{prompt}{hint}: ")
             if not first and not may_be_empty:
                 output.note("an empty passphrase protects nothing")
                 continue
-            if not new or not first or _typed(f"{prompt} again: ") == first:
+            if not new or not first or typed(f"{prompt} again: ") == first:
                 return first
         except EOFError:
             raise BadUsage("no passphrase was typed") from None

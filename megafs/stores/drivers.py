@@ -35,6 +35,7 @@ from megafs.stores.urls import (
     path_only,
     web,
 )
+from megafs.stores.webdav.login_kind import webdav_login
 from megafs.stores.webdav.option_table import WEBDAV_OPTIONS
 
 __all__ = ["DRIVERS", "Driver", "Location", "Opener", "directory", "named", "path_only", "web"]
@@ -116,6 +117,7 @@ DRIVERS: dict[str, Driver] = {
             example="webdav+https://host/path",
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
+            login=webdav_login,
         ),
         Driver(
             scheme="webdav+http",
@@ -124,6 +126,7 @@ DRIVERS: dict[str, Driver] = {
             example="webdav+http://127.0.0.1:8080/path",
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
+            login=webdav_login,
         ),
         Driver(
             scheme="dropbox",

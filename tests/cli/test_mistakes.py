@@ -209,7 +209,7 @@ def test_mistake(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     # No terminal may be asked.
-    monkeypatch.setattr("megafs.cli.passphrase._has_terminal", lambda: False)
+    monkeypatch.setattr("megafs.cli.passphrase.has_terminal", lambda: False)
     filled = []
     for arg in args:
         for name, value in words.items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import errno
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -86,6 +88,49 @@ def test_a_password_comes_from_a_file_and_shows_nowhere(machines: list[Machine])
     said = one.run("format", f"webdav+http://{USER}:hunter2@127.0.0.1/v", code=2).stderr
     assert "credentials do not belong into the URL" in said and "hunter2" not in said
     assert len(said.splitlines()) == 1
+
+
+def set_password(server: Dav, password: str) -> None:
+    """Let USER in with another password; nginx reads the file at every request."""
+    digest = base64.b64encode(hashlib.sha1(password.encode()).digest()).decode()
+    (server.directory / "users").write_text(f"{USER}:{{SHA}}{digest}\n")
+
+
+def test_a_login_that_ends_stops_nothing_and_comes_back(machines: list[Machine]) -> None:
+    """Withdrawn at the service: files read, writes are staged, and one line says what to do."""
+    one, _ = machines
+    secret = one.place / "password"
+    secret.touch(0o600)
+    with Dav("nginx", auth="basic") as server:
+        one.url = f"{server.url}/v"
+
+        def log_in(password: str, code: int = 0) -> None:
+            secret.write_text(password + "\n")
+            one.run(*("login", one.url, "-o", f"user={USER}", "--password-file", secret), code=code)
+
+        log_in(PASSWORD)
+        one.format("-o", f"user={USER}")
+        log = one.place / "log"
+        one.mount("-o", f"user={USER},deadline=2s,log={log}")
+        (one.mnt / "before").write_bytes(b"b" * 300_000)
+        assert (one.mnt / "before").read_bytes() == b"b" * 300_000
+        set_password(server, "another one")
+        with (one.mnt / "after").open("wb", buffering=0) as file:
+            file.write(b"a" * 300_000)
+            with pytest.raises(OSError):
+                os.fsync(file.fileno())
+        assert (one.mnt / "before").read_bytes() == b"b" * 300_000
+        assert (one.mnt / "after").read_bytes() == b"a" * 300_000
+        advice = f"megafs login {one.url}"
+        eventually(lambda: advice in one.status()["store"]["last_error"])
+        assert advice in one.run("status", one.mnt).stdout
+        log_in(PASSWORD, code=13)
+        log_in("another one")
+        eventually(lambda: one.status()["staged_bytes"] == 0, within=60)
+        one.umount()
+        lines = [line for line in log.read_text().splitlines() if advice in line]
+        assert 1 <= len(lines) <= 3, lines
+        assert PASSWORD not in log.read_text() and "another one" not in log.read_text()
 
 
 def test_a_full_account_is_said_and_nothing_is_lost(machines: list[Machine]) -> None:

@@ -44,6 +44,7 @@ class OAuthLogin(Struct, frozen=True):
     client_secret_file: of services that give their desktop applications a "secret" as well.
     parameters: what the page for the browser wants besides, such as access_type=offline.
     pastes_code: the service shows the code to people if no redirect_uri is sent.
+    port: on loopback, where the service takes no redirect_uri but a registered one; 0 for any.
     advice: where a client_id is to be had, for people.
     """
 
@@ -57,6 +58,7 @@ class OAuthLogin(Struct, frozen=True):
     revoke: str = ""
     parameters: tuple[tuple[str, str], ...] = ()
     pastes_code: bool = False
+    port: int = 0
     advice: str = ""
 
 

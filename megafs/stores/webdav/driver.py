@@ -9,6 +9,7 @@ login.py.  ETags are not used: servers leave them out, weaken them, or change th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from urllib.parse import quote
 
 import trio
 
@@ -18,7 +19,9 @@ from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
 from megafs.stores.urls import Location
 from megafs.stores.webdav import exclusive, layout
 from megafs.stores.webdav.exclusive import Way
+from megafs.stores.webdav.kept_login import KeptLogin
 from megafs.stores.webdav.listing import Listings
+from megafs.stores.webdav.login import Kept
 from megafs.stores.webdav.options import WebDavSettings, read_options
 from megafs.stores.webdav.server import Server
 
@@ -29,22 +32,30 @@ _REPLACING = 0.1
 
 def open_driver(location: Location, options: Mapping[str, str], connections: int) -> WebDavStore:
     """Open webdav+https://host/path: see stores/drivers.py."""
-    return WebDavStore(location.name, location.path, read_options(options), connections=connections)
+    settings = read_options(options)
+    kept = KeptLogin(location, f"webdav+{location.name}{quote(location.path)}")
+    return WebDavStore(location.name, location.path, settings, connections=connections, kept=kept)
 
 
 class WebDavStore(ObjectStore, SpaceLeft, LimitedBodies):
     """Objects in one folder of a server.
 
-    address: "https://host:port".
+    address: "https://host:port".  kept: the logins that `megafs login` has made.
     """
 
     def __init__(
-        self, address: str, path: str, settings: WebDavSettings, *, connections: int = 16
+        self,
+        address: str,
+        path: str,
+        settings: WebDavSettings,
+        *,
+        connections: int = 16,
+        kept: Kept | None = None,
     ) -> None:
         if {".", ".."} & set(path.split("/")):
             raise BadStore(f"the path {path!r} may not hold '.' or '..'")
         self.url = f"webdav+{address}/{path.strip('/')}".rstrip("/")
-        self._server = Server(address, path, settings, connections)
+        self._server = Server(address, path, settings, connections, kept)
         self._known_way: Way | None = None
         self._listings = Listings(self._server, self.url)
 

@@ -1,7 +1,7 @@
 """Who we are to a WebDAV server: basic (RFC 7617), digest (RFC 7616) and bearer (RFC 6750).
 
-The secret is read from a file, the environment or a netrc file, never from the URL or the command
-line, and only ever leaves in the header Authorization.
+The secret is read from a file, the environment, a netrc file, or what `megafs login` has kept;
+never from the URL or the command line.  It only ever leaves in the header Authorization.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Protocol
 
 from msgspec import Struct
 
 from megafs import clock
+from megafs.concurrency import offload
 from megafs.errors import BadStore, Denied
 from megafs.secret_struct import SecretStruct
+from megafs.stores.login.kept_password import KeptPassword
 from megafs.stores.webdav.options import WebDavSettings
 
 VARIABLE = "MEGAFS_WEBDAV_PASSWORD"
@@ -49,12 +52,30 @@ class Challenge(Struct, frozen=True):
     stale: bool = False
 
 
-class Login:
-    """Makes the header Authorization, and learns from refusals how it is to be made."""
+class Kept(Protocol):
+    """What `megafs login` has kept for this server."""
 
-    def __init__(self, settings: WebDavSettings, host: str, *, secure: bool) -> None:
+    def read(self, user: str) -> KeptPassword | None:
+        """Return the login of *user*, "" for anybody; None if there is none.  Blocks."""
+
+    @property
+    def command(self) -> str:
+        """The command that makes one."""
+
+
+class Login:
+    """Makes the header Authorization, and learns from refusals how it is to be made.
+
+    kept: where to look if the options, the environment and netrc= give nothing; None for nowhere.
+    """
+
+    def __init__(
+        self, settings: WebDavSettings, host: str, *, secure: bool, kept: Kept | None = None
+    ) -> None:
         self._settings = settings
         self._host = host
+        self._kept = kept
+        self._prepared = False
         # What is sent without TLS must not be readable, except on this machine.
         self._clear = secure or _is_here(host)
         self._secret = self._read()
@@ -64,6 +85,16 @@ class Login:
     @property
     def secret(self) -> Secret | None:
         return self._secret
+
+    async def prepare(self) -> None:
+        """Before the first request: read what is kept, if nothing else was given.
+
+        Raises Denied if the options want a login and there is none.
+        """
+        if not self._prepared:
+            if self._secret is None:
+                self._secret = await self._read_kept()
+            self._prepared = True
 
     def header(self, method: str, target: str) -> str | None:
         """Return the header's value for a request; None to send none."""
@@ -80,7 +111,7 @@ class Login:
             return _digest(secret, challenge, self._count, method, target)
         return None
 
-    def refused(self, asked: str, sent: str | None, *, again: bool = False) -> bool:
+    async def refused(self, asked: str, sent: str | None, *, again: bool = False) -> bool:
         """Learn from a 401; say whether the request is worth sending once more.
 
         asked: its WWW-Authenticate.  sent: the Authorization that was refused.
@@ -89,10 +120,12 @@ class Login:
         challenge = self._understood(asked)
         if sent is None:
             if self._secret is None:
+                self._secret = await self._read_kept()  # somebody may have logged in meanwhile
+            if self._secret is None:
                 return False
             self._adopt(challenge)
             return bool(self._challenge.scheme)
-        fresh = None if challenge.stale else self._read()
+        fresh = None if challenge.stale else self._read() or await self._read_kept()
         if fresh is not None and fresh != self._secret:
             self._secret = fresh
             self._adopt(challenge)
@@ -107,9 +140,10 @@ class Login:
     def advice(self) -> str:
         """What to do about a refusal."""
         if self._secret is None:
+            login = f"log in: {self._kept.command}; or " if self._kept is not None else ""
             return (
-                "give user= and password_file= (a file with the password in its first line), or"
-                f" {VARIABLE} in the environment, or netrc="
+                f"{login}give user= and password_file= (a file with the password in its first"
+                f" line), or {VARIABLE} in the environment, or netrc="
             )
         if not self._challenge.scheme:
             if not self._clear and self._settings.auth == "auto":
@@ -118,7 +152,17 @@ class Login:
                     " webdav+https://, or auth=basic if the network is yours alone"
                 )
             return f"it asks for no login that megafs knows, or not for auth={self._settings.auth}"
+        if self._kept is not None and not self._is_given:
+            return (
+                f"log in again: {self._kept.command}; services with two factors want app passwords"
+            )
         return "check user= and the password; services with two factors want an app password"
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether an option or the environment says where the password is."""
+        given = self._settings.password_file or self._settings.netrc or os.environ.get(VARIABLE)
+        return bool(given)
 
     def _adopt(self, challenge: Challenge) -> None:
         if challenge.scheme and challenge != self._challenge:
@@ -143,7 +187,7 @@ class Login:
             lines = _private(settings.password_file, "password_file").splitlines()
             return self._checked(user, lines[0] if lines else "", settings.password_file)
         if password := os.environ.get(VARIABLE):
-            return self._checked(user, password, None)
+            return self._checked(user, password, VARIABLE)
         if settings.netrc is not None:
             _private(settings.netrc, "netrc")
             try:
@@ -154,12 +198,27 @@ class Login:
             if known is None or (user and known[0] != user):
                 raise Denied(f"netrc={settings.netrc} has no password for {self._host}")
             return self._checked(user or known[0], known[2] or "", settings.netrc)
-        if user or settings.auth != "auto":
+        if self._kept is None and (user or settings.auth != "auto"):
             raise Denied(f"no password for {self._host}: give password_file=, netrc= or {VARIABLE}")
         return None
 
-    def _checked(self, user: str, password: str, path: Path | None) -> Secret:
-        where = str(path) if path is not None else VARIABLE
+    async def _read_kept(self) -> Secret | None:
+        settings = self._settings
+        if self._kept is None or self._is_given:
+            return None
+        kept = await offload(self._kept.read, settings.user, kind="disk")
+        if kept is not None:
+            user = settings.user or kept.user
+            return self._checked(user, kept.password, "the login that is kept")
+        if settings.user or settings.auth != "auto":
+            raise Denied(
+                f"no password for {self._host}: {self._kept.command}; or give password_file=,"
+                f" netrc= or {VARIABLE}"
+            )
+        return None
+
+    def _checked(self, user: str, password: str, source: Path | str) -> Secret:
+        where = str(source)
         if not password:
             raise Denied(f"{where}: the first line holds no password")
         if self._settings.auth == "bearer" and not re.fullmatch(r"[!-~]+", password):

@@ -22,7 +22,7 @@ from megafs.stores.http.tls import ClientCertificate
 from megafs.stores.webdav.answers import LIMIT, PROPFIND, PROPFIND_ROOM, Member, read_multistatus
 from megafs.stores.webdav.errors import error_for
 from megafs.stores.webdav.layout import TEMPORARY, parent_of
-from megafs.stores.webdav.login import Login
+from megafs.stores.webdav.login import Kept, Login
 from megafs.stores.webdav.options import WebDavSettings
 
 #: Statuses of a write that can mean that the folder to write in is not there (RFC 4918 says 409).
@@ -52,9 +52,17 @@ class Server:
     """A server and the folder on it that holds a store.
 
     address: "https://host:port".  path: of the folder, without percent-encoding.
+    kept: the logins that `megafs login` has made; None to look for none.
     """
 
-    def __init__(self, address: str, path: str, settings: WebDavSettings, connections: int) -> None:
+    def __init__(
+        self,
+        address: str,
+        path: str,
+        settings: WebDavSettings,
+        connections: int,
+        kept: Kept | None = None,
+    ) -> None:
         client = settings.client_cert and ClientCertificate(
             settings.client_cert, settings.client_key
         )
@@ -70,7 +78,7 @@ class Server:
         self._parts = len(parts)
         self._address = address
         host = self.session.host.rpartition(":")[0] or self.session.host
-        self._login = Login(settings, host.strip("[]"), secure=self.session.secure)
+        self._login = Login(settings, host.strip("[]"), secure=self.session.secure, kept=kept)
         self._folders: set[str] = set()
         self._next_sweep = float("-inf")
 
@@ -103,6 +111,7 @@ class Server:
         limit: int = _SMALL,
         start: int = 0,
     ) -> Response:
+        await self._login.prepare()
         refused = 0
         while True:
             proof = self._login.header(method, target)
@@ -112,7 +121,7 @@ class Server:
             if (
                 reply.status != 401
                 or refused > _LOGINS
-                or not self._login.refused(asked, proof, again=refused > 0)
+                or not await self._login.refused(asked, proof, again=refused > 0)
             ):
                 return reply
             refused += proof is not None
