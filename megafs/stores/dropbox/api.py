@@ -36,7 +36,7 @@ _DEFAULT_WAIT = 2.0
 
 
 class DropboxApi:
-    """advice: of a refused login; the tokens know it better once they were asked."""
+    """The calls, with the tokens of one login."""
 
     def __init__(self, settings: DropboxSettings, tokens: TokenSource, connections: int) -> None:
         def session(host: str, most: int, timeouts: Timeouts) -> Session:

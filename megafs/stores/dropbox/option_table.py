@@ -31,6 +31,9 @@ DROPBOX_OPTIONS: tuple[StoreOption, ...] = (
 #: What the app must be allowed to.  The last is for `df`, and may be left out.
 SCOPES = ("files.content.write", "files.content.read", "files.metadata.read", "account_info.read")
 
+#: Where the browser is sent on this machine.  Dropbox takes what is registered with the app, only.
+PORT = 51739
+
 _API, _WWW = "https://api.dropboxapi.com", "https://www.dropbox.com"
 
 
@@ -41,11 +44,11 @@ def dropbox_login(location: Location, options: Mapping[str, str]) -> OAuthLogin:
         LoginKey("dropbox", options.get("account", "")),
         authorize=f"{api or _WWW}/oauth2/authorize",
         token=f"{api or _API}/oauth2/token",
-        revoke=f"{api or _API}/2/auth/token/revoke",
         scopes=SCOPES,
         client_id=options.get("client_id", ""),
         parameters=(("token_access_type", "offline"),),
         pastes_code=True,
+        port=PORT,
         advice="make an app of your own: docs/stores/dropbox.md says how, in ten lines",
     )
 
