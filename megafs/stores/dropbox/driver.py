@@ -32,7 +32,7 @@ from megafs.stores.urls import Location
 #: ours, from a request whose answer was lost.
 _ONE_WRITER = ("packs/",)
 #: Seconds for which the store's folder counts as there, once it was seen.
-_FOLDER_SEEN = 30.0
+_FOLDER_SEEN = 600.0
 
 
 def open_driver(location: Location, options: Mapping[str, str], connections: int) -> DropboxStore:
