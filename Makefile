@@ -7,6 +7,7 @@
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
+# make gdrive-races the same on a server that speaks Google Drive's API (GDRIVE_ROUNDS=100)
 # make boot-test   a Debian that boots in qemu: fstab, automount, units, reboots with staged data
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
@@ -25,7 +26,7 @@ PYTEST_ARGS ?=
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
 .PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
-	setup-test install clean
+	setup-test install gdrive-races clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -72,6 +73,10 @@ launchday: setup-test
 DAV_ROUNDS ?= 100
 dav-races: setup-test
 	DAV_ROUNDS=$(DAV_ROUNDS) $(BIN)/python -m pytest tests/stores/test_webdav_races.py
+
+GDRIVE_ROUNDS ?= 100
+gdrive-races: setup-test
+	GDRIVE_ROUNDS=$(GDRIVE_ROUNDS) $(BIN)/python -m pytest tests/stores/test_gdrive_races.py
 
 boot-test: setup-test
 	@tools/setup.sh boot

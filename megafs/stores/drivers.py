@@ -22,6 +22,8 @@ from megafs.errors import BadStore
 from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts, Watch
 from megafs.stores.base import ObjectStore
 from megafs.stores.dropbox.option_table import DROPBOX_OPTIONS, dropbox_login
+from megafs.stores.gdrive.login_kind import gdrive_login
+from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
 from megafs.stores.mega.login_kind import mega_login
 from megafs.stores.mega.option_table import MEGA_OPTIONS
@@ -137,6 +139,15 @@ DRIVERS: dict[str, Driver] = {
             described=DROPBOX_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft, Watch),
             login=dropbox_login,
+        ),
+        Driver(
+            scheme="gdrive",
+            module="megafs.stores.gdrive.driver",
+            form=path_only,
+            example="gdrive:/folder",
+            described=GDRIVE_OPTIONS,
+            abilities=(SpaceLeft, Watch),
+            login=gdrive_login,
         ),
         Driver(
             scheme="mega",

@@ -65,6 +65,8 @@ class Volume(Struct):
     #: None if there is none.
     cache: DiskCache | None = None
     lease: Lease | None = None
+    #: How a fork of the journal was settled when the volume was opened, for people.
+    settled: list[str] = field(default_factory=list)
     offline: bool = False
     started: float = field(default_factory=clock.now)
 
