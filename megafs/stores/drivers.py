@@ -30,6 +30,7 @@ from megafs.stores.abilities import (
     WebAccess,
 )
 from megafs.stores.base import ObjectStore
+from megafs.stores.dropbox.option_table import DROPBOX_OPTIONS, dropbox_login
 from megafs.stores.gdrive.login_kind import gdrive_login
 from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
@@ -138,6 +139,15 @@ DRIVERS: dict[str, Driver] = {
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
             login=webdav_login,
+        ),
+        Driver(
+            scheme="dropbox",
+            module="megafs.stores.dropbox.driver",
+            form=path_only,
+            example="dropbox:/path",
+            described=DROPBOX_OPTIONS,
+            abilities=(LimitedBodies, SpaceLeft, Watch),
+            login=dropbox_login,
         ),
         Driver(
             scheme="gdrive",
