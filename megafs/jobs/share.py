@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from megafs import clock
 from megafs.chunks.codec import pack_name
 from megafs.concurrency import offload
-from megafs.errors import BadUsage, Denied, Fault, MegafsError, Missing, Refused, StoreError
+from megafs.errors import BadUsage, Denied, Fault, Missing, Refused, StoreError
 from megafs.jobs import shared_content
 from megafs.jobs.committing import catch_up, check_writable, commit_all, commit_written
 from megafs.jobs.link_messages import (
@@ -58,6 +58,8 @@ LONGEST: Final = 7 * DAY
 RENEW_BEFORE: Final = 3 * DAY
 #: Seconds between two looks of a mount at the links of its volume.
 INTERVAL: Final = 600.0
+#: Seconds that undoing half a link may take; gc removes what is left then.
+_UNDO_WITHIN: Final = 30.0
 #: The longest end that may be asked for.
 _FARTHEST: Final = 100 * 366 * DAY
 
@@ -82,6 +84,7 @@ async def share(volume: Volume, args: ShareArgs, on_progress: OnProgress) -> Sha
         salt = clock.random_bytes(manifest.SALT_SIZE)
         key = await offload(lambda: manifest.password_key(args.password, salt))
         made = replace(made, password_key=key, salt=salt)
+    done = False
     try:
         content = await shared_content.gather(
             volume,
@@ -99,15 +102,13 @@ async def share(volume: Volume, args: ShareArgs, on_progress: OnProgress) -> Sha
             files=content.file_count,
         )
         await _record(volume, made, new=True)
-    except MegafsError:
-        await _remove_objects(volume, made)
-        raise
-    try:
         made = await _publish(volume, made, content, on_progress)
-    except MegafsError:
-        await _remove_objects(volume, made)
-        await _drop(volume, [made])
-        raise
+        done = True
+    finally:
+        if not done:  # an error, or Ctrl-C: half a link is none
+            with trio.move_on_after(_UNDO_WITHIN, shield=True):
+                await _remove_objects(volume, made)
+                await _drop(volume, [made])
     return _shown(made, content.left_out)
 
 
@@ -446,6 +447,7 @@ def _write_file(path: Path, data: bytes) -> None:
 
 async def _publish_folder(volume: Volume, record: LinkRecord, content: SharedContent) -> LinkRecord:
     async def address(pack: SharedPack) -> str:
+        await trio.lowlevel.checkpoint()
         return pack.id.hex()  # beside the manifest
 
     sealed = await _sealed(volume, record, content, address)

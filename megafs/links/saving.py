@@ -107,10 +107,15 @@ class Saving:
             await offload(os.fsync, fd, kind="disk")
         finally:
             os.close(fd)
-        if os.path.lexists(path):
-            raise AlreadyThere(f"{path} has come to be there meanwhile: the copy is {part}")
-        part.rename(path)
+        _give_name(part, path)
         return True
+
+
+def _give_name(part: Path, path: Path) -> None:
+    """Rename, but over nothing that came meanwhile."""
+    if os.path.lexists(path):
+        raise AlreadyThere(f"{path} has come to be there meanwhile: the copy is {part}")
+    part.rename(path)
 
 
 def path_of(file: SharedFile) -> bytes:
