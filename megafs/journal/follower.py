@@ -45,7 +45,7 @@ WATCHED_INTERVAL = 60.0
 _NEWS_INTERVAL = 0.5
 #: Seconds before a wait that failed is tried again: the first time, and at most.
 _WATCH_PAUSE, _WATCH_PAUSE_MOST = 1.0, 300.0
-#: A store that let so many commits be found by the clock alone is not relied on for so many seconds.
+#: A store that did not tell so many times in a row is not relied on for so many seconds.
 _MISSES, _DISTRUST = 2, 600.0
 #: For so many seconds after the end of the journal was seen, gc cannot have folded it: gc leaves
 #: alone what is younger than a day (jobs/gc.py).
@@ -218,34 +218,33 @@ class Follower:
             watched = self.is_watching
             if watched:
                 pause = max(pause, WATCHED_INTERVAL)
-            with trio.move_on_after(clock.uniform(pause * 0.8, pause * 1.2)) as by_the_clock:
+            with trio.move_on_after(clock.uniform(pause * 0.8, pause * 1.2)):
                 # Somebody uses an idle mount again, or the store tells of a change: look at once.
                 await self._stirred.wait()
             self._stirred = trio.Event()
-            told, self._told = self._told, False
+            if self._told:
+                self._told, self._misses = False, 0
+                watched = False  # this look says nothing of it
             if self.frozen is not None:
                 continue
             try:
                 if found := await self.catch_up():
                     self._active = trio.current_time()
                     await self.copy_wal()
-                if watched and by_the_clock.cancelled_caught:
-                    self._note_miss(found)
-                elif told and found:
-                    self._misses = 0
+                if watched and found:
+                    self._note_miss()
             except (Corrupt, TooNew) as exc:
                 self.freeze(exc)
             except StoreError as exc:
                 log.debug("cannot look for others' commits: %s", exc)
 
-    def _note_miss(self, found: int) -> None:
-        """The clock has found so many commits of which the store did not tell."""
-        if found and not self._told:
-            self._misses += 1
-            if self._misses >= _MISSES:
-                self._misses = 0
-                self._distrusted_until = trio.current_time() + _DISTRUST
-                log.info("the store does not tell of every change: looking by the clock again")
+    def _note_miss(self) -> None:
+        """Commits were found of which the store has not told, or not yet."""
+        self._misses += 1
+        if self._misses >= _MISSES:
+            self._misses = 0
+            self._distrusted_until = trio.current_time() + _DISTRUST
+            log.info("the store does not tell of every change: looking by the clock again")
 
     async def catch_up(self) -> int:
         """Apply every commit that is in the store and not here; return how many."""
