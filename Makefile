@@ -10,6 +10,7 @@
 # make dav-creates  two mounts and a thousand creates each, on each of the five (DAV_CREATES=1000)
 # make live     the contract, the races and two mounts in a real account, with your credentials
 #               (SERVICE=URL of a folder for tests, OPTIONS=NAME=VALUE,... LIVE_CREATES=50)
+# make boot-test   a Debian that boots in qemu: fstab, automount, units, reboots with staged data
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
 # make install  megafs for all users (PREFIX=/usr/local, DESTDIR= for a package): an environment of its own,
@@ -26,8 +27,8 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test test-engines engines lint acceptance soak fuzz bench launchday dav-races dav-creates \
-	live setup setup-test install clean
+.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races \
+	dav-creates live setup setup-test install clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -84,6 +85,10 @@ live: setup-test
 	@test -n "$(SERVICE)" || { echo "make live SERVICE=URL [OPTIONS=NAME=VALUE,...]" >&2; exit 2; }
 	MEGAFS_LIVE_URL='$(SERVICE)' MEGAFS_LIVE_OPTIONS='$(OPTIONS)' MEGAFS_LIVE_CREATES=$(LIVE_CREATES) \
 	    $(BIN)/python -m pytest -s tests/live
+
+boot-test: setup-test
+	@tools/setup.sh boot
+	$(BIN)/python -m tests.boot $(BOOT_ARGS)
 
 setup:
 	@tools/setup.sh run

@@ -172,13 +172,21 @@ def _home(
     base = environ.get(xdg, "")
     if base.startswith("/"):
         return Path(base) / "megafs"
+    home = user_home(environ)
+    if home is None:
+        raise BadUsage(f"neither {variable} nor {xdg} nor HOME says where to keep files")
+    return home / below_home / "megafs"
+
+
+def user_home(environ: Mapping[str, str]) -> Path | None:
+    """This user's home directory: HOME, else what the system's list of users has; None if nowhere.
+
+    mount(8) and systemd may start us without HOME.
+    """
     home = environ.get("HOME", "")
     if not home.startswith("/"):
-        # mount(8) and systemd may start us without it.
         try:
             home = pwd.getpwuid(os.geteuid()).pw_dir
         except KeyError:
-            home = ""
-    if not home.startswith("/"):
-        raise BadUsage(f"neither {variable} nor {xdg} nor HOME says where to keep files")
-    return Path(home) / below_home / "megafs"
+            return None
+    return Path(home) if home.startswith("/") else None

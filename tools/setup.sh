@@ -4,6 +4,7 @@
 #   tools/setup.sh run     what megafs needs to run
 #   tools/setup.sh test    and what its tests and linters need (a real Ceph and WebDAV servers among it)
 #   tools/setup.sh bench   what `make bench` compares with; nothing else
+#   tools/setup.sh boot    what `make boot-test` needs besides; nothing else
 #
 # For Debian and Ubuntu, as root or with sudo.  Run again at will: it takes a fraction of a second
 # when everything is there.  The environment is .venv in the checkout, or $MEGAFS_VENV; the
@@ -14,8 +15,8 @@ cd "$(dirname "$0")/.."
 kind=${1:-run}
 case $kind in
 run) extras='' ;;
-test | bench) extras='[test,lint]' ;;
-*) echo "usage: tools/setup.sh run|test|bench" >&2; exit 2 ;;
+test | bench | boot) extras='[test,lint]' ;;
+*) echo "usage: tools/setup.sh run|test|bench|boot" >&2; exit 2 ;;
 esac
 
 venv=${MEGAFS_VENV:-$PWD/.venv}
@@ -146,6 +147,9 @@ if [ "$kind" = bench ]; then
     packages='rclone gocryptfs s3fs cryfs sshfs openssh-server'
     [ -x build/s3ql/python ] || ! apt-cache show s3ql >/dev/null 2>&1 || packages="$packages s3ql"
 fi
+if [ "$kind" = boot ]; then
+    packages='qemu-system-x86 mmdebstrap debian-archive-keyring e2fsprogs util-linux rclone'
+fi
 missing=
 for package in $packages; do
     installed "$package" || missing="$missing $package"
@@ -156,6 +160,7 @@ if [ "$kind" = bench ]; then
     installed s3ql || (unpack_s3ql) || say "s3ql cannot be had here; the comparison goes without it"
     exit 0
 fi
+[ "$kind" != boot ] || exit 0
 
 # megajs, which proves the tests' server of MEGA's protocol.
 clients=tests/services/mega/clients

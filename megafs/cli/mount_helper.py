@@ -15,20 +15,28 @@ The same program, called umount.megafs or umount.fuse.megafs, is what umount(8) 
 from __future__ import annotations
 
 import getopt
+import math
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from megafs import logs
 from megafs.cli import ending, output
 from megafs.errors import BadStore, BadUsage
 from megafs.hardening import protect_memory
 
+if TYPE_CHECKING:
+    from megafs.mount.control_messages import UmountMode
+
 USAGE = 1
 BUG = 4
 INTERRUPTED = 8
 FAILED = 32
+#: Is there where systemd runs (sd_booted(3)).
+SYSTEMD = Path("/run/systemd/system")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -143,6 +151,25 @@ def _umount(args: list[str]) -> None:
     if "-r" in names:
         raise BadUsage("megafs cannot be remounted read-only")
 
-    from megafs.cli.umount import umount
+    from megafs.cli.umount import SHUTDOWN_PATIENCE, umount
 
-    umount(rest[0], "force" if "-f" in names else "lazy" if "-l" in names else "wait")
+    how: UmountMode = "force" if "-f" in names else "lazy" if "-l" in names else "wait"
+    umount(rest[0], how, SHUTDOWN_PATIENCE if is_shutting_down() else math.inf)
+
+
+def is_shutting_down() -> bool:
+    """Whether systemd is stopping everything: then nobody reads what we say, or types Ctrl-C."""
+    if not SYSTEMD.is_dir():
+        return False
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-system-running"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.stdout.strip() == "stopping"

@@ -8,6 +8,7 @@ from typing import TypeVar
 import click
 
 from megafs.cli import arguments, output
+from megafs.cli.volume_path import mountpoint_of
 from megafs.errors import BadUsage, MegafsError
 from megafs.mount import control_client, mount_record, mountpoint
 from megafs.mount.control_messages import (
@@ -31,6 +32,8 @@ PATIENCE = 5.0
 @arguments.json_option
 def command(mountpoint: str | None, metrics: bool, as_json: bool) -> None:
     """Show how the mount at MOUNTPOINT is; without it, all mounts of this user.
+
+    MOUNTPOINT may also be the URL of a volume that is mounted once.
 
     What counts: whether everything is in the store (staged), how fresh the volume is (head), what
     went wrong lately (errors, conflicts).
@@ -61,7 +64,7 @@ def _find(path: str) -> MountRecord:
     """Return the record of the running mount at *path*; BadUsage if there is none."""
     from megafs.cli.umount import find_record
 
-    at = mountpoint.canonical(path)
+    at = mountpoint_of(path)
     record = find_record(at)
     if record is not None and is_alive(record):
         return record

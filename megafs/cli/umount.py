@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import click
 from msgspec import to_builtins
 
 from megafs.cli import arguments, output
+from megafs.cli.volume_path import mountpoint_of
 from megafs.errors import BadUsage, Busy, MegafsError, MountFailed
 from megafs.mount import control_client, holders, mountpoint
 from megafs.mount.control_client import NobodyListens, NotAnswering
@@ -29,6 +31,8 @@ from megafs.mount.processes import has_ended, remains, uid_of, wait_for_end
 END_WITHIN = 60.0
 #: Seconds without anything sent, after which it is said what can be done.
 STUCK_AFTER = 5.0
+#: Seconds without anything sent, after which a system that shuts down waits no longer.
+SHUTDOWN_PATIENCE = 60.0
 #: Seconds that a mount which is to be ended by force gets for each step.
 FORCE_STEP = 8.0
 
@@ -50,22 +54,34 @@ FORCE_STEP = 8.0
 def command(mountpoint: str, lazy: bool, force: bool, as_json: bool) -> None:
     """Unmount MOUNTPOINT, when everything is in the store.
 
-    Ctrl-C leaves it mounted.  While a program uses the directory this refuses.  With both --lazy
-    and --force it is ended by force, which takes the directory away, too.
+    MOUNTPOINT may also be the URL of a volume that is mounted once.  Ctrl-C leaves it mounted.
+    While a program uses the directory this refuses.  With both --lazy and --force it is ended by
+    force, which takes the directory away, too.
     """
     ended = umount(mountpoint, "force" if force else "lazy" if lazy else "wait")
     if as_json:
         output.show_json(to_builtins(ended))
 
 
-def umount(path: str, how: UmountMode) -> UmountResult:
-    """Unmount *path*, and return what the mount said last."""
-    at = mountpoint.canonical(path)
+class _StoreTakesNothing(Exception):
+    """Nothing was sent for as long as the caller is patient."""
+
+
+def umount(path: str, how: UmountMode, patience: float = math.inf) -> UmountResult:
+    """Unmount *path*, a mountpoint or URL, and return what the mount said last.
+
+    patience: seconds without anything sent, after which it is ended by force: what is staged goes
+        to the store with the next mount.
+    """
+    at = mountpoint_of(path)
     record = find_record(at)
     if record is None or not is_alive(record):
         return _without_record(at, how) if record is None else _clean_up(at, record)
     try:
-        ended = _ask(record, how)
+        ended = _ask(record, how, patience)
+    except _StoreTakesNothing:
+        output.warn(f"the store took nothing for {patience:.0f} s")
+        ended = _ask(record, "force", math.inf)
     except NotAnswering:
         if how != "force":
             raise
@@ -99,9 +115,9 @@ def find_record(at: str) -> MountRecord | None:
     return None
 
 
-def _ask(record: MountRecord, how: UmountMode) -> UmountResult:
+def _ask(record: MountRecord, how: UmountMode, patience: float) -> UmountResult:
     with output.progress("sending to the store") as step:
-        waiting = _Waiting(record)
+        waiting = _Waiting(record, patience)
 
         def show(now: DrainProgress) -> None:
             operations = now.pending_operations
@@ -128,15 +144,20 @@ def _ask(record: MountRecord, how: UmountMode) -> UmountResult:
 class _Waiting:
     """Says once, when the store takes nothing for a while, what is safe and what can be done."""
 
-    def __init__(self, record: MountRecord) -> None:
+    def __init__(self, record: MountRecord, patience: float) -> None:
         self._record = record
+        self._patience = patience
         self._left = (-1, -1)
-        self._since = time.monotonic()
+        self._since = self._moved = time.monotonic()
         self._said = False
 
     def look(self, now: DrainProgress) -> None:
-        """Look at a report of progress."""
+        """Look at a report of progress; raises _StoreTakesNothing when patience is over."""
         left = (now.staged_bytes, now.pending_operations)
+        if left != self._left:
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved >= self._patience:
+            raise _StoreTakesNothing
         if left != self._left or not now.error:
             self._left, self._since = left, time.monotonic()
         elif not self._said and time.monotonic() - self._since >= STUCK_AFTER:

@@ -11,7 +11,8 @@ import os
 from msgspec import Struct
 
 from megafs.errors import BadUsage
-from megafs.mount import mountpoint
+from megafs.mount import mountpoint, source
+from megafs.mount.mount_record import is_alive, records, runtime_dir
 from megafs.stores.drivers import is_url
 
 _PAST = "/.megafs/snapshots/"
@@ -72,6 +73,29 @@ def of(where: str, path: str | None) -> VolumePath:
         if moment:
             return VolumePath(mounted, "/" + rest, moment)
     return VolumePath(mounted, inner)
+
+
+def mountpoint_of(where: str) -> str:
+    """The mountpoint that *where* names: its path, or the URL of the volume that is mounted there.
+
+    Raises BadUsage for the URL of a volume that is not mounted once.
+    """
+    at = mountpoint.canonical(where)
+    if not is_url(where) or mountpoint.find(at) is not None:
+        return at
+    url = where.rstrip("/")
+    ours = [m for m in mountpoint.mounts() if m.fstype == mountpoint.FSTYPE]
+    found = {m.mountpoint for m in ours if source.to_url(m.source).rstrip("/") == url}
+    # Where -o fsname= says otherwise, the mount's record has the URL.
+    found |= {
+        r.mountpoint for r in records(runtime_dir()) if r.url.rstrip("/") == url and is_alive(r)
+    }
+    if len(found) > 1:
+        places = " and ".join(sorted(found))
+        raise BadUsage(f"{where} is mounted at {places}: say which of them")
+    if not found:
+        raise BadUsage(f"no volume of the URL {where} is mounted")
+    return found.pop()
 
 
 def _mount_of(path: str) -> str | None:

@@ -8,7 +8,7 @@ import trio
 
 from megafs.concurrency import offload
 from megafs.errors import Busy, MountFailed
-from megafs.mount import guard, holders, mountpoint, source
+from megafs.mount import guard, holders, mountpoint, source, utab
 from megafs.mount.fuse import KernelMount, Presentation
 from megafs.mount.guardian import Guardian
 from megafs.mount.holders import Holder
@@ -37,12 +37,16 @@ class Attachment:
         source: str,
         *,
         guarded: bool = False,
+        netdev: bool = False,
+        url: str = "",
     ) -> None:
         """at: as `mountpoint.canonical` returns it.  directory: which `mountpoint.check` has seen
         there.  source: what the kernel shows as mounted.  guarded: keep others from writing into
-        the directory while nothing is mounted there.
+        the directory while nothing is mounted there.  netdev: let systemd know that the mount
+        needs the network; mount(8) does so under *url*.
         """
         self._guarded = guarded
+        self._netdev, self._url = netdev, url
         self.at = at
         self._directory = directory
         self._source = source
@@ -69,25 +73,44 @@ class Attachment:
             metrics=volume.metrics,
             on_fault=volume.fs.errors.add,
         )
-        return cls(kernel, at, directory, shown, guarded=options.guard)
+        netdev = options.netdev
+        return cls(
+            kernel, at, directory, shown, guarded=options.guard, netdev=netdev, url=volume.url
+        )
 
     def open(self) -> None:
         """Attach.  To be called on the main thread, which the guardian watches."""
+        if self._netdev:
+            utab.note(self._source, self.at, ["_netdev"])
+        try:
+            self._open()
+        except BaseException:
+            self._forget()
+            raise
+        # Before any thread of ours asks the mount something.
+        there = mountpoint.find(self.at)
+        if there is not None:
+            self._guardian = Guardian(there)
+
+    def _open(self) -> None:
         with guard.lifted(self.at), ExitStack() as guarded:
             if self._guarded:
                 guarded.enter_context(guard.guarding(self.at, self._directory))
             with mountpoint.pinned(self.at, self._directory, self._source) as path:
                 self._kernel.open(path)
-        # Before any thread of ours asks the mount something.
-        there = mountpoint.find(self.at)
-        if there is not None:
-            self._guardian = Guardian(there)
 
     def close(self) -> None:
         """Give the connection back, and unmount what still lies there of it."""
         if self.is_there():
             mountpoint.detach_in_time(self.at, USABLE_WITHIN)
         self._kernel.close(unmount=False)
+        if not self.is_there():
+            self._forget()
+
+    def _forget(self) -> None:
+        """Take back our line of utab, and mount(8)'s, which umount(8) alone would remove."""
+        if self._netdev:
+            utab.forget(self.at, {self._source, self._url})
 
     async def serve(self) -> None:
         """Answer the kernel until the mount has gone."""

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megafs.config import user_home
 from megafs.errors import BadUsage
 
 
@@ -26,7 +27,7 @@ def path_of(environ: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/etc/megafs/config.toml")
     base = environ.get("XDG_CONFIG_HOME", "")
-    home = Path(base) if base.startswith("/") else Path(environ.get("HOME", "/")) / ".config"
+    home = Path(base) if base.startswith("/") else (user_home(environ) or Path("/")) / ".config"
     return home / "megafs" / "config.toml"
 
 

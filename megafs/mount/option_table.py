@@ -270,6 +270,14 @@ def _mount() -> Iterable[Option]:
         "guard",
     )
     yield Option(
+        "_netdev",
+        "mount",
+        "The network is needed: for mount -a, and for systemd, which mounts when it is up and"
+        " unmounts before it goes.",
+        None,
+        "netdev",
+    )
+    yield Option(
         "log",
         "mount",
         "Where the mount's log goes: `stderr`, `syslog` or a file.",
@@ -328,7 +336,6 @@ def _ignored() -> Iterable[Option]:
         ("auto", "For mount -a; no meaning here."),
         ("noauto", "For mount -a; no meaning here."),
         ("nofail", "For mount -a and systemd; no meaning here."),
-        ("_netdev", "For mount -a and systemd: mount after the network is up."),
         ("users", "For mount(8); no meaning here."),
         ("nouser", "For mount(8); no meaning here."),
         ("nousers", "For mount(8); no meaning here."),

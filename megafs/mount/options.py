@@ -54,6 +54,7 @@ class MountOptions(Struct, frozen=True):
     allow_other: bool = False
     nonempty: bool = False
     guard: bool = False
+    netdev: bool = False
     log: str | None = None
     debug: bool = False
     fsname: str | None = None

@@ -178,9 +178,22 @@ class Dav:
 
     def restart(self) -> None:
         """End the server without a word, and start it again on the same port and files."""
+        self.stop()
+        self.start()
+
+    def stop(self) -> None:
+        """End the server without a word; `start` starts it again."""
         self._kill()
+
+    def start(self) -> None:
+        """Start the server again on the same port and files, after `stop`."""
         self._process = self._spawn()
         self._wait()
+
+    def pause(self) -> None:
+        """Let it answer nothing more, with connections as they are, until `stop`."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
 
     def _start(self) -> None:
         d = self.directory

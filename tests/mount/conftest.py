@@ -73,7 +73,7 @@ class Processes:
                 time.sleep(0.02)
         for process in self._started:
             process.poll()
-            for pipe in (process.stdout, process.stderr):
+            for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
 

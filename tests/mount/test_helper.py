@@ -253,33 +253,3 @@ def test_force_is_the_stronger_of_lazy_and_force(volume: Machine, order: tuple[s
         volume.umount(*order)
         assert not is_mounted(volume.mnt)
         assert wait_for_end(pid, 20)
-
-
-@pytest.mark.usefixtures("helpers")
-@pytest.mark.skipif(
-    "autofs" not in Path("/proc/filesystems").read_text(), reason="this kernel has no autofs"
-)
-def test_automounted(volume: Machine) -> None:
-    """x-systemd.automount, and automount(8): whoever looks into it waits for the mount, and only
-    the process group of whoever mounts does not."""
-    volume.mount()
-    (volume.mnt / "here").touch()
-    volume.umount()
-    daemon = Path(__file__).with_name("autofs_daemon.py")
-    what = ["mount", "-t", "megafs", volume.url, str(volume.mnt)]
-    umount = subprocess.list2cmdline(volume.command("umount", volume.mnt))
-    script = f'"$@"; {umount}'
-    done = subprocess.run(
-        [
-            *("unshare", "-m", "--propagation", "private", "sh", "-c", script, "sh"),
-            *(sys.executable, str(daemon), str(volume.mnt), *what),
-        ],
-        env=volume.environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=150,
-        start_new_session=True,
-    )
-    assert "code 0\nseen here\n" in done.stdout, done.stdout + done.stderr

@@ -22,7 +22,7 @@ def asked(*options: str, url: str = "file:///x"):  # type: ignore[no-untyped-def
 def test_what_fstab_and_systemd_pass_means_nothing_here() -> None:
     plain = asked()
     assert plain == asked(
-        "defaults,_netdev,nofail,noauto,auto,user,user=bob,users,nouser,owner,group,"
+        "defaults,nofail,noauto,auto,user,user=bob,users,nouser,owner,group,"
         "x-systemd.automount,x-systemd.requires=a.service,x-gvfs-show,X-mount.mkdir,comment=a b,"
         "default_permissions,nodiratime,silent,rw"
     )

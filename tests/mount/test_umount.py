@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from megafs.cli import mount_helper
 from megafs.mount.processes import is_running, remains, start_time, uid_of, wait_for_end
 from tests.mount.conftest import Processes
 from tests.mount.machine import Machine, eventually, is_mounted
@@ -131,3 +132,44 @@ def test_a_zombie_is_not_called_ended(volume: Machine, processes: Processes) -> 
     assert Path(f"/proc/{pid}").exists()
     assert f"process {pid} has ended, and is a zombie until its parent" in said
     assert "was ended" not in said
+
+
+def test_at_shutdown_it_does_not_wait_for_a_store_that_takes_nothing(volume: Machine) -> None:
+    volume.mount("-o", "fsync=local")
+    pid = volume.pid
+    away(volume)
+    data = os.urandom(1 << 20)
+    (volume.mnt / "f").write_bytes(data)
+    script = "import sys; from megafs.cli.umount import umount; umount(sys.argv[1], 'wait', 3.0)"
+    done = subprocess.run(
+        [sys.executable, "-c", script, volume.mnt],
+        env=volume.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "the store took nothing for 3 s" in done.stderr
+    assert f"stay in {volume.place}/state" in done.stderr
+    assert not is_running(pid)
+    assert not is_mounted(volume.mnt)
+    back(volume)
+    volume.mount()
+    assert (volume.mnt / "f").read_bytes() == data
+    volume.umount()
+
+
+@pytest.mark.parametrize(
+    ("state", "stops"), [("stopping", True), ("running", False), ("degraded", False)]
+)
+def test_whether_the_system_shuts_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, stops: bool
+) -> None:
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\n[ "$*" = is-system-running ] && echo {state}; exit 1\n')
+    systemctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(mount_helper, "SYSTEMD", tmp_path / "booted")
+    assert not mount_helper.is_shutting_down()  # without systemd nobody is asked
+    (tmp_path / "booted").mkdir()
+    assert mount_helper.is_shutting_down() is stops
