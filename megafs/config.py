@@ -65,6 +65,7 @@ class Settings(Struct, frozen=True):
         invalidation that was lost.
     negative_timeout: how long the kernel may believe that a name does not exist.
     pack_size: at which packs are cut, instead of what the volume says.
+    settle_forks: make the journal one chain again where two mounts have written at once.
     uid, gid, umask: what every file is shown with, instead of what is recorded.
     """
 
@@ -93,6 +94,7 @@ class Settings(Struct, frozen=True):
     gid: int | None = None
     umask: int | None = None
     accept_state: bool = False
+    settle_forks: bool = False
     expect_head: str | None = None
     store_options: dict[str, str] = field(default_factory=dict)
 

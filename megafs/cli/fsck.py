@@ -28,7 +28,9 @@ def command(
     a file needs, the journal since the newest checkpoint, and the checkpoints.  Contents are not
     read: megafs scrub does that.  The mount can be used meanwhile.
 
-    Repairs remove no bytes: what no name leads to is put into lost+found.
+    Repairs remove no bytes: what no name leads to is put into lost+found.  Where two mounts have
+    written at once on a store that cannot keep them apart, --repair with a URL keeps one journal
+    and does what the other one held again.
 
     Exit codes: 0 clean, 1 problems were found and all were repaired, 4 problems are left; others as
     for every command (megafs help exit-codes).
@@ -44,6 +46,7 @@ def command(
         FSCK,
         FsckArgs(repair=repair, store=not no_store),
         read_only=not repair,
+        settle_forks=repair,
         **given,
     )
     lines = [f"repaired: {problem.text}" for problem in result.repaired]

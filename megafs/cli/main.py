@@ -43,6 +43,7 @@ COMMANDS = {
     "log": ("megafs.cli.log", "Show what happened to a file, or to the whole volume."),
     "restore": ("megafs.cli.restore", "Bring a file or directory back as it was."),
     "get": ("megafs.cli.get", "Fetch what lies behind a link."),
+    "import": ("megafs.cli.import_files", "Copy files from MEGA into a volume."),
     "undelete": ("megafs.cli.undelete", "Show what was removed; bring it back."),
     "help": ("megafs.cli.help", "More help: exit-codes, options, passphrase."),
 }
@@ -52,7 +53,7 @@ EXIT_CODES = (
     (1, "an error without a code of its own, or a bug"),
     (2, "the command line, an option or a URL is wrong"),
     (3, "gc, key reencrypt: done as far as possible now; run it again later"),
-    (4, "fsck, scrub, salvage: something is damaged or missing (fsck: 1 if all was repaired)"),
+    (4, "fsck, scrub, salvage, import: damaged or missing data (fsck: 1 if all was repaired)"),
     (10, "there is no megafs volume at that URL"),
     (11, "the volume needs a newer megafs"),
     (12, "wrong passphrase, key file or recovery key"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from megafs.cli import passphrase
 from megafs.errors import BadUsage
-from megafs.hardening import hide_argument
-from megafs.mega.links import MegaLink, PasswordLink, is_link, parse_link
-from megafs.mount.options import Secrets
+from megafs.stores.mega.urls import is_account, is_link
+
+if TYPE_CHECKING:
+    from megafs.mega.links import MegaLink
+    from megafs.mount.options import Secrets
 
 #: A link on standard input, first line.
 FROM_STDIN = "-"
@@ -20,8 +22,9 @@ def is_of_mega(text: str) -> bool:
     return text == FROM_STDIN or is_link(text) or is_account(text)
 
 
-def is_account(text: str) -> bool:
-    return text.lower().startswith("mega:")
+def options_url(text: str) -> str:
+    """The URL whose options go with *text*: a link has those of `mega:`, and is a secret."""
+    return "mega:" if is_of_mega(text) and not is_account(text) else text
 
 
 def read_link(text: str, secrets: Secrets) -> MegaLink:
@@ -29,6 +32,11 @@ def read_link(text: str, secrets: Secrets) -> MegaLink:
 
     Its key is taken out of what `ps` shows of this process.
     """
+    # Only here: mount imports this module for every URL.
+    from megafs.cli import passphrase
+    from megafs.hardening import hide_argument
+    from megafs.mega.links import PasswordLink, parse_link
+
     if text == FROM_STDIN:
         text = sys.stdin.readline(_LONGEST)
         if not text.strip():
@@ -43,3 +51,6 @@ def read_link(text: str, secrets: Secrets) -> MegaLink:
         given = passphrase.credential(secrets, prompt="Password of the link").passphrase
         return link.opened(given or "")
     return link
+
+
+__all__ = ["is_account", "is_of_mega", "options_url", "read_link"]

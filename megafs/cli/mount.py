@@ -13,7 +13,7 @@ import click
 from msgspec.structs import asdict
 
 from megafs import garbage
-from megafs.cli import arguments, output
+from megafs.cli import arguments, mega_source, output
 from megafs.mount.options import MountOptions, escape
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def command(
     if expect_head is not None:
         options += (f"expect_head={escape(expect_head)}",)
     chosen = arguments.mount_options(
-        url, options, state_dir=state_dir, cache_dir=cache_dir, **given
+        mega_source.options_url(url), options, state_dir=state_dir, cache_dir=cache_dir, **given
     )
     mount(
         url,
@@ -99,6 +99,13 @@ def mount(
     """Mount, and return when the directory is usable; with *foreground*, when it is unmounted."""
     for text in options.warnings:
         output.warn(text)
+    if mega_source.is_of_mega(url):
+        from megafs.cli import mount_mega
+
+        mount_mega.mount(
+            url, path, options, foreground=foreground, as_json=as_json, debug=debug, quiet=quiet
+        )
+        return
     if os.geteuid() != 0:
         for name in ("suid", "dev"):
             if name in options.kernel:

@@ -80,12 +80,12 @@ def _mount(args: list[str]) -> None:
     if "-N" in names:
         raise BadUsage("megafs cannot mount into another namespace")
 
-    from megafs.cli import arguments
+    from megafs.cli import arguments, mega_source
 
     given = tuple(value for name, value in options if name == "-o")
     if _remounted(path, given):
         return
-    chosen = arguments.mount_options(url, given, sloppy="-s" in names)
+    chosen = arguments.mount_options(mega_source.options_url(url), given, sloppy="-s" in names)
     if "-f" in names:
         return
     if _is_mounted(url, path):

@@ -44,12 +44,13 @@ def run(
     state_dir: Path | None = None,
     cache_dir: Path | None = None,
     read_only: bool = False,
+    settle_forks: bool = False,
     **secrets: Any,
 ) -> R:
     """Run a job on the mount at, or the volume at, *where* and return its result.
 
     read_only: the job needs to commit nothing, so that a volume that is not mounted is opened
-        without writing to it.
+        without writing to it.  settle_forks: see `Settings`.
     """
     from megafs.cli.cache import running_mount
 
@@ -70,7 +71,11 @@ def run(
         from megafs.cli.passphrase import credential
 
         opened_by = credential(chosen.secrets, prompt=f"Passphrase for {where}")
-        settings = replace(chosen.settings, read_only=read_only or chosen.settings.read_only)
+        settings = replace(
+            chosen.settings,
+            read_only=read_only or chosen.settings.read_only,
+            settle_forks=settle_forks,
+        )
         message = _on_volume(where, kind.name, as_message(args), opened_by, settings, on_progress)
         return kind.result_of(message)
 

@@ -131,6 +131,11 @@ def _state_unanswered(record: MountRecord) -> str:
 
 def _lines(status: MountStatus) -> list[str]:
     heading = f"{status.mountpoint}  {status.url}"
+    if status.facts:
+        cache = f"{output.size(status.cache_bytes)} of {output.size(status.cache_limit)}"
+        pairs = [("state", _state(status)), *status.facts, ("cache", cache)]
+        pairs += [("error", f"{output.ago(error.time)}: {error.text}") for error in status.errors]
+        return [heading, *output.rows(pairs)]
     if status.sequence is None:
         pairs = [("state", f"{status.state} (process {status.pid})")]
         if status.state == "dead":

@@ -95,7 +95,8 @@ async def fsck(volume: Volume, args: FsckArgs, on_progress: OnProgress) -> FsckR
     if repair:
         check_writable(volume, "repairing")
     found: list[Problem] = []
-    repaired: list[Problem] = []
+    repaired = [Problem("fork", text) for text in volume.settled]
+    volume.settled = []
     notes: list[str] = []
     for _ in range(_ROUNDS):
         on_progress(Progress(0, 0, "checking the tree"))

@@ -33,6 +33,8 @@ FORMAT: Final = 1
 MAX_OBJECT: Final = 64 << 20
 MAX_CHANGESET: Final = 256 << 20
 _HEAD: Final = 5
+#: So many bytes tell one commit from another: format, epoch, salt and commitment.
+BEGINNING: Final = 61
 
 
 #: What SQLite stores; MessagePack can say more.

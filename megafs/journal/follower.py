@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Set
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import trio
 
@@ -52,6 +52,11 @@ _MISSES, _DISTRUST = 2, 600.0
 TAIL_TRUST = 3600.0
 #: For so many seconds a commit that does not fit is asked for again, on a store without conditions.
 _PUT_BACK = 120.0
+#: What to do about two commits of one number, for people.
+SETTLE = (
+    "two mounts have written at once, on a store that cannot keep them apart: unmount, and settle"
+    " it with megafs fsck --repair URL"
+)
 
 
 class Trust(enum.Enum):
@@ -92,6 +97,11 @@ class RightToWrite(Protocol):
 
     @property
     def held(self) -> bool: ...
+
+    async def recognised(self, verified: VerifiedCommit) -> None:
+        """A commit of this mount's is there, of which it had no answer; Unavailable if it may not
+        count.
+        """
 
 
 class Follower:
@@ -287,7 +297,8 @@ class Follower:
         while True:
             stand = Position(replica.sequence, replica.head, replica.epoch)
             got, listed = await self._read(stand, window)
-            got = self._certain(got)
+            got = await self._certain(got)
+            self._broken_since = None
             self.last_contact = clock.now()
             if not got:
                 if reader.is_opening:
@@ -301,10 +312,11 @@ class Follower:
                 await self._subscriber.before_commits(touched | replica.undecided, removed)
             replica.raise_epoch(reader.epoch)
             news = replica.follow(got)
-            if replica.twin is not None:
+            twin = replica.recognition.twin
+            if twin is not None:
                 replica.disown_pending()
                 raise Corrupt(
-                    f"commit {replica.twin} was made under the number of this mount by another"
+                    f"commit {twin} was made under the number of this mount by another"
                     " process: this machine was copied, or set back, with its memory. Unmount and"
                     " mount again; what is staged here is kept"
                 )
@@ -330,27 +342,46 @@ class Follower:
         except Corrupt as exc:
             if self._right is None:
                 raise
-            # Where the store cannot keep two writers apart, one that was paused may write over a
-            # commit, and the holder of the lease puts it back within half a minute.
-            now = trio.current_time()
-            self._broken_since = self._broken_since or now
-            if now - self._broken_since > _PUT_BACK:
-                raise
-            raise Unavailable(f"{exc}; perhaps another mount is about to put it back") from exc
-        self._broken_since = None
+            self._perhaps_put_back(exc)
         return got, listed
 
-    def _certain(self, got: list[VerifiedCommit]) -> list[VerifiedCommit]:
+    def _perhaps_put_back(self, exc: Corrupt) -> NoReturn:
+        """Where the store cannot keep two writers apart, one that was paused may write over a
+        commit, and the holder of the lease puts it back within half a minute: wait for that.
+        """
+        now = trio.current_time()
+        self._broken_since = self._broken_since or now
+        if now - self._broken_since > _PUT_BACK:
+            raise Corrupt(f"{exc}; {SETTLE}") from exc
+        raise Unavailable(
+            f"{exc}; perhaps another mount is about to put it back. If it stays so for two minutes,"
+            f" {SETTLE}"
+        ) from exc
+
+    async def _certain(self, got: list[VerifiedCommit]) -> list[VerifiedCommit]:
         """*got*, without a commit of ours that may have written over another's, and what follows.
 
         Without the right to write, ours does not stand: whoever has the right has its own there.
+        With it, ours does not stand if the next one follows another.
         """
-        if self._right is None or self._right.held:
+        if self._right is None:
             return got
         for n, verified in enumerate(got):
-            if self._replica.attempted(verified):
+            if not self._replica.recognition.attempted(verified):
+                continue
+            if not self._right.held:
                 return got[:n]
+            if verified is got[-1]:
+                await self._check_followed(verified)
+            await self._right.recognised(verified)
         return got
+
+    async def _check_followed(self, verified: VerifiedCommit) -> None:
+        stand = Position(verified.sequence, verified.hash, self.reader.epoch)
+        try:
+            await self.reader.read(stand, 1)
+        except Corrupt as exc:
+            self._perhaps_put_back(exc)
 
     async def _check_end(self, missing: int) -> None:
         """Raise Corrupt if the store lists a commit after *missing*, which it does not have."""

@@ -8,10 +8,11 @@ free.  Nobody compares two machines' clocks.
 
 A holder may be paused at any moment, for any time: SIGSTOP, a laptop's lid.  Then another one takes
 the lease, and the store would let the first write over what the second has committed.  So the lease
-is read before every commit and after it, by a clock that goes on while the machine sleeps; what was
-committed is read back before anybody is told; and what a holder commits first after it took the
-lease, which is all that an earlier holder can still write over, it keeps at hand, and puts it back
-(`Fence`; docs/decisions/0020).
+is read before every commit and after it, by a clock that goes on while the machine sleeps; a put
+that stood still is given up and not tried again; what was committed is read back before anybody is
+told; and what a holder commits first after it took the lease, which is all that an earlier holder
+can still write over, it keeps in its state directory (kept_commits.py), and puts it back (`Fence`;
+docs/decisions/0021).
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ import trio
 from msgspec import Struct
 
 from megafs import clock
-from megafs.concurrency import one_error_nursery
-from megafs.crypto.volume_keys import Keyring
+from megafs.concurrency import offload, one_error_nursery
+from megafs.crypto.volume_keys import Keyring, digest
 from megafs.errors import Missing, StoreError, Unavailable
+from megafs.journal.commit import BEGINNING, Commit, VerifiedCommit, object_name, open_commit
+from megafs.journal.commit import MAX_OBJECT as MAX_COMMIT
 from megafs.journal.heartbeat import LEASE, MAX_OBJECT, Heartbeat, open_heartbeat, seal
+from megafs.journal.kept_commits import KeptCommit, KeptCommits
 from megafs.journal.replica import Replica
 from megafs.stores.base import ObjectStore
 
@@ -45,18 +49,26 @@ _FRESH: Final = 15.0
 class Lease:
     """The right to write where the store cannot keep two writers apart.
 
-    dead: the number of a mount that is known to live no more, whose lease is free; or 0.
+    kept: what this machine committed first after it took the lease, earlier mounts' included.
+    dead: the number of a mount of this machine that is known to live no more, whose lease is free;
+        or 0.
 
     held: whether this mount has it, as far as it knows.  holder: the other mount that was seen to
     have it; "" if none was.
     """
 
     def __init__(
-        self, replica: Replica, store: ObjectStore, keyring: Keyring, dead: int = 0
+        self,
+        replica: Replica,
+        store: ObjectStore,
+        keyring: Keyring,
+        kept: KeptCommits,
+        dead: int = 0,
     ) -> None:
         self._replica = replica
         self._store = store
         self._keyring = keyring
+        self._kept = kept
         self._dead = dead
         self._token = clock.random_bytes(16)
         self._beat = 0
@@ -64,9 +76,8 @@ class Lease:
         self._lost = trio.Event()
         self.held = False
         self.holder = ""
-        #: What this holder committed first: (name, object).
-        self._first: tuple[str, bytes] | None = None
-        self._is_first = True
+        #: What this holder committed first.
+        self._first: KeptCommit | None = None
 
     async def acquire(self, *, wait: bool) -> bool:
         """Try to take the lease; false if another mount has it (`holder` says which).
@@ -74,7 +85,8 @@ class Lease:
         wait: watch another's lease for as long as it takes to tell whether it is dead.
         """
         there = await self._read()
-        if there is not None and there.mount not in (self._replica.mount, self._dead):
+        ours = there is not None and there.mount in (self._replica.mount, self._dead)
+        if there is not None and not ours:
             self.holder = there.host
             if not wait:
                 return False
@@ -95,7 +107,9 @@ class Lease:
         if self.held:
             self.holder = ""
             self._lost = trio.Event()
-            self._first, self._is_first = None, True
+            # Nobody else had it since: the first commit is still the one to keep.
+            kept = await offload(self._kept.read, kind="disk") if ours else []
+            self._first = kept[-1] if kept else None
         return self.held
 
     async def keep(self) -> None:
@@ -159,11 +173,37 @@ class Lease:
             if begun.age() <= _FRESH:
                 return free
 
-    async def committed(self, name: str, data: bytes) -> None:
+    async def create(self, name: str, data: bytes) -> None:
+        """As `put_new` of the store, and given up if this machine stands still meanwhile.
+
+        It may have arrived then: Unavailable.
+        """
+        scope = trio.CancelScope(deadline=trio.current_time() + _FRESH)
+
+        async def watch() -> None:
+            seen = _Moment.now()
+            while True:
+                await trio.sleep(_FRESH / 5)
+                if seen.age() > _FRESH:
+                    scope.cancel()  # asleep: the clock of deadlines stood still as well
+                seen = _Moment.now()
+                # On waking from a pause it has passed before any task goes on.
+                scope.deadline = max(scope.deadline, trio.current_time() + _FRESH)
+
+        async with one_error_nursery() as nursery:
+            nursery.start_soon(watch)
+            with scope:
+                await self._store.put_new(name, data)
+            nursery.cancel_scope.cancel()
+        if scope.cancelled_caught:
+            raise Unavailable(f"{name}: this machine stood still meanwhile", maybe_done=True)
+
+    async def committed(self, sequence: int, data: bytes) -> None:
         """This mount has created a commit: see that it stands; Unavailable if it may not.
 
         Called before anybody is told of it.
         """
+        name = object_name(sequence)
         there: bytes | None = None
         try:
             there = await self._store.get(name, 0, len(data) + 1)
@@ -172,22 +212,74 @@ class Lease:
         await self.check()
         if there != data:
             raise Unavailable(f"{name} is not what this mount wrote: another one writes as well")
-        if self._is_first:
-            self._first, self._is_first = (name, data), False
+        await self._keep_first(sequence, data)
+
+    async def recognised(self, verified: VerifiedCommit) -> None:
+        """A commit that this mount has created, without hearing of it, is there.
+
+        Called before anybody is told of it.
+        """
+        if self._first is None:
+            name = object_name(verified.sequence)
+            data = await self._store.get(name, 0, MAX_COMMIT + 1)
+            if digest(data) != verified.hash:
+                raise Unavailable(f"{name} is another one now: another mount writes as well")
+            await self._keep_first(verified.sequence, data)
+
+    async def _keep_first(self, sequence: int, data: bytes) -> None:
+        if self._first is None:
+            await offload(self._kept.keep, sequence, data, kind="disk")
+            self._first = KeptCommit(sequence, data, False)
+
+    async def mend(self) -> bool:
+        """Put back what this machine committed first and another mount has written over, if that
+        is proven: by the commit after it, or because nobody but this machine had the lease since.
+
+        Returns whether anything was put back.
+        """
+        mended = False
+        for kept in reversed(await offload(self._kept.read, kind="disk")):
+            if not await self._is_written_over(kept):
+                continue
+            following = await self._commit_after(kept)
+            if following is not None:
+                if following.prev == digest(kept.data):
+                    await self._put(kept)
+                    mended = True
+                continue
+            there = await self._read()
+            ours = there is not None and there.mount == self._dead
+            if not self.held and ours:
+                await self.acquire(wait=False)
+            if self.held and kept == self._first:
+                await self._put_back()
+                mended = True
+        return mended
+
+    async def _commit_after(self, kept: KeptCommit) -> Commit | None:
+        sequence = kept.sequence + 1
+        try:
+            data = await self._store.get(object_name(sequence), 0, MAX_COMMIT + 1)
+        except Missing:
+            return None
+        return open_commit(self._keyring, sequence, data)
+
+    async def _is_written_over(self, kept: KeptCommit) -> bool:
+        try:
+            there = await self._store.get(object_name(kept.sequence), 0, len(_beginning(kept)))
+        except Missing:
+            return False
+        return there != _beginning(kept)
 
     async def _put_back(self) -> None:
         """Put this holder's first commit back, if an earlier holder has written over it."""
-        if self._first is None:
-            return
-        name, data = self._first
-        try:
-            there: bytes | None = await self._store.get(name, 0, len(data) + 1)
-        except Missing:
-            there = None
-        if there == data:
-            return
-        await self.check()
-        await self._store.put(name, data)
+        if self._first is not None and await self._is_written_over(self._first):
+            await self.check()
+            await self._put(self._first)
+
+    async def _put(self, kept: KeptCommit) -> None:
+        name = object_name(kept.sequence)
+        await self._store.put(name, kept.data)
         self._replica.note(
             f"{name} was written over by a mount that had lost the right to write (it had been"
             " paused): it was put back. What that mount wrote waits there, and comes after it"
@@ -240,6 +332,15 @@ class Lease:
         self._written = begun
 
 
+class Onlooker:
+    """Stands for the lease in a mount that never writes."""
+
+    held = False
+
+    async def recognised(self, verified: VerifiedCommit) -> None:
+        """Never called: it makes no commit."""
+
+
 class _Moment(Struct, frozen=True):
     """A moment, by the clocks of this machine: the one that stands still in its sleep, and not."""
 
@@ -254,3 +355,8 @@ class _Moment(Struct, frozen=True):
         """Seconds since then."""
         now = _Moment.now()
         return max(now.awake - self.awake, now.boot - self.boot)
+
+
+def _beginning(kept: KeptCommit) -> bytes:
+    """What tells a commit from another one: format, epoch, salt and commitment."""
+    return kept.data[:BEGINNING]

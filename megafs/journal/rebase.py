@@ -19,6 +19,7 @@ from megafs.errors import Corrupt, Refused
 from megafs.journal.batches import BatchOrigin, PendingBatches
 from megafs.journal.checkpoint_parts import Parts
 from megafs.journal.database import ReplicaDatabase
+from megafs.journal.lost_changes import LostChanges
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import Merge, SeenInodes
@@ -95,6 +96,26 @@ class Rebase:
         self._tree.charge(changes.used, changes.files)
         self.note(changes, remote)
 
+    def lay(self, changes: Changes) -> int:
+        """Apply a changeset as far as it fits: its rows take the place of what is there.
+
+        Returns how many rows of contents do not: those that they change are not there.
+        """
+        left = 0
+
+        def as_it_fits(reason: int, change: apsw.TableChange) -> int:
+            nonlocal left
+            if reason in (apsw.SQLITE_CHANGESET_DATA, apsw.SQLITE_CHANGESET_CONFLICT):
+                return apsw.SQLITE_CHANGESET_REPLACE
+            left += change.name == "extents" and change.new is not None
+            return apsw.SQLITE_CHANGESET_OMIT
+
+        if changes.changeset:
+            apsw.Changeset.apply(
+                changes.changeset, self._db, filter=BY_NAME.__contains__, conflict=as_it_fits
+            )
+        return left
+
     def note(self, changes: Changes, remote: RemoteChanges | None) -> None:
         """The tree has changed: parts to write anew, and what the kernel must forget."""
         for pack in changes.dropped_packs.values():
@@ -144,10 +165,21 @@ class Rebase:
         self.aliases.update(merge.aliases)
         self._log_conflicts(merge.notes, remote)
 
-    def _merge(self, view: SeenInodes, is_ours: Callable[[int, int], bool]) -> Merge:
+    def redo_lost(self, batch: int, lost: LostChanges, origin: BatchOrigin) -> None:
+        """Do what stands for commits that are not in the journal any more, as a batch of ours."""
+        remote = RemoteChanges()
+        merge = self._merge(lost.view, lambda ino, version: False, lost.host)
+        merge.aliases = dict(self.aliases)
+        self._redo_batch(batch, lost.operations, origin, merge, remote)
+        self._log_conflicts(merge.notes, remote)
+
+    def _merge(
+        self, view: SeenInodes, is_ours: Callable[[int, int], bool], host: str = ""
+    ) -> Merge:
+        """host: whose operations they are, if not this one's."""
         date = _date(clock.now_ns())
         number = self._open_batch.number
-        return Merge(self._tree, view, number, self._host, date, self._mount, is_ours)
+        return Merge(self._tree, view, number, host or self._host, date, self._mount, is_ours)
 
     def _is_pending(self, ino: int, version: int) -> bool:
         """Whether a pending operation makes that version of a file."""

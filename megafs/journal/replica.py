@@ -21,7 +21,8 @@ committed.
 
 The file is database.py, the batches that wait for a commit batches.py, undoing and doing them again
 rebase.py, what a process that ended left in the log of operations logged_batches.py, and going back
-when a transaction fails replica_state.py.
+when a transaction fails replica_state.py.  What is collected for the next batch is open_batch.py,
+which batches are in the journal recognition.py, where new numbers come from number_range.py.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import apsw
 
@@ -52,25 +53,23 @@ from megafs.journal.database import ReplicaDatabase
 from megafs.journal.identity import BatchIdentity
 from megafs.journal.known_commits import KnownCommits, LastCommit
 from megafs.journal.logged_batches import LoggedBatch, LoggedBatches
-from megafs.journal.operation_log import Note, OperationLog, Piece, Restore
+from megafs.journal.lost_changes import Difference, LostChanges, TreeLook, touched_by
+from megafs.journal.number_range import NumberRange
+from megafs.journal.open_batch import ChunksForLog, CollectedOperations
+from megafs.journal.operation_log import Note, OperationLog, Restore
 from megafs.journal.rebase import Rebase, RemoteChanges
+from megafs.journal.recognition import Recognition
 from megafs.journal.replica_state import ReplicaState, whole
 from megafs.journal.writer_rows import WriterRows
 from megafs.tree import ops as tree_ops
 from megafs.tree.changeset import Changes
 from megafs.tree.merge import SeenInodes
 from megafs.tree.mount_number import fresh_number
-from megafs.tree.ops import AddPack, ClaimRange, Create, Operation
+from megafs.tree.ops import AddPack, Operation
 from megafs.tree.schema import Ino, SequenceNumber
 from megafs.tree.tree import Extent, Tree
 
 log = logging.getLogger(__name__)
-
-# A number is a range's prefix (38 random bits) and a counter (25 bits): below 2**63, as inode
-# numbers, SQLite's integers and readdir's offsets must be.  Two mounts that claim ranges at the
-# same moment take the same one once in 2**38 times; the second claim is then refused (follow()).
-_COUNTER_BITS = 25
-_PREFIX_BITS = 38
 
 # Inodes, and names, that are answered from memory: some 600 and 250 bytes each.
 _REMEMBERED = 20_000
@@ -81,13 +80,6 @@ _BATCH_OPERATIONS = 4096
 _BATCH_MEMORY = 4 << 20
 # Bytes of a changeset that one operation comes to, as far as it matters.
 _OPERATION = 1536
-
-
-class ChunksForLog(Protocol):
-    """Sealed chunks that lie in a staged pack which nobody syncs (chunks/unlogged.py)."""
-
-    def take(self, extent: Extent) -> bytes | None:
-        """The chunk that *extent* names, if it has to go into the log with the operation."""
 
 
 class Replica:
@@ -136,21 +128,13 @@ class Replica:
         self._database = database
         self.db = database.db
         self.fresh = database.fresh
-        self._prefix = 0
-        self._counter = 0
-        self._ops: list[Operation] = []
-        self._logged = 0  # how many of them the log of operations has
-        self._packs: set[int] = set()
-        self._outcomes: dict[int, StrictOutcome] = {}
-        self._identity: BatchIdentity | None = None  # of the open batch, once it is in the log
-        #: Hashes of the commits that this process may have created; see `attempt`.
-        self._attempts: dict[SequenceNumber, set[bytes]] = {}
-        #: A commit under this mount's number that this process did not make, if there is one.
-        self.twin: SequenceNumber | None = None
+        self._collected = CollectedOperations(self.mount, self._unlogged_chunks)
         self._writers = WriterRows()
         self._found = LoggedBatches()
         try:
             self.tree = Tree(self.db, self._longest, _REMEMBERED)
+            self._numbers = NumberRange(self.tree, self.mount, self.record)
+            self.recognition = Recognition(self.tree, self.mount, self._state_number)
             self.parts = Parts(self.db)
             self._batches = PendingBatches(database, self._state_number)
             self._rebase = Rebase(
@@ -241,7 +225,7 @@ class Replica:
         self._load()
         self.parts.reload()
         self._database.begin()
-        for op in self._ops:
+        for op in self._collected.operations:
             op.apply(self.tree)
 
     # ---- its state --------------------------------------------------------------------------
@@ -252,8 +236,8 @@ class Replica:
             self.head,
             self.batch,
             self.committed,
-            self._prefix,
-            self._counter,
+            self._numbers.prefix,
+            self._numbers.counter,
             self.tree.used,
             self.tree.files,
             dict(self._batches.infos),
@@ -262,7 +246,7 @@ class Replica:
     def _go_back(self, state: ReplicaState) -> None:
         self.sequence, self.head = state.sequence, state.head
         self.batch, self.committed = state.batch, state.committed
-        self._prefix, self._counter = state.prefix, state.counter
+        self._numbers.prefix, self._numbers.counter = state.prefix, state.counter
         self.tree.used, self.tree.files = state.used, state.files
         self._batches.infos = state.pending
 
@@ -298,24 +282,12 @@ class Replica:
 
     def number(self) -> int:
         """A number that nothing in the volume has ever had."""
-        if not self._prefix or self._counter >> _COUNTER_BITS:
-            self._claim()
-        self._counter += 1
-        return self._prefix << _COUNTER_BITS | self._counter
+        return self._numbers.next()
 
     @property
     def last_number(self) -> tuple[int, int]:
         """The last number given out, and the last one that may follow it in its range."""
-        first = self._prefix << _COUNTER_BITS
-        return first | self._counter, first | (1 << _COUNTER_BITS) - 1
-
-    def _claim(self) -> None:
-        while True:
-            prefix = int.from_bytes(clock.random_bytes(5), "big") >> (40 - _PREFIX_BITS)
-            if prefix and not self.tree.is_claimed(prefix):  # 0 holds the root directory
-                break
-        self._prefix, self._counter = prefix, 0
-        self.record(ClaimRange(prefix, self.mount))
+        return self._numbers.last
 
     @whole
     def record(self, op: Operation, outcome: StrictOutcome | None = None) -> None:
@@ -328,12 +300,7 @@ class Replica:
             if piece.pack:
                 self.tree.pack(piece.pack)  # gc may have dropped it since the caller looked
         op.apply(self.tree)
-        if outcome is not None:
-            self._outcomes[len(self._ops)] = outcome
-            if isinstance(op, Create):
-                outcome.ino = Ino(op.ino)
-        self._ops.append(op)
-        self._packs.update(piece.pack for piece in op.laid() if piece.pack)
+        self._collected.add(op, outcome)
 
     def announce_pack(self, number: int, name: bytes, epoch: int) -> None:
         """A pack is about to get its first chunk: record it before anything names it."""
@@ -345,7 +312,8 @@ class Replica:
 
     def take_claims(self) -> list[Operation]:
         """For `Rebase`: the ranges of numbers claimed meanwhile."""
-        claims, self._ops = self._ops, []
+        claims = self._collected.operations
+        self._collected.clear()
         return claims
 
     def operations(self, batch: int) -> list[Operation]:
@@ -355,7 +323,7 @@ class Replica:
     @property
     def named_packs(self) -> set[int]:
         """The packs that operations name which are not in the journal yet."""
-        return self._packs | self._batches.packs
+        return self._collected.packs | self._batches.packs
 
     def pack_ids(self, numbers: Iterable[int]) -> list[bytes]:
         """The random ids of these packs, in a fixed order."""
@@ -364,18 +332,18 @@ class Replica:
     @property
     def undecided(self) -> set[Ino]:
         """The files whose making may still be refused, visible as they are on this machine."""
-        waiting = (self._outcomes, *self._batches.outcomes.values())
+        waiting = (self._collected.outcomes, *self._batches.outcomes.values())
         return {t.ino for outcomes in waiting for t in outcomes.values() if t.ino}
 
     @property
     def open_operations(self) -> int:
         """How many operations are not in a closed batch yet."""
-        return len(self._ops)
+        return len(self._collected)
 
     @property
     def unlogged(self) -> int:
         """How many operations the log does not have yet."""
-        return len(self._ops) - self._logged
+        return self._collected.unlogged
 
     def _batch_limits(self) -> tuple[int, int]:
         """Operations, and bytes in memory, at which a batch ends.
@@ -393,40 +361,17 @@ class Replica:
         After it the operations survive the end of this process; for a power cut, `oplog.sync`.
         Returns the number of the batch that holds the last of them, closed or still open.
         """
-        if not self._ops:
+        if not self._collected.operations:
             return self.batch
         operations, memory = self._batch_limits()
-        if len(self._ops) >= operations or self._database.recorded_bytes >= memory:
+        if len(self._collected) >= operations or self._database.recorded_bytes >= memory:
             return self.close_batch()
         return self._log()
 
     def _log(self) -> int:
         batch = max(self.batch + 1, self._floor)
-        if self._identity is None:
-            self._identity = BatchIdentity(self.mount, batch)
-        if self._logged < len(self._ops):
-            ops = self._ops[self._logged :]
-            encoded = tree_ops.encode(ops)
-            note = self._note
-            if self._outcomes:
-                strict = [n - self._logged for n in self._outcomes if n >= self._logged]
-                note = Note(self.mount, 0, tuple(strict))
-            self.oplog.append(batch, encoded, self._logged, self._pieces(ops), note)
-            self._identity.add(encoded, len(ops))
-            self._logged = len(self._ops)
+        self._collected.log(self.oplog, batch)
         return batch
-
-    def _pieces(self, ops: Iterable[Operation]) -> list[Piece]:
-        """The small chunks that these name and nobody syncs."""
-        unlogged = self._unlogged_chunks
-        if unlogged is None:
-            return []
-        return [
-            (extent.pack, extent.offset, sealed)
-            for op in ops
-            for extent in op.laid()
-            if extent.pack and (sealed := unlogged.take(extent)) is not None
-        ]
 
     @whole
     def close_batch(self) -> int:
@@ -434,25 +379,24 @@ class Replica:
 
         After it the operations survive the end of this process, as after `log`.
         """
-        if not self._ops:
+        collected = self._collected
+        if not collected.operations:
             return self.batch
         # First: a process that ends between the two finds them in the log.
         batch = self._log()
-        assert self._identity is not None
-        origin = BatchOrigin(self.mount, False, tuple(self._identity.prefixes))
-        if self._outcomes:
-            self._batches.outcomes[batch] = self._outcomes
+        if collected.outcomes:
+            self._batches.outcomes[batch] = collected.outcomes
         self._rebase.finish(
-            batch, tree_ops.encode(self._ops), len(self._ops), frozenset(self._packs), origin
+            batch,
+            tree_ops.encode(collected.operations),
+            len(collected),
+            frozenset(collected.packs),
+            collected.origin,
         )
         self.batch = batch
         self._put_state()
         self._database.commit()
-        self._outcomes = {}
-        self._identity = None
-        self._ops = []
-        self._logged = 0
-        self._packs = set()
+        collected.clear()
         return batch
 
     # ---- the journal ------------------------------------------------------------------------
@@ -475,23 +419,13 @@ class Replica:
         known = self.tree.last_batch(self.mount)
         rows = [(self.mount, draft.last, self.host)]
         rows += [
-            (key, batch, "") for key, batch in draft.inherited.items() if not self._is_known(key)
+            (key, batch, "")
+            for key, batch in draft.inherited.items()
+            if not self.recognition.is_key(key)
         ]
         old = (self.mount, known, self.host) if known else None
         draft.changeset = self._writers.add(draft.changeset, old, rows)
         return draft
-
-    def _is_known(self, key: int) -> bool:
-        """Whether the tree has a batch of this key."""
-        return self.tree.last_batch(key) != 0
-
-    def attempted(self, verified: VerifiedCommit) -> bool:
-        """Whether this process has made that commit."""
-        return verified.hash in self._attempts.get(verified.sequence, ())
-
-    def attempt(self, sequence: SequenceNumber, digest: bytes) -> None:
-        """This mount is about to create a commit, and may never hear whether it did."""
-        self._attempts.setdefault(sequence, set()).add(digest)
 
     @whole
     def won(
@@ -506,7 +440,7 @@ class Replica:
             self.tree.set_last_batch(self.mount, commit.last_batch, self.host)
             for number in gone:
                 origin = self.pending[number].origin
-                if origin.inherited and not self._is_known(origin.key):
+                if origin.inherited and not self.recognition.is_key(origin.key):
                     self.tree.set_last_batch(origin.key, number, "")
             self._forget_batches(gone)
             self._add_history(sequence, digest, commit)
@@ -519,7 +453,7 @@ class Replica:
         self.committed = max(self.committed, upto)
 
     def _add_history(self, sequence: SequenceNumber, digest: bytes, commit: Commit) -> None:
-        self._attempts.pop(sequence, None)
+        self.recognition.settled(sequence)
         self.sequence = sequence
         self.head = digest
         self._known.add(sequence, digest, commit)
@@ -569,57 +503,37 @@ class Replica:
                     raise Corrupt(f"commit {sequence} does not follow commit {self.sequence}")
                 self._rebase.apply(verified.changes, f"commit {sequence}", remote)
                 verified.forget_changes()
-                self._recognise(verified)
+                self.recognition.see(verified)
                 self._add_history(sequence, verified.hash, commit)
             if ours:
-                self._forget_batches(self._known_by_key())
+                self._forget_batches(self._known_pending())
             self._rebase.redo(view, remote)
         self.oplog.forget(self.committed)
         return remote
 
-    def _recognise(self, verified: VerifiedCommit) -> None:
-        """Forget the pending batches that a commit brought; they are undone."""
-        commit = verified.commit
-        mine = commit.mount == self.mount
-        if mine and not self.attempted(verified) and not self._is_heir:
-            # Another process has our number: this one was copied with its memory.
-            self.twin = verified.sequence
-            return
-        gone = [
-            number
-            for number, info in self.pending.items()
-            if number <= commit.last_batch
-            and info.origin.number == commit.mount
-            and (mine or (info.origin.inherited and self._batches.is_as_first_done(number)))
-        ]
-        self._forget_batches(gone)
+    def _known_pending(self) -> list[int]:
+        """The pending batches, which are undone, that are in the journal by now.
 
-    @property
-    def _is_heir(self) -> bool:
-        """Whether an earlier process had the same number; so it is in tests alone."""
-        return self.mount == self._state_number
-
-    def _known_by_key(self) -> list[int]:
-        """The pending batches that somebody else with a copy of them has brought to the journal.
-
-        Of those of which a part is there, that part is forgotten.  One that was done again here
-        stays: a conflict copy in it may hold what later batches wrote, and nobody else has those.
+        Of those of which a part is there, that part is forgotten.  One of another process that was
+        done again here stays: a conflict copy in it may hold what later batches wrote, and nobody
+        else has those.
         """
         gone = []
+        elsewhere = 0
         for number, info in list(self.pending.items()):
-            count = self._known_part(info.origin)
-            if count == info.origin.prefixes[-1][0]:
-                if self._batches.is_as_first_done(number):
-                    gone.append(number)
-            elif count:
-                self._batches.shorten(number, count)
-        if gone:
-            self._rebase.add_note(_brought_elsewhere(len(gone)))
+            total = info.origin.prefixes[-1][0]
+            count, by_key = self.recognition.known(number, info.origin, total)
+            if count < total:
+                if count:
+                    self._batches.shorten(number, count)
+            elif not info.origin.inherited:
+                gone.append(number)
+            elif self._batches.is_as_first_done(number):
+                gone.append(number)
+                elsewhere += by_key
+        if elsewhere:
+            self._rebase.add_note(_brought_elsewhere(elsewhere))
         return gone
-
-    def _known_part(self, origin: BatchOrigin) -> int:
-        """How many operations of a batch are in the journal by one of its keys."""
-        return next((n for n, key in reversed(origin.prefixes) if self._is_known(key)), 0)
 
     def disown_pending(self) -> None:
         """Another process has this mount's number: no batch that waits is known by it any more.
@@ -680,7 +594,10 @@ class Replica:
         before_first = min(self.pending) - 1 if self.pending else self.batch
         self.committed = max(self.committed, before_first)
         get = self._database.get
-        if not self._ops and (get("batch"), get("committed")) != (self.batch, self.committed):
+        if not self._collected.operations and (get("batch"), get("committed")) != (
+            self.batch,
+            self.committed,
+        ):
             # `rewind` goes back to what is stored, and the open batch must keep its number.
             with self._between_batches():
                 pass
@@ -691,15 +608,45 @@ class Replica:
         missing = []
         elsewhere = 0
         for number, batch in found.missing(after=self.committed, pending=self.pending):
-            if self.tree.last_batch(batch.origin.number) >= number:
-                continue
-            count = self._known_part(batch.origin)
-            elsewhere += count > 0
+            count, by_key = self.recognition.known(number, batch.origin, len(batch.operations))
+            elsewhere += by_key
             if count < len(batch.operations):
                 missing.append((number, batch.without(count) if count else batch))
         if elsewhere:
             self.note(_brought_elsewhere(elsewhere))
         return missing
+
+    # ---- commits that are not in the journal any more ---------------------------------------
+
+    def changes_of(self, lost: list[VerifiedCommit]) -> LostChanges:
+        """What these commits changed, if they are laid over the tree as it is without what is
+        pending; the tree stays as it is."""
+        difference: Difference | None = None
+        touched = touched_by(lost)
+        try:
+            with self._between_batches():
+                self._rebase.undo(list(self.pending), RemoteChanges())
+                before = TreeLook.of(self.tree, touched)
+                left = sum(self._rebase.lay(verified.changes) for verified in lost)
+                difference = Difference(before, TreeLook.of(self.tree, touched), lost, left)
+                raise _LookedAtError
+        except _LookedAtError:
+            self.tree.forget_rows()
+        assert difference is not None
+        return difference.changes()
+
+    @whole
+    def bring_back(self, lost: LostChanges) -> None:
+        """Do again what commits did that are not in the journal any more: a pending batch."""
+        self.close_batch()
+        batch = max(self.batch + 1, self._floor)
+        with self._between_batches():
+            identity = BatchIdentity.of(self.mount, batch, lost.operations)
+            origin = BatchOrigin(self.mount, False, tuple(identity.prefixes))
+            self._rebase.redo_lost(batch, lost, origin)
+            self.batch = batch
+        number, encoded, note = self._for_log(batch)
+        self.oplog.append(number, encoded, note=note)
 
     def _for_log(self, batch: int) -> tuple[int, bytes, Note]:
         """What has to be appended to the log so that it holds a pending batch as it is now."""
@@ -749,7 +696,7 @@ class Replica:
                 number, True, tuple(BatchIdentity.of(number, batch, kept).prefixes)
             )
             strict = self._batches.outcomes.get(batch, {})
-            self._prefix = 0  # its claim may be among what goes
+            self._numbers.prefix = 0  # its claim may be among what goes
             self._rebase.undo(gone, RemoteChanges())
             self._batches.forget(gone)
             self._batches.outcomes[batch] = {n: t for n, t in strict.items() if n < first}
@@ -877,6 +824,10 @@ class Replica:
                 changes = Changes.of(self._batches.changeset(batch))
                 self._rebase.apply(changes, f"batch {batch} again", RemoteChanges())
             self._go_back(state)
+
+
+class _LookedAtError(Exception):
+    """Ends a transaction of which nothing shall stay."""
 
 
 def _brought_elsewhere(count: int) -> str:

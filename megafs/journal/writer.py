@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 
 #: A changeset up to this size is compressed on the event loop: 0.2 ms.
 _IN_PLACE = 64 << 10
-#: So many bytes tell one commit from another: format, epoch, salt and commitment.
-_BEGINNING = 61
 
 
 class Packs(Protocol):
@@ -61,7 +59,10 @@ class Fence(Protocol):
     async def may_create(self, name: str) -> bool:
         """Whether a commit's name is free now; Unavailable if this mount must not commit."""
 
-    async def committed(self, name: str, data: bytes) -> None:
+    async def create(self, name: str, data: bytes) -> None:
+        """Create a commit, whose name is free; Unavailable if this machine was paused meanwhile."""
+
+    async def committed(self, sequence: int, data: bytes) -> None:
         """Raise Unavailable if the commit that was created may not stand."""
 
 
@@ -268,18 +269,18 @@ class Writer:
             ):
                 # Nobody could read it: the journal would end here for every mount.
                 raise TooLarge(f"a commit of {len(data)} bytes is too large for the journal")
-            replica.attempt(sequence, digest(data))
+            replica.recognition.attempt(sequence, digest(data))
             name = commit_format.object_name(sequence)
             free = self._fence is None or await self._fence.may_create(name)
             if not free or not await self._create(sequence, data):
                 await self._take_in(sequence)
                 return
             if self._fence is not None:
-                await self._fence.committed(name, data)
+                await self._fence.committed(sequence, data)
             if not follower.tail_is_fresh():
                 await self._withdraw_if_folded(sequence)
             self.commits += 1
-            self._last = (sequence, data[:_BEGINNING])
+            self._last = (sequence, data[: commit_format.BEGINNING])
             follower.note_end()
             # The head first: once the replica says that the batch is committed, an fsync returns.
             replica.raise_epoch(self._keyring.epoch)
@@ -312,7 +313,7 @@ class Writer:
             number, beginning = self._last
             try:
                 there = await self._store.get(
-                    commit_format.object_name(sequence - 1), 0, _BEGINNING
+                    commit_format.object_name(sequence - 1), 0, commit_format.BEGINNING
                 )
                 # With a lease, its holder puts back what was written over (lease.py).
                 gap = number == sequence - 1 and there != beginning and self._fence is None
@@ -324,8 +325,9 @@ class Writer:
         async with one_error_nursery() as nursery:
             if sequence > 1:
                 nursery.start_soon(look)
+            put_new = self._store.put_new if self._fence is None else self._fence.create
             try:
-                await self._store.put_new(name, data)
+                await put_new(name, data)
             except Exists:
                 return False
         if unknown is not None:

@@ -1,5 +1,8 @@
 """MEGA's API: commands over HTTP, one request at a time, each tried until it is answered.
 
+Only the question where a file's bytes are (`g`) does not wait for its turn, as in MEGA's SDK: the
+answer to `f`, a whole tree, may take minutes.
+
 A request has a number, and MEGA carries out none twice: whatever becomes of an answer, the same
 request with the same number is sent again (`ApiChannel._exchange`).  What it meets:
 
@@ -114,9 +117,16 @@ class ApiChannel:
         """Ask as somebody else from now on: after a login."""
         self._query = dict(query)
 
-    async def call(self, command: Mapping[str, Any]) -> Any:
-        """Have one command carried out and return its result; raises what a number means."""
-        answer = await self._exchange(command, None)
+    async def call(self, command: Mapping[str, Any], *, in_turn: bool = True) -> Any:
+        """Have one command carried out and return its result; raises what a number means.
+
+        in_turn: False for those that need not wait for another one's answer.
+        """
+        if in_turn:
+            async with self._turn:
+                answer = await self._exchange(command, None)
+        else:
+            answer = await self._exchange(command, None)
         assert answer is not None
         try:
             found = json.loads(answer)
@@ -135,17 +145,17 @@ class ApiChannel:
 
         begin: makes a new receiver for each try, as the answer then begins anew.
         """
-        await self._exchange(command, begin)
+        async with self._turn:
+            await self._exchange(command, begin)
 
     async def _exchange(
         self, command: Mapping[str, Any], begin: Callable[[], Receiver] | None
     ) -> bytes | None:
-        async with self._turn:
-            self._number = (self._number + 1) & 0xFFFFFFFF
-            query = urlencode({"id": str(self._number), **self._query})
-            target = f"{self._session.base_path}/cs?{query}"
-            body = json.dumps([command], separators=(",", ":")).encode()
-            return await self._until_answered(target, body, begin)
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        query = urlencode({"id": str(self._number), **self._query})
+        target = f"{self._session.base_path}/cs?{query}"
+        body = json.dumps([command], separators=(",", ":")).encode()
+        return await self._until_answered(target, body, begin)
 
     async def _until_answered(
         self, target: str, body: bytes, begin: Callable[[], Receiver] | None
@@ -224,8 +234,12 @@ class ApiChannel:
         """Block until something happens, or the server has had enough of waiting."""
         base, target = origin_and_target(address, local=self.is_local)
         session = Session(base, connections=1, timeouts=Timeouts(read=_WAIT))
+        begin = trio.current_time()
         try:
             await session.request("GET", target, {}, limit=4096)
+        except Unavailable:
+            if trio.current_time() < begin + _WAIT - 1:
+                raise  # else nothing happened for as long as we wait
         finally:
             await session.aclose()
 

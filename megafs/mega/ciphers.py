@@ -42,8 +42,13 @@ def encode(data: bytes) -> str:
     return urlsafe_b64encode(data).decode().rstrip("=")
 
 
-def decode(text: str) -> bytes:
-    """What *text*, base64 of either alphabet with or without padding, stands for; ValueError."""
+def decode(text: object) -> bytes:
+    """What *text*, base64 of either alphabet with or without padding, stands for; ValueError.
+
+    text: as it came, so perhaps no text at all.
+    """
+    if not isinstance(text, str):
+        raise ValueError("not a text")
     plain = text.translate(_STANDARD)
     return b64decode(plain + "=" * (-len(plain) % 4), validate=True)
 

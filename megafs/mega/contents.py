@@ -81,7 +81,7 @@ class FileContents:
 
     async def find(self, file: FileRef) -> FoundFile:
         """Ask the API for a file, and remember where its bytes are."""
-        answer = await self._api.call({"a": "g", "g": 1, "ssl": 2, **file.selector})
+        answer = await self._api.call({"a": "g", "g": 1, "ssl": 2, **file.selector}, in_turn=False)
         found = _found(answer)
         if found.address:
             self._addresses[file] = found.address

@@ -13,7 +13,7 @@ from megafs.mega.contents import FileContents, FileRef
 from megafs.mega.errors import KeyRefused
 from megafs.mega.links import MegaLink
 from megafs.mega.names import marked, needs_mark, plain_name
-from megafs.mega.node_table import NodeRow, NodeTable, ino_of
+from megafs.mega.node_table import NodeRow, NodeTable
 from megafs.mega.transfer import Copying, WantedFile
 
 #: Nodes of one look into the table.
@@ -51,6 +51,12 @@ def wanted_file(row: NodeRow, name: str) -> WantedFile:
     return WantedFile(FileRef(row.handle), FileKey.of(row.key), row.size, name, row.mtime)
 
 
+def name_of(row: NodeRow) -> str:
+    """What a node is called as the top of a copy; the root of an account has no name."""
+    name = os.fsdecode(row.shown)
+    return "MEGA" if name == "." else name
+
+
 def find_path(table: NodeTable, top: NodeRow, path: str) -> NodeRow:
     """The node at *path* below *top*: "" or "/a/b"; Missing."""
     at = top
@@ -60,16 +66,6 @@ def find_path(table: NodeTable, top: NodeRow, path: str) -> NodeRow:
             raise Missing(f"there is no {path} in this part of MEGA")
         at = below
     return at
-
-
-def find_inside(table: NodeTable, top: NodeRow, link: MegaLink) -> NodeRow:
-    """What a link to a folder leads to: the folder, or what it names within; Missing."""
-    if not link.inside:
-        return top
-    found = table.find(ino_of(link.inside))
-    if found is None:
-        raise Missing("the folder no longer has what this link leads to")
-    return found
 
 
 def walk(table: NodeTable, top: NodeRow) -> Iterator[TreeEntry]:

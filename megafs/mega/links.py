@@ -13,8 +13,8 @@ from typing import Final
 from megafs.errors import BadPassphrase, BadUsage
 from megafs.mega.ciphers import FILE_KEY, FOLDER_KEY, decode, encode, xor
 from megafs.secret_struct import SecretStruct
+from megafs.stores.mega.urls import LINK_HOST
 
-_HOST: Final = re.compile(r"(?:https?://)?(?:www\.)?mega\.(?:co\.)?(?:nz|io|app)/", re.IGNORECASE)
 _HANDLE: Final = r"[A-Za-z0-9_-]{8}"
 _NEW: Final = re.compile(
     rf"(file|folder)/({_HANDLE})(?:#([A-Za-z0-9_,-]+)(?:/(file|folder)/({_HANDLE}))?)?/?"
@@ -65,15 +65,10 @@ class PasswordLink(SecretStruct, frozen=True):
         return MegaLink(self.is_folder, encode(handle), xor(closed, derived[: len(closed)]))
 
 
-def is_link(text: str) -> bool:
-    """Whether *text* is meant as a link to MEGA, right or wrong."""
-    return _HOST.match(text) is not None
-
-
 def parse_link(text: str) -> MegaLink | PasswordLink:
     """Take *text* apart; BadUsage, without the key, if it is no link to a file or folder."""
     text = text.strip()
-    host = _HOST.match(text)
+    host = LINK_HOST.match(text)
     if host is None:
         raise BadUsage("not a link to MEGA: they begin with https://mega.nz/")
     rest = text[host.end() :]

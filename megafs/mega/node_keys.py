@@ -51,6 +51,8 @@ class NodeKeys:
 
     def __init__(self) -> None:
         self._open: dict[str, Unwrapper] = {}
+        #: The keys of shared folders.
+        self.shares: dict[str, bytes] = {}
         self._any: Unwrapper | None = None
 
     def add_for_all(self, key: bytes) -> None:
@@ -59,6 +61,11 @@ class NodeKeys:
 
     def add(self, handle: str, key: bytes) -> None:
         self._open[handle] = Unwrapper(key)
+
+    def add_share(self, handle: str, key: bytes) -> None:
+        """The key of a shared folder: it opens every node whose key is wrapped for that share."""
+        self.shares[handle] = key
+        self.add(handle, key)
 
     def add_own_share(self, master: bytes, entry: object) -> None:
         """An element of `ok`: the key of a folder that the account shares.
@@ -79,7 +86,7 @@ class NodeKeys:
         except ValueError:
             return
         if len(key) == FOLDER_KEY:
-            self.add(handle, key)
+            self.add_share(handle, key)
 
     def add_inbound_share(self, master: bytes, node: Mapping[str, Any]) -> None:
         """A node with `sk`: a folder that another account shares with this one."""
@@ -91,7 +98,7 @@ class NodeKeys:
         except ValueError:
             return
         if len(key) == FOLDER_KEY:  # longer: sealed with RSA, by clients from before 2013
-            self.add(handle, key)
+            self.add_share(handle, key)
 
     def node_key(self, wrapped: object, kind: int) -> bytes | None:
         """The key of a node: of "HANDLE:KEY/HANDLE:KEY", the first that can be opened."""
@@ -151,13 +158,14 @@ def renamed(
 
 
 def is_handle(text: object) -> bool:
-    """Whether *text* is the handle of a node: 6 bytes."""
+    """Whether *text* is the handle of a node: 6 bytes, not all of them zero."""
     if not isinstance(text, str) or len(text) != 8:
         return False
     try:
-        return len(decode(text)) == 6
+        handle = decode(text)
     except ValueError:
         return False
+    return len(handle) == 6 and any(handle)
 
 
 def _attributes(key: bytes | None, closed: object) -> dict[str, Any] | None:

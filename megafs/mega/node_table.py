@@ -10,7 +10,7 @@ ever, on every machine.  The row that the mount shows as its root is called `top
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +19,7 @@ import apsw
 from megafs.errors import Corrupt, Fault, Full
 from megafs.mega.ciphers import decode, encode
 from megafs.mega.names import KEYLESS, marked, needs_mark
-from megafs.mega.node_keys import FILE, FOLDER, INBOX, ROOT, RUBBISH, OpenedNode
+from megafs.mega.node_keys import FILE, FOLDER, INBOX, ROOT, RUBBISH, NodeKeys, OpenedNode
 from megafs.private_files import expect_file
 
 _SCHEMA: Final = 1
@@ -38,6 +38,7 @@ _NODES: Final = """CREATE TABLE nodes(
 _TABLES: Final = (
     "CREATE TABLE local(key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     _NODES,
+    "CREATE TABLE shares(handle TEXT PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID",
     "CREATE INDEX by_shown ON nodes(parent, shown)",
     "CREATE INDEX by_name ON nodes(parent, name)",
     "CREATE INDEX by_parent ON nodes(parent)",
@@ -173,6 +174,12 @@ class NodeTable:
     def put(self, key: str, value: Any) -> None:
         self._db.execute("INSERT OR REPLACE INTO local VALUES(?,?)", (key, value))
 
+    def kept_keys(self, keys: NodeKeys) -> NodeKeys:
+        """*keys*, with those of shared folders that the last load brought."""
+        for handle, key in self._db.execute("SELECT handle, key FROM shares").fetchall():
+            keys.add_share(str(handle), bytes(key))  # type: ignore[arg-type]
+        return keys
+
     def find(self, ino: int) -> NodeRow | None:
         row = self._db.execute(f"SELECT {_ROW} FROM nodes WHERE ino=?", (ino,)).fetchone()
         return None if row is None else NodeRow(*row)
@@ -199,8 +206,8 @@ class NodeTable:
 
     def keyless(self) -> int:
         """How many nodes no key opens."""
-        sql = "SELECT count(*) FROM nodes WHERE key IS NULL AND kind IN (?,?)"
-        row = self._db.execute(sql, (FILE, FOLDER)).fetchone()
+        sql = "SELECT count(*) FROM nodes WHERE key IS NULL AND kind IN (?,?) AND ino!=?"
+        row = self._db.execute(sql, (FILE, FOLDER, INBOUND)).fetchone()
         assert row is not None
         return int(row[0])
 
@@ -282,6 +289,7 @@ class Loader:
     def begin(self) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         self._db.execute("DELETE FROM nodes")
+        self._db.execute("DELETE FROM shares")
         self._db.execute("DELETE FROM local WHERE key IN ('sn','loaded','root','bin')")
         self._db.execute(
             _INSERT, (INBOUND, 0, FOLDER, 0, 0, None, b"incoming shares", b"incoming shares", None)
@@ -324,14 +332,15 @@ class Loader:
             (row[5], row[6], row[7], row[4], ino),
         )
 
-    def commit(self, sn: str) -> None:
-        """The tree is complete."""
+    def commit(self, sn: str, shares: Mapping[str, bytes] | None = None) -> None:
+        """The tree is complete.  shares: the keys of shared folders."""
+        self._db.executemany("INSERT INTO shares VALUES(?,?)", list((shares or {}).items()))
         # Old versions are files below files.
         self._db.execute(
             "DELETE FROM nodes WHERE parent IN (SELECT ino FROM nodes WHERE kind=?)", (FILE,)
         )
         doubled: list[Any] = self._db.execute(
-            "SELECT parent, name FROM nodes GROUP BY parent, name HAVING count(*)>1"
+            "SELECT parent, name FROM nodes WHERE parent!=0 GROUP BY parent, name HAVING count(*)>1"
         ).fetchall()
         for parent, name in doubled:
             _name_group(self._db, parent, name)

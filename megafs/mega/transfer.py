@@ -51,11 +51,22 @@ def not_genuine(name: str) -> Corrupt:
 
 
 class Copying:
-    """Copies of files.  on_bytes: called with how many bytes have come, or were there already."""
+    """Copies of files.
 
-    def __init__(self, contents: FileContents, on_bytes: OnBytes = lambda count: None) -> None:
+    on_bytes: called with how many bytes have come, or were there already.
+    each_durable: False if whoever copies makes all of them durable at the end.
+    """
+
+    def __init__(
+        self,
+        contents: FileContents,
+        on_bytes: OnBytes = lambda count: None,
+        *,
+        each_durable: bool = True,
+    ) -> None:
         self._contents = contents
         self._on_bytes = on_bytes
+        self._each_durable = each_durable
 
     async def to_sink(self, file: WantedFile, sink: PlainSink) -> None:
         """Hand the plain bytes to *sink* as they come; raise Corrupt at the end if they are not
@@ -87,7 +98,8 @@ class Copying:
             await self._fill(file, fd, begun - begun % 16)
             if file.mtime is not None:
                 os.utime(fd, ns=(file.mtime * 10**9,) * 2)
-            await offload(os.fsync, fd, kind="disk")
+            if self._each_durable:
+                await offload(os.fsync, fd, kind="disk")
             _give_name(part, path)
         finally:
             os.close(fd)

@@ -109,7 +109,7 @@ class _TreeReceiver:
             if self._top is None or self._top.key is None:
                 raise KeyRefused
             self._loader.put("root", ino_of(self._top.handle))
-        self._loader.commit(self._sn)
+        self._loader.commit(self._sn, self.keys.shares)
 
 
 def _is_top(node: Mapping[str, Any]) -> bool:

@@ -196,6 +196,7 @@ class MountStatus(Struct, frozen=True):
 
     Times in seconds since 1970, uptime in seconds; requests_waiting: by FUSE operation, for how
     many seconds the oldest has waited.  sequence is None of a mount that could not be asked.
+    facts: of a mount of files that are no volume: what to say instead of head, staged and volume.
     """
 
     mountpoint: str
@@ -218,6 +219,7 @@ class MountStatus(Struct, frozen=True):
     memory_cache_bytes: int | None = None
     cache_bytes: int = 0
     cache_limit: int = 0
+    facts: tuple[tuple[str, str], ...] = ()
     cache: JsonObject = {}
     cache_dir: str = ""
     state_dir: str = ""

@@ -40,8 +40,8 @@ from msgspec import Struct
 from megafs.concurrency import offload
 from megafs.config import Settings
 from megafs.errors import Fault, MegafsError, MountFailed, Refused, leaf
-from megafs.fs.filesystem import FileSystem
 from megafs.fs.requests import Caller, Invalidation
+from megafs.fs.served import ServedFileSystem
 from megafs.fs.snapshot_view import attributes_may_change, in_snapshots
 from megafs.metrics import Registry
 from megafs.supervisor import keep_running
@@ -234,7 +234,7 @@ def _caller(ctx: pyfuse3.RequestContext) -> Caller:
 
 
 class Adapter(pyfuse3.Operations):
-    """pyfuse3's handlers over one FileSystem."""
+    """pyfuse3's handlers over one filesystem."""
 
     supports_dot_lookup = True
     # With it the kernel would never again believe a file's size from us, so that what another
@@ -243,7 +243,7 @@ class Adapter(pyfuse3.Operations):
 
     def __init__(
         self,
-        fs: FileSystem,
+        fs: ServedFileSystem,
         presentation: Presentation,
         metrics: Registry | None = None,
         on_fault: Callable[[str], None] | None = None,
@@ -577,7 +577,7 @@ class KernelMount:
 
     def __init__(
         self,
-        fs: FileSystem,
+        fs: ServedFileSystem,
         mountpoint: str,
         presentation: Presentation,
         options: Sequence[str] = (),

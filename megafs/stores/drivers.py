@@ -22,6 +22,7 @@ from megafs.errors import BadStore
 from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
 from megafs.stores.base import ObjectStore
 from megafs.stores.login.kinds import LoginOf
+from megafs.stores.mega.login_kind import mega_login
 from megafs.stores.mega.option_table import MEGA_OPTIONS
 from megafs.stores.s3.option_table import S3_OPTIONS
 from megafs.stores.urls import (
@@ -133,6 +134,7 @@ DRIVERS: dict[str, Driver] = {
             form=path_only,
             example="mega:/Folder",
             described=MEGA_OPTIONS,
+            login=mega_login,
             holds_volumes=False,
         ),
         Driver(

@@ -31,7 +31,7 @@ from megafs.chunks.store import ChunkStore
 from megafs.chunks.unlogged import UnloggedChunks
 from megafs.concurrency import Background, offload
 from megafs.config import MIB, Settings
-from megafs.errors import BadUsage, Fault
+from megafs.errors import BadUsage, Fault, TooNew
 from megafs.fs.core import Below
 from megafs.fs.filesystem import FileSystem
 from megafs.fs.snapshot_view import SnapshotView
@@ -39,10 +39,11 @@ from megafs.history.earlier_trees import History
 from megafs.journal import head
 from megafs.journal.batches import COMMIT_SIZE
 from megafs.journal.checkpoint import PART_SIZE, Checkpointer
-from megafs.journal.follower import Follower
+from megafs.journal.follower import Follower, RightToWrite
 from megafs.journal.head import HeadKeeper, OpenedHeader
 from megafs.journal.heartbeat import Heartbeats, Predecessor
-from megafs.journal.lease import Lease
+from megafs.journal.kept_commits import KeptCommits
+from megafs.journal.lease import Lease, Onlooker
 from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
@@ -63,6 +64,7 @@ from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
 from megafs.volume.account_space import AccountSpace
 from megafs.volume.catch_up import Expected, catch_up, check_head
+from megafs.volume.fork import ForkSettler, SettledFork
 from megafs.volume.header import Credential, Header, check_epoch
 from megafs.volume.kdf_process import Derivation
 from megafs.volume.recovery import open_replica, recover
@@ -118,6 +120,7 @@ class _Journal(Struct, frozen=True):
     heads: HeadKeeper
     pack_size: PackSize
     lease: Lease | None
+    kept: KeptCommits
 
 
 @asynccontextmanager
@@ -217,11 +220,12 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
         if rebooted and not replica.fresh and not replica.is_sound():
             log.warning("the replica did not survive a power cut: rebuilding it from the store")
             replica.reset()
+        settled = await _settle(opening, journal)
         expected = Expected(
             found.last_head,
             header.generation,
             settings.expect_head,
-            accept_any=settings.accept_state,
+            accept_any=settings.accept_state or settled is not None,
             read_only=settings.read_only,
             began_epoch=_rotating(found) == header.epoch,
         )
@@ -235,6 +239,8 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
             rebooted=rebooted,
             copied=not process.is_dead,
         )
+        if settled is not None:
+            await _bring_back(journal, settled)
         if taken:
             opening.say(f"taking up {taken} operations that were not committed")
         if process.moved:
@@ -244,6 +250,8 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
                 found.directory.volume,
             )
         volume = _wire_volume(opening, journal, process, offline=offline)
+        if settled is not None:
+            volume.settled = settled.notes
         if process.is_dead and not settings.read_only:
             await volume.fs.reap_orphans(process.predecessor)
         check_head(replica, settings.expect_head)
@@ -294,19 +302,24 @@ def _wire_journal(
     heads = HeadKeeper(found.directory.volume, opened, _rotating(found))
     known = None if settings.accept_state else found.last_head
     lease: Lease | None = None
+    kept = KeptCommits(found.directory.volume)
     if not header.create_if_absent:
         unconditional = UnconditionalPuts.of(store)
         if unconditional is not None:
             unconditional.do_without_conditions()
         if not settings.read_only:
-            lease = Lease(replica, store, keyring, process.predecessor if process.is_dead else 0)
+            dead = process.predecessor if process.is_dead else 0
+            lease = Lease(replica, store, keyring, kept, dead)
+    right: RightToWrite | None = lease
+    if lease is None and not header.create_if_absent:
+        right = Onlooker()
     follower = Follower(
         replica,
         JournalReader(store, keyring),
         heads,
         known,
         interval=settings.sync_interval,
-        right=lease,
+        right=right,
     )
     writer = Writer(
         replica,
@@ -318,7 +331,41 @@ def _wire_journal(
         generation=header.generation,
         fence=lease,
     )
-    return _Journal(replica, stage, follower, writer, heads, pack_size, lease)
+    return _Journal(replica, stage, follower, writer, heads, pack_size, lease, kept)
+
+
+async def _settle(opening: _Opening, journal: _Journal) -> SettledFork | None:
+    """Settle a fork of the journal, if that is asked for; put back what was written over."""
+    lease = journal.lease
+    if lease is None or opening.found.offline:
+        return None
+    if opening.settings.settle_forks:
+        settler = ForkSettler(
+            opening.store,
+            journal.replica,
+            opening.found.unlocked.keyring,
+            lease,
+            journal.kept,
+            opening.say,
+        )
+        settled = await settler.settle()
+        if settled is not None:
+            opening.early.drop()  # what was asked for is as it was before
+        return settled
+    try:
+        if await lease.mend():
+            opening.early.drop()
+    except (Fault, TooNew) as exc:
+        log.debug("what this machine committed is not compared: %s", exc)
+    return None
+
+
+async def _bring_back(journal: _Journal, settled: SettledFork) -> None:
+    """Do again what the other side of a fork had changed; its objects are not needed then."""
+    if settled.changes is not None:
+        journal.replica.bring_back(settled.changes)
+        await offload(journal.replica.oplog.sync, kind="disk")
+    await offload(journal.kept.forget_settled, settled.lost, kind="disk")
 
 
 def _rotating(found: UnlockedVolume) -> int:
@@ -467,7 +514,8 @@ async def _remember(opening: _Opening, journal: _Journal) -> None:
     last = found.last_head
     now: head.RememberedHead | None = None
     # Never backwards: away from the store, an old copy of the replica proves nothing.
-    if last is None or opening.settings.accept_state or replica.sequence >= last.sequence:
+    accepted = opening.settings.accept_state or opening.settings.settle_forks
+    if last is None or accepted or replica.sequence >= last.sequence:
         now = journal.heads.at(replica.sequence, replica.head, replica.epoch)
     await offload(
         _write_remembered,

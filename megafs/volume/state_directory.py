@@ -1,6 +1,6 @@
 """The directories in which one machine keeps a volume's state and cache.
 
-    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, head, header, mount, process, boot,
+    <state>/volumes/<fsid>/   replica.db, ops-*, packs/, kept/, head, header, mount, process, boot,
                               reserve, lock
     <state>/urls/<hash>       which volume a URL had when it was last opened here (JSON)
     <cache>/<fsid>/           the disk cache

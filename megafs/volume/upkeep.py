@@ -140,7 +140,7 @@ async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -
     """Try to become the one writer before the mount is usable; else begin read-only."""
     say("the store cannot keep two writers apart: taking the right to write, some 10 seconds")
     try:
-        if await lease.acquire(wait=False):
+        if lease.held or await lease.acquire(wait=False):
             return
         why = f"another mount ({lease.holder}) has the right to write to this volume"
     except Unavailable as exc:
@@ -155,6 +155,8 @@ async def keep_lease(volume: Volume, lease: Lease) -> None:
     """Keep the right to write, or try to get it, for ever."""
     while True:
         try:
+            if not lease.held:
+                await lease.mend()
             if lease.held or await lease.acquire(wait=True):
                 volume.writer.unbar()
                 await lease.keep()

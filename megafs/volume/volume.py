@@ -68,6 +68,8 @@ class Volume(Struct):
     lease: Lease | None = None
     #: What the account behind the store has left; None if the store cannot tell.
     account: AccountSpace | None = None
+    #: How a fork of the journal was settled when the volume was opened, for people.
+    settled: list[str] = field(default_factory=list)
     offline: bool = False
     started: float = field(default_factory=clock.now)
 

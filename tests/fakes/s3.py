@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import trio
@@ -34,6 +35,7 @@ class Service(Fault):
     keys: access keys that are known; None for any.
     may_list: whether the policy allows to list a prefix.
     window: called between looking and writing: a server that checks and then acts.
+    conditions: what becomes of If-None-Match: "kept", "ignored", or "refused" with 501.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Service(Fault):
         keys: set[str] | None = None,
         may_list: Callable[[str], bool] = lambda prefix: True,
         window: Callable[[], float] | None = None,
+        conditions: Literal["kept", "ignored", "refused"] = "kept",
     ) -> None:
         self.body_limit = body_limit
         self.keys = keys
         self.may_list = may_list
         self.window = window
+        self.conditions = conditions
         self.objects: dict[str, bytes] = {}
         self.proxy: Proxy
 
@@ -86,7 +90,10 @@ class Service(Fault):
         return Response(206, said, data[first : last + 1])
 
     async def _put(self, request: Request, key: str) -> Response:
-        taken = "if-none-match" in request.headers and key in self.objects
+        asked = "if-none-match" in request.headers
+        if asked and self.conditions == "refused":
+            return _error(501, "NotImplemented", request)
+        taken = asked and self.conditions == "kept" and key in self.objects
         if self.window is not None:
             await trio.sleep(self.window())
         if taken:

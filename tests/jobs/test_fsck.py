@@ -99,7 +99,7 @@ async def test_what_is_broken_is_found_repaired_and_stays_repaired_everywhere(
         bytes_before = await read_file(volume.fs, "d/small")
         # The session records this: it is in the journal, as a bug of ours would be.
         volume.replica.db.execute(BREAKAGES[kind].format(**numbers))
-        volume.replica._ops.append(_nothing(volume))
+        volume.replica._collected.operations.append(_nothing(volume))
         await commit_all(volume)
 
         seen = await fsck(volume)

@@ -3,73 +3,18 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 import trio
 
 from megafs.errors import Fault, Refused
 from megafs.journal import heartbeat, lease
-from megafs.stores.base import Buffer, Page
-from megafs.stores.memory import MemoryStore
-from megafs.stores.wrapper import Wrapper
 from megafs.volume.create import format_volume
 from megafs.volume.volume import Volume
 from tests.fakes.machine import KEY, ROOT_USER, Machine, snapshot
+from tests.fakes.unconditional import Paused, Unconditional
 from tests.fs.opened import SMALL
-
-T = TypeVar("T")
-
-
-class Unconditional(MemoryStore):
-    """A store that ignores If-None-Match: it writes over what is there."""
-
-    async def put_new(self, name: str, data: Buffer) -> None:
-        await self.put(name, data)
-
-
-class Paused(Wrapper):
-    """One machine's way to the store: from a request on it stands still, as with SIGSTOP.
-
-    after: the request that is under way is answered by the store before the machine stands still.
-    """
-
-    def __init__(self, store: MemoryStore) -> None:
-        super().__init__(store)
-        self.left: int | None = None
-        self.after = False
-        self.resumed = trio.Event()
-        self.stands = trio.Event()
-
-    async def _with(self, act: Callable[..., Awaitable[T]], *args: object) -> T:
-        stop = False
-        if self.left is not None:
-            self.left -= 1
-            stop = self.left <= 0
-        if stop and not self.after:
-            await self._stand_still()
-        result = await act(*args)
-        if stop and self.after:
-            await self._stand_still()
-        return result
-
-    async def _stand_still(self) -> None:
-        self.stands.set()
-        await self.resumed.wait()
-
-    async def get(self, name: str, start: int, length: int) -> bytes:
-        return await self._with(self.beneath.get, name, start, length)
-
-    async def put_new(self, name: str, data: Buffer) -> None:
-        await self._with(self.beneath.put_new, name, bytes(data))
-
-    async def put(self, name: str, data: Buffer) -> None:
-        await self._with(self.beneath.put, name, bytes(data))
-
-    async def list(self, prefix: str, after: str = "", limit: int = 1000) -> Page:
-        return await self._with(self.beneath.list, prefix, after, limit)
 
 
 async def _write(volume: Volume, name: bytes, data: bytes, *, fsync: bool = False) -> None:
@@ -126,8 +71,7 @@ async def test_a_paused_holder_takes_nothing_from_the_next(
                 for n in (0, 1):
                     await _write(second, b"two %d" % n, b"the next holder", fsync=True)
                     acknowledged[f"two {n}"] = b"the next holder"
-                way.left = None
-                way.resumed.set()
+                way.resume()
                 await trio.sleep(lease.LEASE_INTERVAL * 4)
                 try:  # the first may have the lease again: it was about to write it
                     await _write(second, b"two 2", b"the next holder", fsync=True)
@@ -152,8 +96,7 @@ async def test_an_outage_stages_what_is_written(tmp_path: Path, autojump_clock: 
         await trio.sleep(lease.LEASE_DEAD * 4)
         await _write(volume, b"during", b"an outage")
         assert not volume.status()["read_only"]
-        way.left = None
-        way.resumed.set()
+        way.resume()
         with trio.fail_after(lease.LEASE_DEAD):
             await volume.drain()
     async with Machine(tmp_path / "b", "b").open(store, read_only=True) as fresh:

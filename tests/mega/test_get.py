@@ -154,7 +154,7 @@ def test_congestion_is_waited_for(run: Run, link: str, mega: MegaServer) -> None
     mega.refuse("g", -3, -3, -18)
     mega.fail("g", 500)
     assert run("get", link, "-").stdout == CONTENT
-    assert mega.commands == ["g"] * 5
+    assert mega.commands == ["g"] * 5 and len(set(mega.numbers)) == 1
 
 
 @pytest.mark.parametrize("code", [-3, -4])
@@ -173,6 +173,7 @@ def test_a_lost_reply_is_asked_for_with_the_same_number(
     mega.lose_reply("g")
     assert run("get", link, "-").stdout == CONTENT
     assert mega.commands == ["g", "g"]
+    assert len(mega.numbers) == 2 and len(set(mega.numbers)) == 1
 
 
 def test_proof_of_work_is_done(run: Run, link: str, mega: MegaServer) -> None:

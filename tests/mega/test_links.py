@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megafs.errors import BadPassphrase, BadUsage
-from megafs.mega.links import MegaLink, PasswordLink, is_link, parse_link
+from megafs.mega.links import MegaLink, PasswordLink, parse_link
+from megafs.stores.mega.urls import is_link
 from tests.services.mega import reference
 
 FILE_KEY = bytes(range(32))

@@ -108,3 +108,18 @@ def test_a_known_volume_is_mounted_without_a_network_within_two_seconds(
             break
     # What starting a process takes on a loaded machine is not what is measured.
     assert fastest < max(2.0, with_network + 1.2)
+
+
+def test_the_header_knows_that_the_store_takes_no_conditions(at_s3: Machine) -> None:
+    """`conditional_put=no` was given to format, and is forgotten at every mount after it."""
+    with ThreadedService(Service(conditions="refused")) as service:
+        endpoint = ("-o", f"endpoint={service.endpoint}")
+        refused = at_s3.run("format", at_s3.url, *endpoint, code=2)
+        assert "conditional_put=no" in refused.stderr
+        at_s3.run("format", at_s3.url, "-o", f"endpoint={service.endpoint},conditional_put=no")
+        at_s3.mount(*endpoint)
+        (at_s3.mnt / "a").write_bytes(b"written without conditions")
+        at_s3.umount()
+        at_s3.mount(*endpoint)
+        assert (at_s3.mnt / "a").read_bytes() == b"written without conditions"
+        at_s3.umount()

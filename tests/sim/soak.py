@@ -2,6 +2,7 @@
 
 python -m tests.sim.soak --seconds 600         two processes, seeds that nobody has tried
 python -m tests.sim.soak --only 4711           one schedule, with the story of what happened
+python -m tests.sim.soak --lease 4711          one schedule of a lease, likewise
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
-from tests.sim import schedule
+from tests.sim import lease_schedule, schedule
+
+#: One seed of so many is a schedule of a volume with one writer by lease (lease_schedule.py).
+_LEASES = 7
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Sum:
     conflicts: int = 0
     crashes: int = 0
     acknowledged: int = 0
+    leases: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
 
@@ -47,6 +52,7 @@ class Sum:
         for name in ("schedules", "operations", "commits", "races", "conflicts", "crashes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.acknowledged += other.acknowledged
+        self.leases += other.leases
         self.answers.update(other.answers)
         self.broken += other.broken
 
@@ -54,7 +60,8 @@ class Sum:
         return (
             f"{self.schedules} schedules, {self.operations} operations, {self.commits} commits,"
             f" {self.races} races lost, {self.conflicts} conflicts settled, {self.crashes} crashes,"
-            f" {self.acknowledged} acknowledged tags; {len(self.broken)} broken"
+            f" {self.acknowledged} acknowledged tags; {self.leases} schedules of leases;"
+            f" {len(self.broken)} broken"
         )
 
 
@@ -64,7 +71,11 @@ def work(first: int, step: int, until: float, operations: int | None) -> Sum:
     seed = first
     while time.monotonic() < until:
         try:
-            total.add(schedule.run(seed, operations=operations))
+            if seed % _LEASES == 0:
+                lease_schedule.run(seed, step=seed // _LEASES % 400)
+                total.leases += 1
+            else:
+                total.add(schedule.run(seed, operations=operations))
         except Exception as exc:
             total.schedules += 1
             total.broken.append(schedule.explain(seed, exc))
@@ -78,10 +89,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seed", type=int, help="the first seed (fresh ones if not given)")
     parser.add_argument("--only", type=int, help="run just this seed, and tell its story")
+    parser.add_argument("--lease", type=int, help="run just this seed of a lease")
     parser.add_argument("--digest", action="store_true", help="with --only: print the digest alone")
     parser.add_argument("--operations", type=int, help="in each schedule")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     chosen = parser.parse_args()
+    if chosen.lease is not None:
+        return only_lease(chosen.lease)
     if chosen.only is not None:
         return only(chosen.only, chosen.operations, chosen.digest)
     first = chosen.seed if chosen.seed is not None else secrets.randbelow(10**12)
@@ -99,6 +113,18 @@ def main() -> int:
         print(f"{count:9} {answer}")
     print(f"from seed {first}: {total}")
     return 1 if total.broken else 0
+
+
+def only_lease(seed: int) -> int:
+    log: list[str] = []
+    try:
+        outcome = lease_schedule.run(seed, log=log)
+    except Exception as exc:
+        print("\n".join(log))
+        traceback.print_exception(exc)
+        return 1
+    print("\n".join([*log, str(outcome)]))
+    return 0
 
 
 def only(seed: int, operations: int | None, digest: bool) -> int:

@@ -11,6 +11,7 @@ Faults come before an answer, each once unless said otherwise:
     mega.refuse("g", -3, -4)         the next two requests with that command get these codes
     mega.fail("g", 500, 503)         ... these statuses of HTTP
     mega.lose_reply("g")             it is carried out, and the connection closed without an answer
+    mega.gates["f"] = Event()        the next answer to that command waits until it is set
     mega.hashcash["us"] = 180        proof of work is asked for, until it is set to None
     mega.transfer_left = 120         the storage servers answer 509
     mega.storage_faults = [503, ...] the storage servers answer with these first
@@ -190,6 +191,8 @@ class MegaServer:
     def __init__(self) -> None:
         self.state = State()
         self.commands: list[str] = []  # every command that was carried out or refused
+        self.numbers: list[str] = []  # of every request: its `id`
+        self.gates: dict[str, threading.Event] = {}
         self.logins = 0
         self.ranges: list[tuple[str, int, int]] = []  # node, first and last byte asked for
         self.hashcash: dict[str, int | None] = {}
@@ -647,6 +650,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(402, b"", {"X-Hashcash": said})
                 return
         mega.commands.extend(commands)
+        mega.numbers.append(query.get("id", ""))
+        for command in commands:
+            gate = mega.gates.pop(command, None)
+            if gate is not None:
+                gate.wait(30)
         fault = mega.fault_for(commands)
         if fault is not None and fault[0] == "status":
             self._send(fault[1], b"")
