@@ -10,6 +10,7 @@
 # make dav-creates  two mounts and a thousand creates each, on each of the five (DAV_CREATES=1000)
 # make live     the contract, the races and two mounts in a real account, with your credentials
 #               (SERVICE=URL of a folder for tests, OPTIONS=NAME=VALUE,... LIVE_CREATES=50)
+# make gdrive-races the same on a server that speaks Google Drive's API (GDRIVE_ROUNDS=100)
 # make boot-test   a Debian that boots in qemu: fstab, automount, units, reboots with staged data
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
 # make setup    only install what megafs needs to run; setup-test: and what its tests need
@@ -28,7 +29,7 @@ PYTEST_ARGS ?=
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
 .PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races \
-	dav-creates live setup setup-test install clean
+	dav-creates live gdrive-races setup setup-test install clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -85,6 +86,9 @@ live: setup-test
 	@test -n "$(SERVICE)" || { echo "make live SERVICE=URL [OPTIONS=NAME=VALUE,...]" >&2; exit 2; }
 	MEGAFS_LIVE_URL='$(SERVICE)' MEGAFS_LIVE_OPTIONS='$(OPTIONS)' MEGAFS_LIVE_CREATES=$(LIVE_CREATES) \
 	    $(BIN)/python -m pytest -s tests/live
+GDRIVE_ROUNDS ?= 100
+gdrive-races: setup-test
+	GDRIVE_ROUNDS=$(GDRIVE_ROUNDS) $(BIN)/python -m pytest tests/stores/test_gdrive_races.py
 
 boot-test: setup-test
 	@tools/setup.sh boot

@@ -553,7 +553,8 @@ def _fill(machines: list[Machine]) -> None:
         (first.mnt / "corpus" / name).write_bytes(contents(name, 0, CORPUS_SIZE))
     (first.mnt / "hot").write_bytes(contents("hot", 0, HOT_SIZE))
     for machine in machines[1:]:
-        assert _soon((machine.mnt / "hot").exists, 60)
+        # Its name may be committed before all that is written into it.
+        assert _soon(partial(_is_as_large, machine.mnt / "hot", HOT_SIZE), 60)
         machine.run("pin", machine.mnt / "hot")
         assert (machine.mnt / "hot").read_bytes() == contents("hot", 0, HOT_SIZE)
 
@@ -614,6 +615,10 @@ class _Asking:
 
 def _times(phases: list[tuple[str, float, float]], name: str) -> tuple[float, float]:
     return next((begin, end) for phase, begin, end in phases if phase == name)
+
+
+def _is_as_large(path: Path, size: int) -> bool:
+    return path.exists() and path.stat().st_size == size
 
 
 def _soon(ask: Callable[[], bool], within: float) -> bool:

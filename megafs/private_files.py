@@ -60,12 +60,18 @@ def set_aside(path: Path, below: Path | None = None) -> Path:
     Returns where it is now.  For what cannot be used and may yet be wanted: nothing that a user
     could miss is removed.
     """
-    home = (below or path.parent) / DAMAGED
+    to = place_aside(path, below or path.parent)
+    path.rename(to)
+    return to
+
+
+def place_aside(path: Path, below: Path) -> Path:
+    """Where `set_aside` would move *path*, in the directory `damaged`, which is made."""
+    home = below / DAMAGED
     home.mkdir(mode=0o700, exist_ok=True)
     number = 1
     while os.path.lexists(to := home / f"{path.name}-{number}"):
         number += 1
-    path.rename(to)
     return to
 
 

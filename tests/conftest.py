@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from trio.testing import MockClock
 
+from megafs import concurrency
 from megafs.stores.s3.credentials import Fixed
 from megafs.stores.s3.driver import S3Store
 from megafs.stores.s3.options import S3Settings
@@ -21,6 +23,13 @@ def unexpected() -> Iterator[None]:
     """What a mount in this process would outlive fails the test."""
     with unexpected_is_raised():
         yield
+
+
+@pytest.fixture
+def autojump_clock() -> Iterator[MockClock]:
+    """A clock that jumps ahead while nothing runs: no thread does, for it would jump over that."""
+    with concurrency.in_place():
+        yield MockClock(autojump_threshold=0)
 
 
 @pytest.fixture(scope="session")

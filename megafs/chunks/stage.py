@@ -34,7 +34,7 @@ from megafs.concurrency import offload, one_error_nursery
 from megafs.config import Parameters, Settings
 from megafs.crypto import aead
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.durable import sync_directory
+from megafs.durable import replace_file, sync_directory
 from megafs.errors import (
     Corrupt,
     Exists,
@@ -45,7 +45,7 @@ from megafs.errors import (
     TooLarge,
     Unavailable,
 )
-from megafs.private_files import open_private, set_aside
+from megafs.private_files import open_private, place_aside, read_private, set_aside
 from megafs.stores.abilities import LineAdvice, NoLineAdvice
 from megafs.stores.base import ObjectStore
 from megafs.tree.tree import Extent
@@ -68,6 +68,9 @@ _WORTH = 2 << 20
 _ROOM_STEP = 4 << 20
 #: The first bytes of a pack, by which two lengths of one are known: its first salt and commitment.
 _BEGINNING = 56
+#: What was not written yet when the file was copied; sealed bytes hold so many zeros in a row once
+#: in 2**110 packs.
+_HOLE = bytes(16)
 # What sealing adds to a chunk is less.
 _SEAL = 64
 
@@ -298,6 +301,34 @@ class Stage:
             return extent.offset + extent.sealed <= pack.size
         sealed = os.pread(pack.fd, extent.sealed, extent.offset)
         return extent.digest is None or digest(sealed) == extent.digest
+
+    def lacks(self, extent: Extent, *, must_be_here: bool) -> bool:
+        """Whether bytes of the chunk of *extent* have not got here, as in a copy of a directory
+        that was in use; bytes that are here and wrong are the disk's doing.
+
+        must_be_here: see `holds`.
+        """
+        pack = self._packs.get(extent.pack)
+        if pack is None:
+            return must_be_here
+        sealed = os.pread(pack.fd, extent.sealed, extent.offset)
+        return len(sealed) < extent.sealed or (_HOLE in sealed and not self.holds(extent))
+
+    def keep_copy(self, number: int, *, is_named: bool) -> None:
+        """Keep the file of a pack of an earlier process in `damaged/`, whatever becomes of it here.
+
+        is_named: operations that stay name it, so it goes to the store.  Else it does not.
+        """
+        pack = self._packs[number]
+        if is_named:
+            kept = place_aside(pack.path, self._directory.parent)
+            replace_file(kept, read_private(pack.path))
+            return
+        set_aside(pack.path, self._directory.parent)
+        del self._packs[number]
+        self._queue.remove(pack)
+        self._unsynced.discard(number)
+        self._spent.append(pack.fd)
 
     def check_room(self, size: int) -> None:
         """Raise Full if *size* more bytes must not be staged now.

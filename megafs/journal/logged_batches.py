@@ -59,9 +59,12 @@ class LoggedBatches(Struct):
     batches: dict[int, LoggedBatch] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, oplog: OperationLog, restore: Restore | None) -> LoggedBatches:
-        """Read the log.  restore: see `OperationLog.read`."""
-        return cls({batch: LoggedBatch.of(batch, frames) for batch, frames in oplog.read(restore)})
+    def read(
+        cls, oplog: OperationLog, restore: Restore | None, *, power_cut: bool
+    ) -> LoggedBatches:
+        """Read the log.  restore, power_cut: see `OperationLog.read`."""
+        found = oplog.read(restore, power_cut=power_cut)
+        return cls({batch: LoggedBatch.of(batch, frames) for batch, frames in found})
 
     def operations(self, batch: int) -> list[Operation] | None:
         """The operations of a batch, or None if the log does not hold it."""

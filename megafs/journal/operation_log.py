@@ -108,11 +108,14 @@ class OperationLog:
         #: How many frames were appended by this process; see `sync`.
         self.position = 0
 
-    def read(self, restore: Restore | None = None) -> list[tuple[int, list[LoggedFrame]]]:
+    def read(
+        self, restore: Restore | None = None, *, power_cut: bool = False
+    ) -> list[tuple[int, list[LoggedFrame]]]:
         """Read the log: (a batch's number, its frames in order) for each batch, by number.
 
         Call before `append`.
         restore: given every chunk that came along: its pack, its offset there, its bytes.
+        power_cut: one may have taken the end of the log, which no sync had covered.
         """
         found: dict[int, dict[int, LoggedFrame]] = {}
         paths = sorted(self._directory.glob("ops-*"))
@@ -127,7 +130,7 @@ class OperationLog:
             self._current = max(self._current, number)
             last = 0
             note = self._unnoted
-            may_be_torn = restore is not None and path == paths[-1]
+            may_be_torn = power_cut and path == paths[-1]
             for batch, first, ops in self._frames(path, restore, may_be_torn):
                 last = max(last, batch)
                 if first == _IS_PIECE:
@@ -199,22 +202,22 @@ class OperationLog:
         """Keep a copy of a file whose last *size* bytes cannot be read: it is removed in the end.
 
         A process that was killed in the middle of a write leaves such an end, of a frame that
-        nobody was told of; so does a disk that loses bytes, of frames that were promised.
+        nobody was told of, and so does one whose directory is copied meanwhile; so does a disk that
+        loses bytes, of frames that were promised.
         """
         self.is_damaged = True
-        data = read_private(path)
-        home = path.parent / DAMAGED
-        home.mkdir(mode=0o700, exist_ok=True)
-        to = home / f"{path.name}-{digest(data).hex()[:16]}"
-        if not to.exists():  # it may lie here for many mounts, if nothing can be committed
-            replace_file(to, data)
         log.error(
             "%s: the last %d bytes are not whole and cannot be taken up: what they held is not"
             " in the store, unless nobody was told yet that it was kept; a copy lies in %s",
             path,
             size,
-            to,
+            _copy(path),
         )
+
+    def keep_copies(self) -> None:
+        """Keep a copy of every file that `read` found, in `damaged/`."""
+        for number in self._segments:
+            _copy(self._path(number))
 
     def append(
         self,
@@ -350,6 +353,17 @@ class OperationLog:
 
     def _context(self, epoch: int, batch: int, first: int) -> bytes:
         return aead.context("oplog", self._keyring.fsid, epoch, self._state_number, batch, first)
+
+
+def _copy(path: Path) -> Path:
+    """Keep a copy of a file of the log in `damaged/`; return where."""
+    data = read_private(path)
+    home = path.parent / DAMAGED
+    home.mkdir(mode=0o700, exist_ok=True)
+    to = home / f"{path.name}-{digest(data).hex()[:16]}"
+    if not to.exists():  # it may lie here for many mounts, if nothing can be committed
+        replace_file(to, data)
+    return to
 
 
 def _decoded(body: bytes, name: str) -> Note:

@@ -566,12 +566,12 @@ class Replica:
         ).fetchall()
         return rows
 
-    def recover(self, restore: Restore | None = None) -> int:
+    def recover(self, restore: Restore | None = None, *, power_cut: bool = False) -> int:
         """Take up what the log of operations holds and this replica does not; return how many.
 
-        restore: see `OperationLog.read`.
+        restore, power_cut: see `OperationLog.read`.
         """
-        found = self._found = LoggedBatches.read(self.oplog, restore)
+        found = self._found = LoggedBatches.read(self.oplog, restore, power_cut=power_cut)
         missing = self._missing(found)
         if missing or self.pending:
             # What is promised from here on stands upon it.

@@ -19,8 +19,10 @@ from msgspec import Struct
 
 from megafs import garbage
 from megafs.errors import BadStore
-from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts
+from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts, Watch
 from megafs.stores.base import ObjectStore
+from megafs.stores.gdrive.login_kind import gdrive_login
+from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
 from megafs.stores.mega.login_kind import mega_login
 from megafs.stores.mega.option_table import MEGA_OPTIONS
@@ -127,6 +129,15 @@ DRIVERS: dict[str, Driver] = {
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
             login=webdav_login,
+        ),
+        Driver(
+            scheme="gdrive",
+            module="megafs.stores.gdrive.driver",
+            form=path_only,
+            example="gdrive:/folder",
+            described=GDRIVE_OPTIONS,
+            abilities=(SpaceLeft, Watch),
+            login=gdrive_login,
         ),
         Driver(
             scheme="mega",

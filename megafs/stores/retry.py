@@ -4,7 +4,7 @@ Only `Unavailable` is retried: every other error is an answer.  Between attempts
 from `BASE` to `CAP`, with full jitter (a uniform draw from zero up: "Exponential Backoff And
 Jitter", AWS Architecture Blog, 2015), and is at least what the store asked for by Retry-After.
 
-Four limits keep an outage from becoming worse or longer through us:
+Five limits keep an outage from becoming worse or longer through us:
 
 - *patience*: no operation takes longer than this, plus the time its bytes take at `MIN_SPEED`
   (those that have come or gone, where the driver tells of them; else those that were asked for).
@@ -13,9 +13,12 @@ Four limits keep an outage from becoming worse or longer through us:
   (Ceph stalls requests for up to 21 s when it loses a disk and then answers: do not give up early.)
 - a budget, as in the AWS SDKs: each retry takes tokens, each success gives some back.  When it is
   empty, failures are final at once: a store that is down gets one request per operation, not ten.
+- probes: after `UNREACHED` connections in a row that did not come about one request a second goes
+  through as a probe, however many operations there are.  The others wait, and go on when one has
+  been answered.
 - a breaker: after `DOWN_AFTER` seconds of nothing but failures the store counts as down.  From then
-  on one request a second goes through as a probe and all new ones fail at once, so that a program
-  that reads offline gets its error now and not in a minute.  The first success ends it.
+  on there are probes too, and all new operations fail at once, so that a program that reads offline
+  gets its error now and not in a minute.  The first success ends it.
 
 One limit more is for what people do wrong.  Until a store has answered for the first time, a
 connection that does not come about (an unknown host, nobody at the port, or who does not speak) is
@@ -62,10 +65,12 @@ ATTEMPT = 30.0
 FAIR = 5.0
 #: Bytes per second below which a transfer counts as hung.
 MIN_SPEED = 16 << 10
-#: Seconds of nothing but failures, and how many, after which the store is down; then a request
-#: goes through as a probe every so many seconds.
+#: Seconds of nothing but failures, and how many, after which the store is down.
 DOWN_AFTER = 10.0
 DOWN_FAILURES = 3
+#: Connections that did not come about, in a row, after which nobody seems to listen.
+UNREACHED = 3
+#: Seconds between two requests to a store that is down or where nobody seems to listen.
 PROBE_EVERY = 1.0
 #: After the first success, those that wait try again within so many seconds, not all at once.
 RECOVERED = 1.0
@@ -167,6 +172,7 @@ class Retrying(Wrapper):
         self._failing_since: float | None = None
         self._last_answer = float("-inf")
         self._in_a_row = 0
+        self._unreached = 0  # of those, at the end of the row
         self._last_failure: float | None = None
         self._next_probe = 0.0
         self._recovered = trio.Event()
@@ -296,6 +302,9 @@ class Retrying(Wrapper):
         patience = limit.Patience(begun + self._patience, length + back, self._min_speed)
         contact = self._contact_ends(begun)
         probe = self._refuse_while_down()
+        if not probe and contact is None and not await self._wait_for_turn(patience.end):
+            self._numbers.gave_up.add()
+            raise Unavailable(f"{self.url} is not reachable: {self._last_error} ({op} {name})")
         tries = 0
         paid = 0.0
         maybe_done = False
@@ -358,8 +367,11 @@ class Retrying(Wrapper):
                 paid += cost
                 self._numbers.retries.add()
                 await self._pause(wait, asked=error.retry_after is not None)
-                await self._wait_for_probe(patience.end)
-                continue
+                if contact is not None and first:
+                    continue
+                if await self._wait_for_turn(patience.end):
+                    continue
+                why = f"gave up after {trio.current_time() - begun:.0f} s"
             self._numbers.gave_up.add()
             self._report(error)
             raise Unavailable(
@@ -445,20 +457,34 @@ class Retrying(Wrapper):
             await recovered.wait()
             await trio.sleep(clock.uniform(0, RECOVERED))
 
-    async def _wait_for_probe(self, deadline: float) -> None:
-        """Hold an operation that began before the store went down until it may be the probe."""
-        while self.state == "down":
+    @property
+    def _probing(self) -> bool:
+        """Whether requests go out one a second, to see if anybody is there."""
+        return self._unreached >= UNREACHED or self.state == "down"
+
+    async def _wait_for_turn(self, deadline: float) -> bool:
+        """Return when a request may go out; False if that would be after *deadline*."""
+        while self._probing:
             now = trio.current_time()
-            if now >= self._next_probe or now >= deadline:
+            if now >= deadline:
+                return False
+            if now >= self._next_probe:
                 self._next_probe = now + PROBE_EVERY
-                return
-            await trio.sleep_until(min(self._next_probe, deadline))
+                return True
+            recovered = self._recovered
+            with trio.move_on_after(min(self._next_probe, deadline) - now) as waiting:
+                await recovered.wait()
+            if not waiting.cancelled_caught:
+                left = deadline - trio.current_time()
+                await trio.sleep(clock.uniform(0, min(RECOVERED, left / 2)))
+        return True
 
     def _answered(self, paid: float) -> None:
         """The store is alive, whatever it said."""
-        if self.state == "down":
+        if self._probing:
             self._recovered.set()
             self._recovered = trio.Event()
+        self._unreached = 0
         self._last_success_time = clock.now()
         self._last_answer = trio.current_time()
         self._budget.succeeded(paid)
@@ -486,6 +512,9 @@ class Retrying(Wrapper):
         self._numbers.failures.add()
         self._budget.failed()
         self._in_a_row += 1
+        self._unreached = self._unreached + 1 if error.unreached else 0
+        if self._unreached == UNREACHED:
+            self._next_probe = now + PROBE_EVERY
         if self._failing_since is None:
             # A request that hung for a minute tells of the whole minute, unless another worked.
             self._failing_since = max(sent, self._last_answer)

@@ -237,7 +237,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
             journal.stage,
             found.directory,
             rebooted=rebooted,
-            copied=not process.is_dead,
+            process=process,
         )
         if settled is not None:
             await _bring_back(journal, settled)

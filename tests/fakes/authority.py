@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 
-def authority(directory: Path) -> Path:
-    """Make ca.pem, and server.pem (key and certificate) for 127.0.0.1."""
+def authority(directory: Path, *hosts: str) -> Path:
+    """Make ca.pem, and server.pem (key and certificate) for 127.0.0.1 and *hosts*."""
     directory.mkdir()
     now = datetime.now(UTC)
 
@@ -40,7 +40,9 @@ def authority(directory: Path) -> Path:
     ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     ca_name = named(f"CA {directory.name}")
     ca = certificate(ca_name, ca_key, ca_name, ca_key, x509.BasicConstraints(True, 0))
-    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    address = x509.SubjectAlternativeName(
+        [x509.IPAddress(ip_address("127.0.0.1")), *map(x509.DNSName, hosts)]
+    )
     leaf = certificate(named("server"), key, ca_name, ca_key, address)
     pem = serialization.Encoding.PEM
     (directory / "ca.pem").write_bytes(ca.public_bytes(pem))

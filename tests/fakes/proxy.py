@@ -308,12 +308,18 @@ class _Wire:
             await self._stream.send_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
             return None
         first, headers = _parse(head)
-        body = await self._exactly(int(headers.get("content-length", "0")))
+        if headers.get("transfer-encoding") == "chunked":
+            body = await self._chunks()
+        else:
+            body = await self._exactly(int(headers.get("content-length", "0")))
         method, target, _ = first.split(" ", 2)
         return Request(method, target, headers, head, body)
 
     async def ask(self, request: Request) -> Response:
-        await self._stream.send_all(request.head + request.body)
+        body = request.body
+        if request.headers.get("transfer-encoding") == "chunked":
+            body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + b"0\r\n\r\n"
+        await self._stream.send_all(request.head + body)
         head = await self._head()
         if head is None:
             raise OSError("the server closed the connection")

@@ -72,7 +72,8 @@ class Processes:
             while time.monotonic() < deadline and _is_running(pid):
                 time.sleep(0.02)
         for process in self._started:
-            process.poll()
+            # Its first thread may have ended before another one, which the kernel holds.
+            process.wait(20)
             for pipe in (process.stdin, process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()

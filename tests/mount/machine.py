@@ -92,6 +92,30 @@ class Machine:
                 os.kill(record.pid, signal.SIGKILL)
                 wait_for_end(record.pid, 10)
 
+    def processes(self) -> list[int]:
+        """Everything that runs with this machine's environment: a mount, too, whose record is gone
+        and which has not ended yet.
+        """
+        ours = os.fsencode(f"MEGAFS_STATE_DIR={self.environ['MEGAFS_STATE_DIR']}")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if ours in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+            except OSError:
+                continue  # it has ended, or is a zombie
+        return found
+
+    def end(self, *, within: float = 10.0) -> None:
+        """Return when nothing of this machine runs; kill -9 for what does not end by itself."""
+        deadline = time.monotonic() + within
+        while left := self.processes():
+            if time.monotonic() > deadline:
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+                    wait_for_end(pid, 10)
+            time.sleep(0.02)
+
 
 def is_mounted(path: Path) -> bool:
     return any(

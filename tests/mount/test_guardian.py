@@ -19,6 +19,7 @@ import pytest
 from megafs.mount import connection
 from tests.mount.conftest import Processes, mounts_below
 from tests.mount.machine import Machine, eventually, is_mounted
+from tests.mount.machine_wide import device_for_all
 
 pytestmark = [
     pytest.mark.fuse,
@@ -143,8 +144,6 @@ def test_a_users_mount_where_fusectl_is_mounted(hang: Callable[..., Hanging]) ->
     nobody = pwd.getpwnam("nobody")
     place = Path(tempfile.mkdtemp(prefix="megafs-user-"))
     os.chown(place, nobody.pw_uid, nobody.pw_gid)
-    mode = os.stat("/dev/fuse").st_mode & 0o777
-    os.chmod("/dev/fuse", 0o666)
     become = (
         f"setpriv --reuid={nobody.pw_uid} --regid={nobody.pw_gid} --clear-groups"
         # The interpreter may lie where only root looks.
@@ -152,13 +151,13 @@ def test_a_users_mount_where_fusectl_is_mounted(hang: Callable[..., Hanging]) ->
     )
     script = f'mount -t fusectl x {connection.FUSECTL} && exec {become} "$@"'
     try:
-        hanging = hang(place, "unshare", "-m", "sh", "-c", script, "sh", *HANGING, place)
+        with device_for_all():
+            hanging = hang(place, "unshare", "-m", "sh", "-c", script, "sh", *HANGING, place)
         assert os.stat(f"/proc/{hanging.user}").st_uid == nobody.pw_uid
         hanging.kill()
         assert hanging.ends(within=10)
         eventually(lambda: has_ended(hanging.guardian))
     finally:
-        os.chmod("/dev/fuse", mode)
         assert not mounts_below(place)  # it was another mount namespace
         shutil.rmtree(place)
 

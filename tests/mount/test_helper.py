@@ -13,6 +13,7 @@ import pytest
 
 from megafs.mount.processes import is_running, wait_for_end
 from tests.mount.machine import Machine, is_mounted
+from tests.mount.machine_wide import alone
 
 pytestmark = [
     pytest.mark.fuse,
@@ -40,15 +41,19 @@ def script(path: Path) -> Path:
 def helpers(tmp_path: Path) -> Iterator[None]:
     """mount.megafs and umount.fuse.megafs where mount(8) and umount(8) look, during the test."""
     made = []
-    for name in ("mount.megafs", "mount.fuse.megafs", "umount.fuse.megafs"):
-        link = SBIN / name
-        if link.exists():
-            continue
-        link.symlink_to(script(tmp_path / name))
-        made.append(link)
-    yield
-    for link in made:
-        link.unlink()
+    with alone("mount-helpers"):
+        for name in ("mount.megafs", "mount.fuse.megafs", "umount.fuse.megafs"):
+            link = SBIN / name
+            if link.exists():
+                continue
+            link.unlink(missing_ok=True)  # of tests that were killed
+            link.symlink_to(script(tmp_path / name))
+            made.append(link)
+        try:
+            yield
+        finally:
+            for link in made:
+                link.unlink()
 
 
 def mount(machine: Machine, *args: str, code: int = 0) -> str:

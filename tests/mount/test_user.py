@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from megafs.mount import mount_record
 from tests.mount.conftest import mounts_below
 from tests.mount.machine import Machine, is_mounted
+from tests.mount.machine_wide import device_for_all
 
 pytestmark = [
     pytest.mark.fuse,
@@ -43,11 +46,9 @@ class User(Machine):
 
 @pytest.fixture
 def device() -> Iterator[None]:
-    """/dev/fuse as udev makes it; a machine without udev may have it closed."""
-    mode = os.stat("/dev/fuse").st_mode & 0o777
-    os.chmod("/dev/fuse", 0o666)
-    yield
-    os.chmod("/dev/fuse", mode)
+    """/dev/fuse open to everybody."""
+    with device_for_all():
+        yield
 
 
 @pytest.fixture
@@ -64,6 +65,8 @@ def user(device: None) -> Iterator[User]:
         made.kill()
         for point in mounts_below(place):
             subprocess.run(["umount", "-l", point], check=False)
+        # One that was unmounted is still putting its files away.
+        made.end()
         shutil.rmtree(place)
 
 
@@ -121,25 +124,22 @@ def test_a_directory_of_somebody_else(user: User) -> None:
 
 
 def test_root_sees_and_unmounts_it(user: User) -> None:
+    # Root looks where a user's sockets lie unless something else is set.
+    for name in ("MEGAFS_RUNTIME_DIR", "XDG_RUNTIME_DIR"):
+        user.environ.pop(name, None)
     user.mount()
-    as_root = dict(user.environ)
-    del as_root["MEGAFS_RUNTIME_DIR"]
-    # Where root looks for the sockets of others.
-    there = Path(f"/tmp/megafs-{UID}")
-    there.symlink_to(user.place / "run")
-    try:
-        done = subprocess.run(
-            Machine.command(user, "status", user.mnt),
-            env=as_root,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "mounted" in done.stdout, done.stderr
-        subprocess.run(Machine.command(user, "umount", user.mnt), env=as_root, check=True)
-    finally:
-        there.unlink()
+    done = subprocess.run(
+        Machine.command(user, "status", user.mnt),
+        env=user.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "mounted" in done.stdout, done.stderr
+    subprocess.run(Machine.command(user, "umount", user.mnt), env=user.environ, check=True)
     assert not is_mounted(user.mnt)
+    with suppress(OSError):  # other mounts of that user are there, too
+        mount_record.runtime_dir({}, UID).rmdir()
 
 
 def test_suid_and_dev_are_for_root(user: User) -> None:

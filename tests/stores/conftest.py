@@ -1,4 +1,4 @@
-"""WebDAV servers, each started when first asked for, and stores on them."""
+"""WebDAV servers, each started when first asked for, one of Drive's API, and stores on them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from megafs.stores.gdrive import chain, volume_folder
+from megafs.stores.gdrive import driver as gdrive_driver
 from megafs.stores.webdav import layout
 from megafs.stores.webdav.driver import WebDavStore
 from megafs.stores.webdav.exclusive import Way
 from megafs.stores.webdav.options import WebDavSettings
 from tests.engines.dav import Dav
+from tests.services.gdrive.server import DriveServer, serving
+from tests.stores.gdrive import Machines, machines_on
 
 Servers = Callable[[str], Dav]
 ConnectDav = Callable[..., WebDavStore]
@@ -59,3 +63,20 @@ async def prepare(store: WebDavStore, way: Way) -> WebDavStore:
     await store._server.make_root()
     await store._server.place(way.value.encode(), layout.RECORD, replace=False)
     return store
+
+
+@pytest.fixture
+async def drive(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[DriveServer]:
+    """A server of Google Drive's API; what waits for a service that lags waits little."""
+    monkeypatch.setattr(gdrive_driver, "LAG", (0.01,))
+    monkeypatch.setattr(chain, "AGAIN", (0.01,))
+    monkeypatch.setattr(volume_folder, "SETTLE", 0.01)
+    async with serving(DriveServer()) as server:
+        yield server
+
+
+@pytest.fixture
+async def machines(drive: DriveServer) -> AsyncIterator[Machines]:
+    """Drivers on that server."""
+    async with machines_on(drive) as made:
+        yield made

@@ -524,6 +524,71 @@ async def test_a_store_that_has_answered_once_is_waited_for(autojump_clock: Mock
     assert await store.get("a", 0, 1) == b"bytes"
 
 
+@pytest.mark.parametrize("at_once", [8, 80])
+async def test_where_nobody_listens_there_is_one_try_a_second(
+    autojump_clock: MockClock, at_once: int
+) -> None:
+    """However many operations are under way, and begin: from the first second on."""
+    there = Unreached(since=0)
+    store = Retrying(there, patience=6)
+    await store.get("a", 0, 1)
+    begun = trio.current_time()
+    there.since, there.attempts = begun + 9, 0
+    gave_up = []
+
+    async def reader() -> None:
+        while trio.current_time() < begun + 20:
+            try:
+                assert await store.get("a", 0, 1) == b"bytes"
+                return
+            except Unavailable as exc:
+                gave_up.append(exc)
+                assert trio.current_time() - begun < 12
+                await trio.sleep(0.3)  # a program that asks again
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(reader)
+        await trio.sleep(9)
+        # Those that were on their way when it began, and the probes.
+        assert there.attempts <= at_once + 9
+        assert len(gave_up) >= at_once - 9  # by their patience
+        assert not any(exc.maybe_done for exc in gave_up)
+        there.attempts = 0
+
+    # Somebody finds that it is back within a second, and all others hear of it.
+    assert trio.current_time() - begun <= 9 + retry.PROBE_EVERY + retry.RECOVERED
+    assert there.attempts <= at_once
+
+
+async def test_what_begins_while_nobody_listens_waits_for_its_turn(
+    autojump_clock: MockClock,
+) -> None:
+    there = Unreached(since=0)
+    store = Retrying(there, patience=3)
+    await store.get("a", 0, 1)
+    there.since, there.attempts = trio.current_time() + 5, 0
+    errors = []
+
+    async def read() -> None:
+        began = trio.current_time()
+        try:
+            await store.get("a", 0, 1)
+        except Unavailable as exc:
+            errors.append(str(exc))
+        assert trio.current_time() - began < 3.01
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(40):
+            nursery.start_soon(read)
+            await trio.sleep(0.1)
+        # The first ones found out; then one a second.
+        assert there.attempts <= retry.UNREACHED + 6
+    assert errors
+    assert all("cannot connect" in text for text in errors)
+    assert store.state == "degraded"  # and not down: it was away for five seconds
+
+
 async def test_a_connection_that_hangs_is_no_connection(autojump_clock: MockClock) -> None:
     began = trio.current_time()
     with pytest.raises(Unavailable, match="no connection"):
