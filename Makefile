@@ -86,6 +86,7 @@ live: setup-test
 	@test -n "$(SERVICE)" || { echo "make live SERVICE=URL [OPTIONS=NAME=VALUE,...]" >&2; exit 2; }
 	MEGAFS_LIVE_URL='$(SERVICE)' MEGAFS_LIVE_OPTIONS='$(OPTIONS)' MEGAFS_LIVE_CREATES=$(LIVE_CREATES) \
 	    $(BIN)/python -m pytest -s tests/live
+
 GDRIVE_ROUNDS ?= 100
 gdrive-races: setup-test
 	GDRIVE_ROUNDS=$(GDRIVE_ROUNDS) $(BIN)/python -m pytest tests/stores/test_gdrive_races.py

@@ -47,9 +47,9 @@ async def test_the_smaller_of_quota_and_account_is_shown(
         room = volume.fs.statfs()
         assert 38 * MIB < room.bfree * room.bsize <= 40 * MIB
         assert room.blocks * room.bsize < 41 * MIB
-        assert volume.status()["account_left"] == account.size - sum(  # type: ignore[operator]
-            map(len, account.objects.values())
-        )
+        known = volume.status()["account_left"]
+        left = account.size - sum(map(len, account.objects.values()))  # type: ignore[operator]
+        assert abs(known - left) < 4096  # a heartbeat may lie between the two
         account.size = 400 * MIB
         await trio.sleep(2 * IDLE)
         room = volume.fs.statfs()
