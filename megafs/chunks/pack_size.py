@@ -63,7 +63,7 @@ class PackSize:
     ) -> None:
         self._chunk_size = chunk_size
         self._path = path
-        self._known = self._is_cautious = False
+        self._known = self._is_cautious = self._raced = False
         self._is_bound = is_bound
         self._limit: int | None = None  # bytes of an object, if there is a limit
         self._wanted = self._size = wanted
@@ -81,6 +81,21 @@ class PackSize:
     def known(self) -> bool:
         """Whether this machine has tried once what the store takes."""
         return self._known
+
+    @property
+    def raced(self) -> bool:
+        """Whether this machine has seen once that the store keeps mounts apart."""
+        return self._raced
+
+    @property
+    def proved(self) -> bool:
+        """Whether nothing is left to be tried on this machine."""
+        return self._known and self._raced
+
+    def note_races(self) -> None:
+        """The store keeps mounts apart, or need not: that is not tried again."""
+        self._raced = True
+        self._keep()
 
     @property
     def size(self) -> int:
@@ -112,8 +127,12 @@ class PackSize:
         self._is_cautious = False
         self._size = self._wanted
         self._fit(limit)
+        self._keep()
+
+    def _keep(self) -> None:
         if self._path is not None:
-            replace_file(self._path, json.dumps({"largest_object": limit}).encode())
+            found = {"largest_object": self._limit, "raced": self._raced}
+            replace_file(self._path, json.dumps(found).encode())
 
     def refused(self, size: int) -> None:
         """The store refused an object of *size* bytes for its size."""
@@ -136,7 +155,10 @@ class PackSize:
         if self._path is None:
             return None
         try:
-            limit = json.loads(read_private(self._path))["largest_object"]
-        except (OSError, ValueError, KeyError, TypeError):
+            found = json.loads(read_private(self._path))
+            limit = found["largest_object"]
+            # A megafs that did not say so raced first.
+            self._raced = found.get("raced", True) is True
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return limit if isinstance(limit, int) and limit > 0 else None

@@ -93,6 +93,8 @@ def command(
     source = next((source for source in SOURCES if source.fits(link)), None)
     if source is None:
         known = ", ".join(source.name for source in SOURCES)
-        raise BadUsage(f"not a link that is known here: {printable(link[:60])} (known: {known})")
+        # What follows # may be a key, whatever it belongs to.
+        shown = printable(link.partition("#")[0][:60])
+        raise BadUsage(f"not a link that is known here: {shown} (known: {known})")
     chosen = arguments.mount_options(source.options_of, options, **given)
     return source.load()(GetRequest(link, dest, list_only, as_json, chosen))

@@ -28,7 +28,7 @@ def command(source: str, dest: str, as_json: bool, options: tuple[str, ...], **g
     """
     if not mega_source.is_of_mega(source):
         raise BadUsage(
-            f"not a place to import from: {printable(source[:60])}"
+            f"not a place to import from: {printable(source.partition('#')[0][:60])}"
             " (known: mega:/Folder, https://mega.nz/...)"
         )
     chosen = arguments.mount_options(mega_source.options_url(source), options, **given)

@@ -27,6 +27,16 @@ def options_url(text: str) -> str:
     return "mega:" if is_of_mega(text) and not is_account(text) else text
 
 
+def shown_url(text: str) -> str:
+    """How the mount of *text* is shown: a link without its key; other URLs as they are."""
+    if not is_link(text):
+        return text
+    from megafs.mega.links import MegaLink, parse_link
+
+    link = parse_link(text)
+    return link.shown if isinstance(link, MegaLink) else text
+
+
 def read_link(text: str, secrets: Secrets) -> MegaLink:
     """The link that *text* is, or that stands on standard input; its password is asked for.
 
@@ -53,4 +63,4 @@ def read_link(text: str, secrets: Secrets) -> MegaLink:
     return link
 
 
-__all__ = ["is_account", "is_of_mega", "options_url", "read_link"]
+__all__ = ["is_account", "is_of_mega", "options_url", "read_link", "shown_url"]

@@ -88,10 +88,11 @@ def _mount(args: list[str]) -> None:
     chosen = arguments.mount_options(mega_source.options_url(url), given, sloppy="-s" in names)
     if "-f" in names:
         return
-    if _is_mounted(url, path):
+    shown = mega_source.shown_url(url)
+    if _is_mounted(shown, path):
         # `mount -a` compares sources, and ours is not the URL (mount/source.py).
         if "-v" in names:
-            output.note(f"{url} is mounted at {path} already")
+            output.note(f"{shown} is mounted at {path} already")
         return
 
     from megafs.cli.mount import mount

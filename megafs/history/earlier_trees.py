@@ -197,14 +197,34 @@ class History(PastCommits):
             building.done.set()
 
     async def _build(self, sequence: int, progress: StepsDone) -> apsw.Connection:
-        """The tree at *sequence*, from the newest checkpoint before it that is whole."""
+        """The tree at *sequence*, from the newest checkpoint before it that is whole.
+
+        Of one that an earlier key sealed, only the hash of its commit can be checked: its rows may
+        be of somebody who was locked out by the rotation.  So it is taken only if the journal does
+        not reach back to its beginning.
+        """
         there = [n for n in await checkpoint.newest(self._store) if n <= sequence]
+        old = []
         for start in there:
             try:
-                manifest = await checkpoint.read_manifest(self._store, self._keyring, start)
+                manifest, epoch = await checkpoint.read_manifest_and_epoch(
+                    self._store, self._keyring, start
+                )
+                if epoch < self._keyring.epoch:
+                    old.append(manifest)
+                    continue
                 return await self._build_from(manifest, sequence, progress)
             except (Corrupt, Missing, TooNew) as exc:
                 log.warning("checkpoint %d does not lead to commit %d: %s", start, sequence, exc)
+        if not old or await self.oldest() == 1:
+            return await self._build_from(None, sequence, progress)
+        for manifest in old:
+            try:
+                return await self._build_from(manifest, sequence, progress)
+            except (Corrupt, Missing, TooNew) as exc:
+                log.warning(
+                    "checkpoint %d does not lead to commit %d: %s", manifest.sequence, sequence, exc
+                )
         return await self._build_from(None, sequence, progress)
 
     async def _build_from(

@@ -126,11 +126,11 @@ async def ask_for_newest(ahead: EarlyRequests) -> int:
 
 async def read_manifest(store: ObjectStore, keyring: Keyring, sequence: int) -> Manifest:
     """Read and open one manifest; Corrupt or Missing if it is not whole, or of too old a key."""
-    manifest, _ = await _read_manifest(store, keyring, sequence)
+    manifest, _ = await read_manifest_and_epoch(store, keyring, sequence)
     return manifest
 
 
-async def _read_manifest(
+async def read_manifest_and_epoch(
     store: ObjectStore, keyring: Keyring, sequence: int
 ) -> tuple[Manifest, int]:
     """As `read_manifest`, with the epoch of the key that sealed it."""
@@ -237,7 +237,7 @@ async def load_newest(
     old = 0
     for sequence in await newest(store):
         try:
-            manifest, epoch = await _read_manifest(store, replica.keyring, sequence)
+            manifest, epoch = await read_manifest_and_epoch(store, replica.keyring, sequence)
             if epoch < least_epoch:
                 log.warning("checkpoint %d is of epoch %d: it is not taken", sequence, epoch)
                 old = old or sequence
@@ -560,7 +560,7 @@ async def find_usable(
         if not_above is not None and sequence > not_above:
             continue
         try:
-            manifest, epoch = await _read_manifest(store, keyring, sequence)
+            manifest, epoch = await read_manifest_and_epoch(store, keyring, sequence)
             if epoch >= least_epoch:
                 return manifest
         except (Corrupt, Missing, TooNew) as exc:

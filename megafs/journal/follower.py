@@ -362,17 +362,16 @@ class Follower:
         """*got*, without a commit of ours that may have written over another's, and what follows.
 
         Without the right to write, ours does not stand: whoever has the right has its own there.
-        With it, ours does not stand if the next one follows another.
+        And none does that is not the one which the next follows.
         """
-        if self._right is None:
+        if self._right is None or not got:
             return got
+        await self._check_followed(got[-1])
         for n, verified in enumerate(got):
             if not self._replica.recognition.attempted(verified):
                 continue
             if not self._right.held:
                 return got[:n]
-            if verified is got[-1]:
-                await self._check_followed(verified)
             await self._right.recognised(verified)
         return got
 

@@ -79,6 +79,7 @@ def walk(table: NodeTable, top: NodeRow) -> Iterator[TreeEntry]:
         below = [
             TreeEntry((*entry.path, os.fsdecode(row.shown)), row)
             for row in _children(table, entry.row.ino)
+            if row.ino != top.ino  # a server may say that a folder lies within itself
         ]
         below.sort(key=lambda one: one.path, reverse=True)
         waiting.extend(below)

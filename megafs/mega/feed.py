@@ -25,7 +25,7 @@ _PACE: Final = 0.5
 #: Seconds between two loads of the whole tree: a million nodes are some 200 MB.
 _LOADS: Final = 60.0
 #: Seconds between two looks for a new login, once the session has ended.
-_LOGIN: Final = 10.0
+_LOGIN: Final = 5.0
 
 
 class TreeListener(Protocol):

@@ -46,8 +46,8 @@ class LoginRefused(Denied):
 async def log_in(location: Location, options: Mapping[str, str], ask: Ask) -> str:
     """Ask for mail, password and, if the account wants it, a code; return the session."""
     chosen = read_options(options)
-    mail = (chosen.account or await ask("Mail address of the MEGA account")).strip().lower()
-    password = await ask("Password", secret=True)
+    mail = (chosen.account or await ask("Mail address of the MEGA account: ")).strip().lower()
+    password = await ask("Password: ", secret=True)
     api = ApiChannel(chosen.api)
     try:
         keys = await _password_keys(api, mail, password)
@@ -87,7 +87,7 @@ async def _answer(api: ApiChannel, mail: str, keys: PasswordKeys, ask: Ask) -> A
         try:
             return await api.call(command)
         except MfaRequired:
-            code = await ask("Code of the second factor", secret=True)
+            code = await ask("Code of the second factor: ", secret=True)
             return await api.call({**command, "mfa": code.replace(" ", "").strip()})
     except Missing:  # -9 here: no such account, or another password
         raise LoginRefused from None
@@ -139,10 +139,8 @@ class PrivateNumbers(NamedTuple):
             raise ValueError("these are no primes of one key")
         if inverse >= q or p * inverse % q != 1:
             raise ValueError("the inverse is not that of p")
-        order = (p - 1) * (q - 1)
-        if not 1 < d < order or math.gcd(d, order) != 1:
-            raise ValueError("this exponent is none")
-        # The public exponent, 3, 17 or 65537 as clients have chosen it, is small.
+        # The public exponent, 3, 17 or 65537 as clients have chosen it, is small.  (ValueError of
+        # pow, too: what has no inverse is no exponent.)
         if pow(d, -1, math.lcm(p - 1, q - 1)) >= 1 << 32:
             raise ValueError("the exponent is not that of the primes")
         return cls(p, q, d)

@@ -347,6 +347,8 @@ class Loader:
         self.put("sn", sn)
         self.put("loaded", 1)
         self._db.execute("COMMIT")
+        # Or the log would stay as large as the tree.
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def rollback(self) -> None:
         """Give up what is not committed."""

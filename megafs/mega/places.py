@@ -44,7 +44,7 @@ def place_of_session(session: MegaSession, options: MegaOptions, path: str) -> M
     """The account's tree, as far as *options* and *path* say: "" or "/a/b"."""
     path = "/".join(part for part in path.split("/") if part)
     return MegaPlace(
-        f"mega:/{path}",
+        f"mega:/{path}" if path else "mega:",
         {"sid": session.sid},
         TreeOwner(session.key, session.user),
         options.account,

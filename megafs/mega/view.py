@@ -93,7 +93,7 @@ class MegaFileSystem:
         if len(name) > NAME_MAX:
             raise Refused(e.ENAMETOOLONG)
         found = self._table.lookup(row.ino, name)
-        if found is None:
+        if found is None or found.ino == self.top:
             raise Refused(e.ENOENT)
         return self._shown(found)
 
@@ -144,7 +144,8 @@ class MegaFileSystem:
     def readdir(self, fh: int, after: int, limit: int) -> list[tuple[bytes, Inode, int]]:
         """Up to *limit* entries; a cookie is the inode's number."""
         rows = self._table.children(self._directories[fh], after, limit)
-        return [(row.shown, self._shown(row), row.ino) for row in rows]
+        # The root may lie within itself, if the server says so; the kernel takes no such thing.
+        return [(row.shown, self._shown(row), row.ino) for row in rows if row.ino != self.top]
 
     def releasedir(self, fh: int) -> None:
         self._directories.pop(fh, None)

@@ -21,6 +21,7 @@ from megafs import garbage
 from megafs.errors import BadStore
 from megafs.stores.abilities import Ability, LimitedBodies, SpaceLeft, UnconditionalPuts, Watch
 from megafs.stores.base import ObjectStore
+from megafs.stores.dropbox.option_table import DROPBOX_OPTIONS, dropbox_login
 from megafs.stores.gdrive.login_kind import gdrive_login
 from megafs.stores.gdrive.option_table import GDRIVE_OPTIONS
 from megafs.stores.login.kinds import LoginOf
@@ -129,6 +130,15 @@ DRIVERS: dict[str, Driver] = {
             described=WEBDAV_OPTIONS,
             abilities=(LimitedBodies, SpaceLeft),
             login=webdav_login,
+        ),
+        Driver(
+            scheme="dropbox",
+            module="megafs.stores.dropbox.driver",
+            form=path_only,
+            example="dropbox:/path",
+            described=DROPBOX_OPTIONS,
+            abilities=(LimitedBodies, SpaceLeft, Watch),
+            login=dropbox_login,
         ),
         Driver(
             scheme="gdrive",

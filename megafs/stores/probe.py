@@ -16,7 +16,7 @@ The second is for proxies: nginx takes bodies of 1 MiB unless it is told otherwi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -44,13 +44,17 @@ LIMITS = (8 << 20, 4 << 20, 2 << 20, 1 << 20, 512 << 10, 256 << 10, 128 << 10)
 
 
 async def probe_create_if_absent(
-    store: ObjectStore, *, races: Sequence[tuple[int, int]] = RACES
+    store: ObjectStore,
+    *,
+    races: Sequence[tuple[int, int]] = RACES,
+    rest: Callable[[float], Awaitable[None]] | None = None,
 ) -> bool:
     """Race put_new() for fresh names; True if each name had exactly one winner and its bytes.
 
     store: without limits of its own (`stack.unlimited`), so that the racers really race.  Its
         errors are raised as they are: a store that cannot be reached, or that refuses our
         credentials, is no answer.
+    rest: awaited after each race with the seconds that it took; then there is one race at a time.
     What was made is deleted again.
     """
     run = random_bytes(16).hex()
@@ -64,12 +68,15 @@ async def probe_create_if_absent(
             i, (racers, size) = waiting.pop(0)
             name = f"probe/{run}/{i}"
             made.append(name)
+            since = trio.current_time()
             if not await _race(store, name, racers, size):
                 lost = True
+            elif rest is not None:
+                await rest(trio.current_time() - since)
 
     try:
         async with one_error_nursery() as nursery:
-            for _ in range(_LANES):
+            for _ in range(_LANES if rest is None else 1):
                 nursery.start_soon(lane)
         return not lost
     finally:

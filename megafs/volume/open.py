@@ -261,7 +261,7 @@ async def _opened(opening: _Opening) -> AsyncIterator[Volume]:
             await upkeep.take_lease(volume, volume.lease, opening.say)
         async with volume.background.running() as nursery:
             _start_tasks(volume, journal, process, nursery)
-            if opening.own_store and not settings.read_only and not journal.pack_size.known:
+            if opening.own_store and not settings.read_only and not journal.pack_size.proved:
                 nursery.start_soon(
                     keep_running, "proving the store", upkeep.prove_store, volume, journal.pack_size
                 )

@@ -13,7 +13,8 @@ from megafs.concurrency import offload
 from megafs.errors import Corrupt, Exists, Fault, TooLarge, TooNew, Unavailable
 from megafs.journal import checkpoint
 from megafs.journal.lease import Lease
-from megafs.stores.abilities import LimitedBodies
+from megafs.stores.abilities import LimitedBodies, uncached
+from megafs.stores.limit import background
 from megafs.stores.probe import LIMITS, probe_create_if_absent, probe_largest
 from megafs.stores.stack import unlimited
 from megafs.volume.recovery import CHECKED_AT_ONCE
@@ -22,10 +23,14 @@ from megafs.volume.volume import Volume
 log = logging.getLogger(__name__)
 
 #: Seconds after which a machine's first mount tries what the store can do, and tries again.  It is
-#: 24 races and one object of a pack's size: after one second it fell into what people mount for,
-#: and 100 reads of cached pages took 135 ms, not 14.
+#: one object of a pack's size and 24 races: after one second, all at once, it fell into what people
+#: mount for, and 100 reads of cached pages took 135 ms, not 14.
 _PROVE_AFTER = 10.0
 _PROVE_AGAIN = 60.0
+#: Between two races it rests for so many times as long as one took, and for a second at least: the
+#: races take a twentieth of the time of whoever works meanwhile, at most.
+_REST_FACTOR = 19.0
+_REST_LEAST = 1.0
 NOT_EXCLUSIVE = (
     "this store does not create an object only if its name is free, although it seemed to when the"
     " volume was made: two mounts could overwrite each other's commits, so this one writes nothing."
@@ -114,26 +119,36 @@ async def prove_store(volume: Volume, pack_size: PackSize) -> None:
 
     The way to the store may be another one here, with a proxy on it; and a store that checks and
     then acts may have passed once.  That one must not be written to by two mounts: this one stops.
+
+    The size first, for packs are small until it is known; behind everything that waits for the
+    store.  Then the races, one at a time, with rests between them.
     """
     await trio.sleep(_PROVE_AFTER)
     store = unlimited(volume.store)
-    raced = not volume.header.create_if_absent
-    while not pack_size.known:
+    while not (pack_size.known and pack_size.raced):
         try:
-            if not raced and not await probe_create_if_absent(store):
+            if not pack_size.known:
+                largest = largest_object(pack_size.wanted)
+                if LimitedBodies.of(store) is not None:
+                    with background():
+                        largest = await probe_largest(uncached(volume.store), largest)
+                pack_size.found(largest)
+            if volume.header.create_if_absent and not await probe_create_if_absent(
+                store, rest=_rest
+            ):
                 volume.writer.bar(NOT_EXCLUSIVE)
                 return
-            raced = True
-            largest = largest_object(pack_size.wanted)
-            if LimitedBodies.of(store) is not None:
-                largest = await probe_largest(store, largest)
-            pack_size.found(largest)
+            pack_size.note_races()
         except TooLarge as exc:
             log.warning("%s", exc)
             pack_size.found(LIMITS[-1])
         except (Fault, OSError) as exc:
             log.debug("what the store can do is not proved yet: %s", exc)
             await trio.sleep(_PROVE_AGAIN)
+
+
+async def _rest(took: float) -> None:
+    await trio.sleep(max(_REST_LEAST, _REST_FACTOR * took))
 
 
 async def take_lease(volume: Volume, lease: Lease, say: Callable[[str], None]) -> None:

@@ -33,7 +33,7 @@ class TookTooLong(Exception):
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.boot", description=__doc__)
     parser.add_argument("--keep", type=Path, help="keep the console's log in this directory")
-    parser.add_argument("--within", type=int, default=3600, help="seconds for all of it")
+    parser.add_argument("--within", type=int, default=7200, help="seconds for all of it")
     args = parser.parse_args()
     if os.geteuid() != 0:
         os.execvp("sudo", ["sudo", "-E", sys.executable, "-m", "tests.boot", *sys.argv[1:]])

@@ -10,7 +10,7 @@ import pytest
 from megafs.mega.session import MegaSession
 from megafs.stores.login.credentials import FILE, CredentialStore
 from megafs.stores.login.kinds import LoginKey
-from tests.mega.conftest import Run
+from tests.mega.conftest import MAIL, PASSWORD, Run
 from tests.services.mega.server import MegaServer, Owner
 
 MTIME = 1_500_000_000
@@ -104,6 +104,24 @@ def test_an_account(run: Run, owner: Owner, tmp_path: Path, mega: MegaServer) ->
     assert mega.commands.count("f") == 1 and mega.logins == 0
     assert run("get", "mega:").returncode == 0
     assert (tmp_path / "MEGA" / "private").read_bytes() == b"private"
+
+
+def test_from_login_to_logout(run: Run, owner: Owner, mega: MegaServer, tmp_path: Path) -> None:
+    owner.put("/file", b"mine")
+    wrong = run("login", "--keep", "file", "mega:", stdin=f"{MAIL}\nwrong\n")
+    assert wrong.returncode == 13 and b"does not take" in wrong.stderr
+    done = run("login", "--keep", "file", "mega:", stdin=f"{MAIL}\n{PASSWORD}\n")
+    assert done.returncode == 0, done.stderr
+    for _ in range(3):
+        assert run("get", "mega:/file").returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    assert mega.logins == 2 and len(mega.state.sessions) == 1
+    for kept in (tmp_path / "home").rglob("*"):
+        if kept.is_file():
+            assert PASSWORD.encode() not in kept.read_bytes()
+    assert run("logout", "mega:").returncode == 0
+    assert not mega.state.sessions
+    assert run("get", "mega:/file").returncode == 13
 
 
 def test_without_a_login(run: Run) -> None:

@@ -232,5 +232,6 @@ def test_the_api_is_nobody_elses(run: Run, link: str) -> None:
 
 
 def test_what_is_no_link_is_said(run: Run) -> None:
-    done = run("get", "https://example.org/file/x#y")
+    done = run("get", "https://example.org/file/x#secret")
     assert done.returncode == 2 and b"not a link that is known here" in done.stderr
+    assert b"secret" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -62,7 +63,7 @@ async def test_a_second_factor_is_asked_for_when_it_is_wanted(mega: MegaServer) 
     code = reference.totp(secret, mega.clock())
     ask = Typed(MAIL, PASSWORD, f"{code[:3]} {code[3:]}")
     await login.log_in(HERE, options(mega), ask)
-    assert ask.asked[-1] == ("Code of the second factor", True)
+    assert ask.asked[-1] == ("Code of the second factor: ", True)
     wrong = f"{(int(code) + 1) % 1_000_000:06}"
     with pytest.raises(LoginRefused):
         await login.log_in(HERE, options(mega), Typed(MAIL, PASSWORD, wrong))
@@ -123,6 +124,12 @@ def test_an_honest_answer_opens() -> None:
     assert (session.key, session.user) == (MASTER, USER)
 
 
+def other_exponent() -> int:
+    """One that has an inverse, but not the account's."""
+    key = reference.private_key()
+    return pow((1 << 89) - 1, -1, math.lcm(key.p - 1, key.q - 1))
+
+
 Number = Callable[[int], int]
 LIES: list[dict[str, Any]] = [
     {"sid": b"\x01" * 16 + b"lmnopqrstuv" + b"\x02" * 16},  # another account's session
@@ -133,6 +140,7 @@ LIES: list[dict[str, Any]] = [
     {"u": lambda n: 3},
     {"d": lambda n: n + 2},
     {"d": lambda n: 3},
+    {"d": lambda n: other_exponent()},
     {"p": lambda n: 7},
     {"tail": bytes(16)},
     {"fields": {"k": "AAAA"}},
@@ -156,6 +164,14 @@ def test_every_lie_is_one_error(lie: dict[str, Any]) -> None:
 def test_an_answer_of_another_kind(found: Any) -> None:
     with pytest.raises(LoginRefused):
         opened_session(found, KEYS, MAIL)
+
+
+@pytest.mark.parametrize("lie", [lie for lie in LIES if lie.keys() & set("pqdu")], ids=str)
+def test_a_private_key_that_is_none_opens_nothing(lie: dict[str, Any]) -> None:
+    """It is refused before it is used, not because of what came out."""
+    closed = reference.unb64(answer(**lie)["privk"])
+    with pytest.raises(ValueError):
+        PrivateNumbers.parse(reference.ecb(MASTER, closed, opening=True))
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 50, 200, 600])

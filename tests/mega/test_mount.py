@@ -207,6 +207,22 @@ def test_a_link_to_a_folder(machine: Machine, mega: MegaServer, owner: Owner) ->
     assert (machine.at / "2013" / "dog.jpg").read_bytes() == b"dog"
     machine.umount()
 
+    # As `mount -a` does, which compares what is mounted with fstab.
+    program = "import sys; from megafs.cli.mount_helper import main; main(sys.argv)"
+    helper = [sys.executable, "-c", program, link, str(machine.at), "-v"]
+    for said in (b"", b"is mounted at"):
+        done = subprocess.run(
+            [*helper, "-o", f"api={mega.url}"],
+            env=machine.environ,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        machine.mounted = True
+        assert done.returncode == 0 and said in done.stderr, done.stderr
+        assert key.encode() not in done.stderr
+    machine.umount()
+
     inside = owner.folder("/Pictures/2013").handle
     assert machine.mount(f"{link}/folder/{inside}").returncode == 0
     assert sorted(os.listdir(machine.at)) == ["cat.jpg", "dog.jpg"]

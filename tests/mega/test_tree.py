@@ -15,7 +15,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megafs.errors import Unavailable
+from megafs.errors import Refused, Unavailable
 from megafs.mega.api import ApiChannel
 from megafs.mega.contents import FileContents, FileRef
 from megafs.mega.errors import KeyRefused, SessionExpired, TreeStale
@@ -25,7 +25,10 @@ from megafs.mega.node_keys import NodeKeys
 from megafs.mega.node_stream import ReplyScanner
 from megafs.mega.node_table import INBOUND, Moved, NodeRow, NodeTable
 from megafs.mega.tree import TreeOwner, apply_packets, load_tree
+from megafs.mega.view import MegaFileSystem
+from megafs.tree.inode import ROOT
 from tests.services.mega.server import MegaServer, Owner
+from tests.services.mega.state import Account, Node
 
 # The answer in pieces
 
@@ -164,6 +167,33 @@ async def test_the_tree_of_a_link(mega: MegaServer, owner: Owner, table: NodeTab
         await api.aclose()
 
 
+async def test_a_folder_that_lies_within_itself(
+    mega: MegaServer, owner: Owner, table: NodeTable
+) -> None:
+    owner.put("/a/b/c.txt", b"abc")
+    public, key = owner.link_parts(owner.folder("/a"))
+    honest = mega.state.shown
+    top, inner = owner.folder("/a"), owner.folder("/a/b")
+
+    def lying(node: Node, share: str = "", viewer: Account | None = None) -> dict[str, Any]:
+        shown = honest(node, share, viewer)
+        return shown | {"p": inner.handle} if node is top else shown
+
+    mega.state.shown = lying  # type: ignore[method-assign]
+    api = ApiChannel(mega.url, {"n": public})
+    try:
+        await load_tree(api, table, TreeOwner(key))
+    finally:
+        await api.aclose()
+    assert names(table) == {"b/": 0, "b/c.txt": 3}
+    fs = MegaFileSystem(table, table.get("root"), None, readahead=0)  # type: ignore[arg-type]
+    below = fs.lookup(ROOT, b"b").ino
+    assert [name for name, _, _ in fs.readdir(fs.opendir(below), 0, 100)] == [b"c.txt"]
+    with pytest.raises(Refused):
+        fs.lookup(below, b"a")
+    assert table.remove(inner.handle)  # ends
+
+
 async def test_folders_that_others_share(
     mega: MegaServer, api: ApiChannel, owner: Owner, table: NodeTable
 ) -> None:
@@ -215,6 +245,24 @@ async def test_files_can_be_asked_for_while_a_tree_is_loaded(
     finally:
         gate.set()
     assert names(table) == {"a.txt": 3}
+
+
+def test_a_share_key_that_the_server_made_up_is_not_taken(owner: Owner) -> None:
+    folder = owner.folder("/a")
+    owner.link_parts(folder)
+    proof, wrapped = owner.account.share_keys[folder.handle]
+    master = owner.account.master
+    for entry, wanted in (
+        ({"h": folder.handle, "ha": proof, "k": wrapped}, True),
+        ({"h": folder.handle, "ha": proof[::-1], "k": wrapped}, False),
+        ({"h": "AAAAAAAB", "ha": proof, "k": wrapped}, False),
+        ({"h": folder.handle, "k": wrapped}, False),
+        ({"h": folder.handle, "ha": proof, "k": "AAAA"}, False),
+        ("x", False),
+    ):
+        keys = NodeKeys()
+        keys.add_own_share(master, entry)
+        assert bool(keys.shares) is wanted, entry
 
 
 # The feed

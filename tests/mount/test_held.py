@@ -191,10 +191,10 @@ def test_looking_does_not_unmount(volume: Machine, processes: Processes) -> None
     (volume.mnt / "f").write_text("x")
     for _ in range(3):
         leaving = processes.start(*volume.command("umount", volume.mnt), env=volume.environ)
-        eventually(lambda: volume.status()["state"] == "draining")
+        eventually(lambda: volume.status()["state"] == "draining", within=60)
         leaving.send_signal(signal.SIGINT)
-        assert leaving.wait(10) == 130
-        eventually(lambda: volume.status()["state"] == "mounted")
+        assert leaving.wait(60) == 130
+        eventually(lambda: volume.status()["state"] == "mounted", within=60)
         assert is_mounted(volume.mnt)
     back(volume)
     volume.umount()

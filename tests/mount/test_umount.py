@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,9 +26,14 @@ def test_with_the_store_away_it_says_what_is_safe_and_what_can_be_done(
     away(volume)
     (volume.mnt / "f").write_bytes(os.urandom(1 << 20))
     leaving = processes.start(*volume.command("umount", volume.mnt), env=volume.environ)
-    time.sleep(12)
+    assert leaving.stderr is not None
+    said = ""
+    while "umount --force" not in said:  # the last of it
+        line = leaving.stderr.readline()
+        assert line, said
+        said += line
     leaving.send_signal(signal.SIGINT)
-    _, said = leaving.communicate(timeout=20)
+    said += leaving.communicate(timeout=60)[1]
     assert leaving.returncode == 130
     assert "the store takes nothing: " in said
     assert f"are safe in {volume.place}/state" in said

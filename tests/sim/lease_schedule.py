@@ -220,11 +220,14 @@ def run(
     base: Path | None = None,
     log: list[str] | None = None,
     step: int = 0,
+    fork: bool = False,
 ) -> LeaseOutcome:
     """Run the schedule of *seed*; raise Wrong (or what went wrong) if a promise was broken.
 
     step: instead of what the seed says, the first machine is stopped once, at that step after
         12 s, for 300 s.
+    fork: instead of what the seed says, the first holder's commit arrives when the next holder has
+        committed, which is killed at that moment.
     log: told what happened.
     """
     rng = random.Random(f"{seed}/lease")
@@ -248,6 +251,9 @@ def run(
             kills.append((rng.randrange(count), when, rng.choice((0.1, 200.0, 500.0))))
     if step:
         stops, kills = [Stop(0, 12.0, 300.0, step)], []
+    if fork:
+        stops = [Stop(0, 20.0, 400.0, request=("put_new", "commits/"), on_its_way=True)]
+        kills = [(1, 440.0, 500.0)]
     noise = logging.getLogger("megafs")
     level = noise.level
     noise.setLevel(logging.CRITICAL)
@@ -269,7 +275,8 @@ def run(
 
 def _drawn(rng: random.Random, count: int) -> Stop:
     after = rng.choice((12.0, 20.0, rng.uniform(12, 400)))
-    stop = Stop(rng.randrange(count), after, rng.uniform(90, 600))
+    seconds = rng.choice((rng.uniform(150, 300), rng.uniform(90, 600)))
+    stop = Stop(rng.choice((0, rng.randrange(count))), after, seconds)
     if rng.random() < 0.6:
         stop.request = rng.choice(REQUESTS)
         stop.on_its_way = stop.request[0].startswith("put") and rng.random() < 0.6
@@ -365,6 +372,7 @@ def _end(scene: Scene, host: Host) -> None:
 async def _live(scene: Scene, host: Host) -> None:
     """Mount, write, go down as told, mount again; for ever."""
     _owner.set(host.number)
+    await trio.sleep(15 * host.number)
 
     def before(method: str, name: str) -> float:
         if host.stop_before is None:
@@ -390,7 +398,11 @@ async def _live(scene: Scene, host: Host) -> None:
                     if volume.writer.frozen is None:
                         host.done = True
                         await trio.sleep_forever()
-            except (Fault, Busy) as exc:
+            except Busy as exc:  # others have to be unmounted first
+                scene.tell(f"{HOSTS[host.number]}: {exc}")
+                host.done = True
+                await trio.sleep_forever()
+            except Fault as exc:
                 host.refusals += 1
                 scene.tell(f"{HOSTS[host.number]}: {type(exc).__name__}: {exc}")
             except BaseExceptionGroup as group:

@@ -95,6 +95,8 @@ async def test_everything_that_is_made_of_the_table_knows_it(box: Driver) -> Non
             {},
             "write file:///srv/volume or s3://bucket/prefix or webdav+https://host/path or",
         ),
+        ("cube:/a", {}, " or dropbox:/path"),
+        ("cube:/a", {}, " or box:/path"),
     ],
 )
 def test_what_is_wrong_with_one_is_said(

@@ -259,6 +259,23 @@ async def test_a_planted_checkpoint_from_before_the_rotation_is_not_built_upon(
             pass
 
 
+@pytest.mark.parametrize("knows", [True, False])
+async def test_an_earlier_tree_is_not_built_on_a_planted_checkpoint_either(
+    rotated: Rotated, tmp_path: Path, knows: bool
+) -> None:
+    """Its hash is right, and its tree lacks a file: the journal is read instead."""
+    moment = rotated.turn - 1
+    name, data = rotated.planted_manifest(moment)
+    objects = rotated.objects | {name: data}
+    machine = rotated.known(tmp_path / "a") if knows else Machine(tmp_path / "a")
+    async with (
+        machine.open(store_of(objects), credential=NEW) as volume,
+        volume.history.view(moment) as tree,
+    ):
+        names = {entry.name for entry in tree.names(1)}
+    assert names == {b"old", b"old2"}
+
+
 # ---- the journal -------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,7 +14,9 @@ from megafs.chunks.pack_size import PackSize, fitting, group_of, largest_object
 from megafs.config import KIB, MIB, Parameters
 from megafs.crypto.aead import padme
 from megafs.errors import BadUsage, TooLarge
+from megafs.stores.base import Buffer
 from megafs.stores.memory import MemoryStore
+from megafs.stores.probe import RACES
 from megafs.stores.stack import open_store
 from megafs.volume import upkeep
 from megafs.volume.create import format_volume
@@ -30,6 +33,8 @@ async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("MEGAFS_KDF", "low-memory")
     monkeypatch.setattr(upkeep, "_PROVE_AFTER", 0.01)
+    monkeypatch.setattr(upkeep, "_REST_FACTOR", 0.0)
+    monkeypatch.setattr(upkeep, "_REST_LEAST", 0.0)
     async with serving(Service()) as running:
         yield running
 
@@ -47,7 +52,8 @@ def machine(service: Service, place: Path) -> Machine:
 async def proved(volume: Volume) -> None:
     """Wait until this machine knows what the store takes."""
     with trio.fail_after(30):
-        while not list(volume_directory(volume).glob("store-limits")):  # noqa: ASYNC110
+        limits = volume_directory(volume) / "store-limits"
+        while not limits.exists() or not json.loads(limits.read_bytes())["raced"]:  # noqa: ASYNC110
             await trio.sleep(0.01)
 
 
@@ -207,3 +213,55 @@ def test_what_was_found_survives_a_damaged_note(tmp_path: Path) -> None:
     for damaged in (b"", b"{}", b"[]", b'{"largest_object": "x"}', b"\xff"):
         note.write_bytes(damaged)
         assert not PackSize(8 * MIB, 256 * KIB, note).known
+
+
+class _Timed(MemoryStore):
+    """Notes when objects are made, and how many requests there are at once; each takes 20 ms."""
+
+    def __init__(self) -> None:
+        super().__init__("timed")
+        self.begun: list[tuple[float, str]] = []
+        self.busy = self.most = 0
+
+    async def put_new(self, name: str, data: Buffer) -> None:
+        if name.startswith("probe/"):
+            self.begun.append((trio.current_time(), name))
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        try:
+            await trio.sleep(0.02)
+            await super().put_new(name, data)
+        finally:
+            self.busy -= 1
+
+
+async def test_races_leave_the_machine_to_others(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    store = _Timed()
+    await make_volume(store)
+    store.begun.clear()
+    found = PackSize(8 * MIB, 256 * KIB, tmp_path / "limits")
+    async with Machine(tmp_path / "a").open(store) as volume:
+        store.most = 0
+        await upkeep.prove_store(volume, found)
+    races: dict[str, list[float]] = {}
+    for at, name in store.begun:
+        races.setdefault(name, []).append(at)
+    assert len(races) == len(RACES)
+    assert store.most <= 12 + 1  # and whatever the mount itself does
+    starts = [min(times) for times in races.values()]
+    ends = [max(times) for times in races.values()]
+    rests = [start - end for start, end in zip(starts[1:], ends, strict=False)]
+    assert min(rests) >= 1
+    assert PackSize(8 * MIB, 256 * KIB, tmp_path / "limits").proved, "it happens once"
+
+
+async def test_a_machine_that_knows_the_size_still_races(tmp_path: Path) -> None:
+    found = PackSize(8 * MIB, 256 * KIB, tmp_path / "limits")
+    found.found(16 * MIB)
+    again = PackSize(8 * MIB, 256 * KIB, tmp_path / "limits")
+    assert again.known and not again.proved
+    (tmp_path / "limits").write_text('{"largest_object": 16777216}')
+    (tmp_path / "limits").chmod(0o600)
+    assert PackSize(8 * MIB, 256 * KIB, tmp_path / "limits").proved, "as older releases wrote it"
