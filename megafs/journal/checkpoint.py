@@ -31,7 +31,7 @@ from msgspec import Struct
 from megafs import clock, compression
 from megafs.concurrency import offload, one_error_nursery
 from megafs.crypto.volume_keys import Keyring, digest
-from megafs.errors import Corrupt, Exists, Fault, Missing, TooNew, Unavailable
+from megafs.errors import Corrupt, Exists, Fault, Missing, TooLarge, TooNew, Unavailable
 from megafs.journal import commit as commit_format
 from megafs.journal.checkpoint_parts import Key, Part
 from megafs.journal.commit import Int64, decoded, epoch_of, open_padded, seal_padded
@@ -57,6 +57,9 @@ MAX_PART: Final = 64 << 20
 MAX_MANIFEST: Final = 64 << 20
 #: How many of the newest commits' hashes a checkpoint keeps (docs/threats.md, row 20).
 HASH_TAIL: Final = 65536
+# Neither gets smaller than that where a store takes no large objects.
+_SMALLEST_PART: Final = 32 << 10
+_SMALLEST_TAIL: Final = 1024
 
 PREFIX: Final = "checkpoints/"
 _MANIFEST: Final = re.compile(r"checkpoints/(\d{16})/manifest\Z", re.ASCII)
@@ -361,6 +364,7 @@ class Checkpointer:
         self, replica: Replica, store: ObjectStore, keyring: Keyring, part_size: int = PART_SIZE
     ) -> None:
         self._part_size = part_size
+        self._tail = HASH_TAIL
         self._replica = replica
         self._store = store
         self._keyring = keyring
@@ -371,11 +375,29 @@ class Checkpointer:
         async with self._lock:
             if self._replica.sequence and self._replica.checkpoint == self._replica.sequence:
                 return self._replica.sequence  # no commit since: it would be the same one
-            try:
-                return await self._write()
-            except BaseException:
-                self._replica.parts.reload()  # what the plan took as done is still to be done
-                raise
+            while True:
+                try:
+                    return await self._write()
+                except TooLarge:
+                    self._replica.parts.reload()
+                    if not self._make_smaller():
+                        raise
+                except BaseException:
+                    self._replica.parts.reload()  # what the plan took as done is still to be done
+                    raise
+
+    def _make_smaller(self) -> bool:
+        """The store, or a proxy on the way, takes no object that large; False if that is no help.
+
+        The parts get fewer rows, and the manifest fewer hashes of old commits, which nobody but a
+        machine that was away for longer than they reach back could miss.
+        """
+        if self._part_size <= _SMALLEST_PART and self._tail <= _SMALLEST_TAIL:
+            return False
+        self._part_size = max(_SMALLEST_PART, self._part_size // 2)
+        self._tail = max(_SMALLEST_TAIL, self._tail // 2)
+        log.info("checkpoints are made of smaller objects, for the store takes none that large")
+        return True
 
     async def _write(self) -> int:
         base = self._replica.checkpoint
@@ -434,7 +456,7 @@ class Checkpointer:
             ]
             for part in parts:
                 part.dirty = False  # what changes from here on is for the next one
-        history = replica.hash_tail(HASH_TAIL)
+        history = replica.hash_tail(self._tail)
         return _Plan(replica.sequence, replica.head, history, replica.last_commit(), keep, runs)
 
     async def _write_parts(self, reader: apsw.Connection, plan: _Plan) -> dict[str, list[Part]]:

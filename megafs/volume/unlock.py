@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from megafs.concurrency import offload
 from megafs.config import Settings
-from megafs.errors import Corrupt, NotAVolume, Rollback, Unavailable
+from megafs.errors import Corrupt, NoStore, NotAVolume, Rollback, Unavailable
 from megafs.journal import checkpoint, head
 from megafs.journal.commit import genesis
 from megafs.journal.reader import ask_for_commits, ask_for_standing
@@ -111,6 +111,14 @@ async def load_header(store: ObjectStore, url: str, settings: Settings) -> Heade
             " gone. Is it the right bucket, prefix and endpoint? Make no new volume there: ask the"
             " store's operator for the objects (versions, backups) first. What this machine still"
             f" has of them is in {settings.state_dir} and {settings.cache_dir}"
+        ) from exc
+    except NoStore as exc:
+        said = str(exc) if str(exc).endswith("?") else f"{exc}."
+        if known is None:
+            raise NoStore(f"{said} megafs format makes a new volume") from exc
+        raise NoStore(
+            f"{said} It held volume {known.hex()} when it was last opened here. Make no new volume"
+            " there: bring it back"
         ) from exc
 
 

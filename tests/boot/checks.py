@@ -159,7 +159,11 @@ class Checks:
         # While it is busy, systemctl may give up without a word.
         while state not in ("running", "degraded", "maintenance") and time.monotonic() < deadline:
             time.sleep(2)
-            state = self._guest.run("systemctl is-system-running 2>/dev/null", 120).out.strip()
+            # Mounts with nofail may come after the target that wants them.
+            said = self._guest.run(
+                "systemctl is-system-running; systemctl --no-legend list-jobs | wc -l", 120
+            )
+            state = said.out.removesuffix("\n0\n").strip()
         failed = ""
         if state != "running":
             failed = self._guest.run(

@@ -1,4 +1,4 @@
-"""Other S3 servers on this machine, for as long as somebody wants them: versitygw and MinIO.
+"""Other S3 servers on this machine, for as long as somebody wants them: versitygw, MinIO, s3rver.
 
     with Server.start("versitygw") as server:
         server.endpoint, server.access, server.secret, server.region
@@ -45,7 +45,17 @@ SERVERS: dict[str, tuple[Callable[[int, Path], list[str]], str]] = {
         lambda port, place: ["server", "--quiet", "--address", f"127.0.0.1:{port}", str(place)],
         "/minio/health/live",
     ),
+    "s3rver": (
+        lambda port, place: ["--silent", "--address", "127.0.0.1", "--port", str(port),
+                             "--no-vhost-buckets", "--directory", str(place)],
+        "/",
+    ),
 }  # fmt: skip
+#: Those that create an object only if its name is free.  s3rver does not look at the condition, and
+#: is here for that: a volume there has one writer at a time.
+EXCLUSIVE = frozenset({"versitygw", "minio"})
+#: The one key that s3rver knows.
+_S3RVER = "S3RVER"
 
 
 def missing(name: str) -> str:
@@ -58,10 +68,11 @@ def missing(name: str) -> str:
 class Server:
     """A running server; made by `start`."""
 
-    access, secret, region = ACCESS, SECRET, "us-east-1"
+    region = "us-east-1"
 
     def __init__(self, name: str, place: Path, port: int, process: subprocess.Popen[bytes]) -> None:
         self.name = name
+        self.access, self.secret = (_S3RVER, _S3RVER) if name == "s3rver" else (ACCESS, SECRET)
         self._place = place
         self._process = process
         self.endpoint = f"http://127.0.0.1:{port}"

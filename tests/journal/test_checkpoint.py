@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from megafs.errors import Corrupt, Exists
+from megafs.errors import Corrupt, Exists, TooLarge
 from megafs.journal import checkpoint
 from megafs.journal.replica import Replica
+from megafs.stores.base import Buffer
+from megafs.stores.memory import MemoryStore
 from megafs.tree.schema import REPLICATED
 from megafs.volume.volume import Volume
 from tests.fakes.machine import (
@@ -331,3 +334,45 @@ async def test_a_damaged_part_found_late_still_gives_way(
             assert other.replica.checkpoint == first
             assert await snapshot(other.fs) == tree
     assert [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+class Narrow(MemoryStore):
+    """A store that takes no object of more than *limit* bytes, once there is a limit."""
+
+    limit: int | None = None
+
+    async def put_new(self, name: str, data: Buffer) -> None:
+        if self.limit is not None and len(data) > self.limit:
+            raise TooLarge(f"{name}: {len(data)} bytes are too many")
+        await super().put_new(name, data)
+
+
+@pytest.mark.parametrize("limit", [1 << 20, 64 << 10])
+async def test_a_checkpoint_gets_through_where_no_large_objects_do(
+    limit: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """65,536 hashes of 32 bytes, which do not compress, are a manifest of 2 MiB."""
+    store = Narrow()
+    await make_volume(store)
+    async with Machine(tmp_path / "one").open(store) as volume:
+        for n in range(300):
+            await write_file(volume.fs, f"{n}", os.urandom(1000))
+        await volume.drain()
+        sequence = volume.replica.sequence
+        volume.replica.db.executemany(
+            "INSERT OR IGNORE INTO history VALUES(?,?,1,'',0,0)",
+            ((sequence - n, os.urandom(32)) for n in range(1, checkpoint.HASH_TAIL)),
+        )
+        expected = await snapshot(volume.fs)
+        store.limit = limit
+        made = await volume.checkpointer.write()
+        assert made == sequence
+        size = len(store.objects[checkpoint.manifest_name(made)])
+        assert limit // 4 < size <= limit, "as many hashes as there is room for"
+        await write_file(volume.fs, "more", b"x", sync=True)
+        assert await volume.checkpointer.write()
+    commits = [name for name in store.objects if name.startswith("commits/")]
+    for name in commits[:-1]:
+        await store.delete(name)
+    async with Machine(tmp_path / "two").open(store) as volume:
+        assert {**expected, "more": ("file", b"x")} == await snapshot(volume.fs)

@@ -270,7 +270,7 @@ async def test_a_folder_that_is_not_there(
         lambda: store.list(""),
         lambda: store.put_new(PACK, b"x"),
     ):
-        with pytest.raises(NoStore, match="megafs format makes it"):
+        with pytest.raises(NoStore, match="is it the right address"):
             await attempt()
 
 

@@ -173,8 +173,7 @@ class LocalStore(ObjectStore):
             root = os.open(resolved, _DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             raise NoStore(
-                f"{self._root} is not there (or not a directory);"
-                f" is its disk mounted? `megafs format` makes a new one"
+                f"{self._root} is not there (or not a directory); is its disk mounted?"
             ) from None
         except OSError as exc:
             if exc.errno != errno.ELOOP:

@@ -80,7 +80,7 @@ class WebDavStore(ObjectStore, SpaceLeft, LimitedBodies):
         if way is None:
             raise BadStore(
                 f"{self.url} lacks the file {layout.RECORD}, which says how objects are created:"
-                " megafs format makes it; restore it from a copy of the folder"
+                " restore it from a copy of the folder"
             )
         await exclusive.create(self._server, way, name, data)
 

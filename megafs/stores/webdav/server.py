@@ -354,7 +354,7 @@ class Server:
         reply = await self.ask("PROPFIND", "", headers=_depth(0), body=PROPFIND)
         if reply.status in (404, 409):
             raise NoStore(
-                f"{self.session.host} has no folder {self._root or '/'}; megafs format makes it"
+                f"{self.session.host} has no folder {self._root or '/'}; is it the right address?"
             )
         if reply.status != 207:
             raise self.error(reply, "look at the store's folder", write=False)
