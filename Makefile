@@ -7,6 +7,9 @@
 # make bench    the same work on megafs and its peers (BENCH_ARGS="--scale middle"); installs the peers
 # make launchday  programs at work through an overloaded, failing store (SECONDS=120)
 # make dav-races    eight writers for one name on five WebDAV servers, in each way (DAV_ROUNDS=100)
+# make dav-creates  two mounts and a thousand creates each, on each of the five (DAV_CREATES=1000)
+# make live     the contract, the races and two mounts in a real account, with your credentials
+#               (SERVICE=URL of a folder for tests, OPTIONS=NAME=VALUE,... LIVE_CREATES=50)
 # make gdrive-races the same on a server that speaks Google Drive's API (GDRIVE_ROUNDS=100)
 # make boot-test   a Debian that boots in qemu: fstab, automount, units, reboots with staged data
 # make test-engines   the S3 driver on versitygw and MinIO too; make engines builds them, once
@@ -25,8 +28,8 @@ PYTEST_ARGS ?=
 # default as a flake8 plugin: a checkpoint on every path, also where the answer is in memory.
 ASYNC_RULES := --disable=ASYNC127,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
 
-.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races setup \
-	setup-test install gdrive-races clean
+.PHONY: demo test boot-test test-engines engines lint acceptance soak fuzz bench launchday dav-races \
+	dav-creates live gdrive-races setup setup-test install clean
 .DEFAULT_GOAL := demo
 
 demo: setup
@@ -73,6 +76,16 @@ launchday: setup-test
 DAV_ROUNDS ?= 100
 dav-races: setup-test
 	DAV_ROUNDS=$(DAV_ROUNDS) $(BIN)/python -m pytest tests/stores/test_webdav_races.py
+
+DAV_CREATES ?= 1000
+dav-creates: setup-test
+	DAV_CREATES=$(DAV_CREATES) $(BIN)/python -m pytest -s --timeout 3600 tests/mount/test_webdav.py -k two_machines
+
+LIVE_CREATES ?= 50
+live: setup-test
+	@test -n "$(SERVICE)" || { echo "make live SERVICE=URL [OPTIONS=NAME=VALUE,...]" >&2; exit 2; }
+	MEGAFS_LIVE_URL='$(SERVICE)' MEGAFS_LIVE_OPTIONS='$(OPTIONS)' MEGAFS_LIVE_CREATES=$(LIVE_CREATES) \
+	    $(BIN)/python -m pytest -s tests/live
 
 GDRIVE_ROUNDS ?= 100
 gdrive-races: setup-test

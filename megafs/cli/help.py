@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from megafs.cli import output
+
+if TYPE_CHECKING:
+    from megafs.stores.drivers import Driver
 
 TOPICS = ("exit-codes", "options", "passphrase", "stores")
 
@@ -54,13 +59,11 @@ def command(ctx: click.Context, topic: str | None) -> None:
         output.show("A volume lies at a URL of one of these kinds:")
         for driver in DRIVERS.values():
             if driver.holds_volumes and not driver.for_tests:
-                names = ", ".join(sorted(driver.options)) or "none"
-                output.show(f"  {driver.example}", f"      options: {names}")
+                output.show(*_kind(driver))
         output.show("", "These are only read, as the files that they hold:")
         for driver in DRIVERS.values():
             if not driver.holds_volumes:
-                names = ", ".join(sorted(driver.options)) or "none"
-                output.show(f"  {driver.example}", f"      options: {names}")
+                output.show(*_kind(driver))
         output.show("  https://mega.nz/folder/...#...", "      links of MEGA to folders and files")
         output.show("", "megafs help options says what the options do.")
     elif topic == "passphrase":
@@ -71,3 +74,11 @@ def command(ctx: click.Context, topic: str | None) -> None:
         assert ctx.parent is not None
         output.show(*ctx.parent.get_help().splitlines(), "")
         output.show(f"megafs help TOPIC, with TOPIC one of {', '.join(TOPICS)}")
+
+
+def _kind(driver: Driver) -> list[str]:
+    names = ", ".join(sorted(driver.options)) or "none"
+    lines = [f"  {driver.example}", f"      options: {names}"]
+    if driver.login is not None:
+        lines.append(f"      log in with: megafs login {driver.example}")
+    return lines

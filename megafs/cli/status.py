@@ -149,6 +149,10 @@ def _lines(status: MountStatus) -> list[str]:
         ("cache", f"{output.size(status.cache_bytes)} of {output.size(status.cache_limit)}"),
         ("volume", f"{_used(status)}, {status.files} files; {status.volume}"),
     ]
+    if status.account_left is not None:
+        pairs.append(("account", f"{output.size(status.account_left)} left"))
+    if status.store.limit:
+        pairs.append(("limit", status.store.limit))
     others = [mount for mount in status.mounts if not mount.this]
     if others:
         pairs.append(("others", ", ".join(sorted({mount.host for mount in others}))))

@@ -6,6 +6,7 @@ The parts below it, the data of the files in use, and the inodes that the kernel
 from __future__ import annotations
 
 import errno as e
+from collections.abc import Callable
 
 from msgspec import Struct, field
 
@@ -82,6 +83,8 @@ class Core:
 
     files: the data of the files that are open, or have bytes waiting.
     readahead: the largest window of a reader to begin with, and what that may grow to, in bytes.
+    account_left: says how many bytes the account behind the store takes yet; None for no limit, or
+        none that is known.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class Core:
         dedup_key: bytes | None,
     ) -> None:
         replica, stage, writer = below.replica, below.stage, below.writer
+        self._stage = stage
         self.replica = replica
         self.tree = replica.tree
         self.chunks = below.chunks
@@ -102,6 +106,7 @@ class Core:
         self.background = background
         self.noatime = settings.atime == "noatime" or settings.read_only
         self.readahead = _readahead(settings)
+        self.account_left: Callable[[], int | None] = lambda: None
         self.errors = Errors()
         self.kernel = KernelInodes()
         self.files: dict[int, FileData] = {}
@@ -177,6 +182,11 @@ class Core:
     def used_bytes(self) -> int:
         """Bytes of file contents in the volume, counting what is not flushed yet."""
         return self.tree.used + self.writeback.dirty
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes of contents that the store does not have yet."""
+        return self._stage.staged_bytes + self.writeback.dirty
 
     # ---- changes ----------------------------------------------------------------------------
 

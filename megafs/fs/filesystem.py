@@ -157,11 +157,16 @@ class FileSystem:
         return self.core.used_bytes
 
     def statfs(self) -> StatFs:
-        """Room in the volume: what the quota leaves."""
+        """Room in the volume: what the quota leaves, or the account if that is less."""
         size = self.core.params.quota
         block = 4096
+        used = -(-self.used_bytes // block)
         total = (size if size is not None else _NO_QUOTA) // block
-        free = max(0, total - -(-self.used_bytes // block))
+        free = max(0, total - used)
+        left = self.core.account_left()
+        if left is not None:
+            free = min(free, max(0, left - self.core.unsent_bytes) // block)
+            total = min(total, used + free)
         free_inodes = _FILES - self.core.tree.files
         return StatFs(block, block, total, free, free, _FILES, free_inodes, free_inodes, NAME_MAX)
 

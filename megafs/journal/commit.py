@@ -87,9 +87,13 @@ class VerifiedCommit(msgspec.Struct):
         self._changes = None
 
 
+#: What the names of commits begin with.
+PREFIX = "commits/"
+
+
 def object_name(sequence: int) -> str:
     """The name of the commit with that number; numbers begin at 1."""
-    return f"commits/{sequence:016d}"
+    return f"{PREFIX}{sequence:016d}"
 
 
 def sequence_of(name: str) -> SequenceNumber:

@@ -29,6 +29,7 @@ from megafs.journal.head import HeadKeeper, RememberedHead
 from megafs.journal.reader import JournalReader, Position
 from megafs.journal.rebase import RemoteChanges
 from megafs.journal.replica import Replica
+from megafs.stores.abilities import Watch
 from megafs.tree.schema import Ino
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,14 @@ _WINDOW = 16
 #: An idle mount looks for others' commits this many times less often.
 _IDLE_FACTOR = 5
 _IDLE_AFTER = 30.0
+#: Seconds between two looks by the clock while the store tells of changes by itself.
+WATCHED_INTERVAL = 60.0
+#: Seconds between two waits for the store's news, be there ever so many.
+_NEWS_INTERVAL = 0.5
+#: Seconds before a wait that failed is tried again: the first time, and at most.
+_WATCH_PAUSE, _WATCH_PAUSE_MOST = 1.0, 300.0
+#: A store that did not tell so many times in a row is not relied on for so many seconds.
+_MISSES, _DISTRUST = 2, 600.0
 #: For so many seconds after the end of the journal was seen, gc cannot have folded it: gc leaves
 #: alone what is younger than a day (jobs/gc.py).
 TAIL_TRUST = 3600.0
@@ -136,6 +145,10 @@ class Follower:
         self._advanced = trio.Event()
         self._active = -_IDLE_AFTER
         self._stirred = trio.Event()
+        self._watching = False
+        self._told = False
+        self._misses = 0
+        self._distrusted_until = float("-inf")
 
     def opened(self, *, offline: bool) -> None:
         """The mount is open: its history was compared, or the store was away (*offline*)."""
@@ -179,27 +192,69 @@ class Follower:
 
     # ---- following --------------------------------------------------------------------------
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the store tells of others' commits by itself just now, and is relied on."""
+        return self._watching and trio.current_time() >= self._distrusted_until
+
+    async def watch(self, store: Watch) -> None:
+        """Look for others' commits whenever *store* tells of a change, for ever.
+
+        While that works the clock looks seldom; where it fails, as often as ever.
+        """
+        pause = _WATCH_PAUSE
+        while True:
+            begun = trio.current_time()
+            self._watching = True
+            try:
+                await store.wait_for_change(commit_format.PREFIX)
+            except StoreError as exc:
+                log.debug("the store does not tell of changes: %s", exc)
+                self._watching = False
+                self._stirred.set()  # the clock has been slow
+                await trio.sleep(clock.uniform(0.8, 1.2) * pause)
+                pause = min(2 * pause, _WATCH_PAUSE_MOST)
+                continue
+            pause = _WATCH_PAUSE
+            self._told = True
+            self._stirred.set()
+            await trio.sleep(max(0.0, begun + _NEWS_INTERVAL - trio.current_time()))
+
     async def run(self) -> None:
         """Look for others' commits, for ever; slower when nothing happens here."""
         while True:
             idle = trio.current_time() - self._active > _IDLE_AFTER
             pause = self._interval * (_IDLE_FACTOR if idle else 1)
+            watched = self.is_watching
+            if watched:
+                pause = max(pause, WATCHED_INTERVAL)
             with trio.move_on_after(clock.uniform(pause * 0.8, pause * 1.2)):
-                if idle:
-                    await self._stirred.wait()  # somebody uses the mount again: look at once
-                else:
-                    await trio.sleep_forever()
+                # Somebody uses an idle mount again, or the store tells of a change: look at once.
+                await self._stirred.wait()
             self._stirred = trio.Event()
+            if self._told:
+                self._told, self._misses = False, 0
+                watched = False  # this look says nothing of it
             if self.frozen is not None:
                 continue
             try:
-                if await self.catch_up():
+                if found := await self.catch_up():
                     self._active = trio.current_time()
                     await self.copy_wal()
+                if watched and found:
+                    self._note_miss()
             except (Corrupt, TooNew) as exc:
                 self.freeze(exc)
             except StoreError as exc:
                 log.debug("cannot look for others' commits: %s", exc)
+
+    def _note_miss(self) -> None:
+        """Commits were found of which the store has not told, or not yet."""
+        self._misses += 1
+        if self._misses >= _MISSES:
+            self._misses = 0
+            self._distrusted_until = trio.current_time() + _DISTRUST
+            log.info("the store does not tell of every change: looking by the clock again")
 
     async def catch_up(self) -> int:
         """Apply every commit that is in the store and not here; return how many."""

@@ -173,11 +173,15 @@ class TimedText(Struct, frozen=True):
 
 
 class StoreStatus(Struct, frozen=True):
-    """How the store answers: state is "ok", or what is wrong.  requests: sent since the mount."""
+    """How the store answers: state is "ok", or what is wrong.
+
+    requests: sent since the mount.  limit: of the service, that holds just now; "" for none.
+    """
 
     state: str = "unknown"
     requests: int = 0
     last_error: str | None = None
+    limit: str = ""
 
 
 class MountedElsewhere(Struct, frozen=True):
@@ -221,6 +225,7 @@ class MountStatus(Struct, frozen=True):
     state_dir: str = ""
     used_bytes: int = 0
     quota: int | None = None
+    account_left: int | None = None
     files: int = 0
     store: StoreStatus = StoreStatus()
     mounts: tuple[MountedElsewhere, ...] = ()

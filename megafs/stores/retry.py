@@ -41,7 +41,7 @@ from typing import TypeVar
 import trio
 
 from megafs import clock
-from megafs.errors import Exists, MegafsError, Missing, StoreError, Unavailable
+from megafs.errors import Exists, Full, MegafsError, Missing, StoreError, Unavailable
 from megafs.metrics import Counter, Registry
 from megafs.stores import limit
 from megafs.stores.base import Buffer, Health, ObjectStore, Page, check_name
@@ -83,6 +83,8 @@ CONTACT_HANG = 8.0
 CONTACT_CAP = 0.5
 #: Failures in the last so many seconds make the state "degraded".
 DEGRADED_FOR = 30.0
+#: Seconds for which a service that has more to do than it can counts as limiting us.
+LIMITED_FOR = 30.0
 #: A failing store is reported once, and not again within so many seconds.
 REPORT_EVERY = 60.0
 
@@ -177,6 +179,9 @@ class Retrying(Wrapper):
         self._reported = False
         self._reported_at: float | None = None
         self._refusal = ""  # the last answer to a put, if that was no
+        self._full = ""  # that it has no room, if the last put was told so
+        self._limit = ""  # of the service, as it last said, and until when that holds
+        self._limited_until = float("-inf")
         # What status shows.
         self._last_error = ""
         self._last_error_time: float | None = None
@@ -269,8 +274,15 @@ class Retrying(Wrapper):
             "last_success": self._last_success_time,
             "last_error": self._refusal or self._last_error,
             "last_error_time": self._last_error_time,
+            "limit": below.details.get("limit", "") or self._limit_now(),
         }
         return Health(self.state, self._refusal or self._last_error or below.last_error, details)
+
+    def _limit_now(self) -> str:
+        """Which limit of the service holds just now, "" if none is known."""
+        if self._full:
+            return self._full
+        return self._limit if trio.current_time() < self._limited_until else ""
 
     async def _run(
         self,
@@ -322,11 +334,12 @@ class Retrying(Wrapper):
                 self._answered(paid)
                 if op in _PUTS:
                     self._refusal = "" if isinstance(exc, Exists) else str(exc)
+                    self._full = str(exc) if isinstance(exc, Full) else ""
                 raise
             else:
                 self._answered(paid)
                 if op in _PUTS:
-                    self._refusal = ""
+                    self._refusal = self._full = ""
                 return result
             tries += 1
             patience.waste()
@@ -492,6 +505,10 @@ class Retrying(Wrapper):
         self._last_error = str(error)
         self._last_error_time = clock.now()
         self._last_failure = now
+        if error.busy or error.retry_after is not None:
+            asked = error.retry_after or 0.0
+            self._limit = str(error) + (f"; it asks to wait {asked:.0f} s" if asked else "")
+            self._limited_until = now + max(asked, LIMITED_FOR)
         self._numbers.failures.add()
         self._budget.failed()
         self._in_a_row += 1

@@ -48,7 +48,13 @@ from megafs.journal.reader import JournalReader
 from megafs.journal.replica import Replica
 from megafs.journal.writer import Writer
 from megafs.metrics import Registry
-from megafs.stores.abilities import DiskCache, LimitedBodies, UnconditionalPuts
+from megafs.stores.abilities import (
+    DiskCache,
+    LimitedBodies,
+    SpaceLeft,
+    UnconditionalPuts,
+    Watch,
+)
 from megafs.stores.base import ObjectStore
 from megafs.stores.early_requests import EarlyRequests
 from megafs.stores.retry import CONTACT, CONTACT_HANG
@@ -56,6 +62,7 @@ from megafs.stores.stack import Traffic, cached, open_store
 from megafs.supervisor import keep_running
 from megafs.tree.inode import ROOT
 from megafs.volume import kdf_process, upkeep
+from megafs.volume.account_space import AccountSpace
 from megafs.volume.catch_up import Expected, catch_up, check_head
 from megafs.volume.fork import ForkSettler, SettledFork
 from megafs.volume.header import Credential, Header, check_epoch
@@ -469,6 +476,13 @@ def _start_tasks(
 
     freeze = journal.follower.freeze
     start("following the journal", journal.follower.run, give_up=freeze)
+    if (watch := Watch.of(volume.store)) is not None:
+        start("watching the store", journal.follower.watch, watch)
+    if (account := SpaceLeft.of(volume.store)) is not None:
+        space = AccountSpace(account, volume.sent_bytes)
+        volume.account = space
+        volume.fs.core.account_left = lambda: space.left
+        start("asking for the room in the account", space.run)
     if not volume.settings.read_only:
         start("uploading packs", volume.stage.run)
         start("committing", volume.writer.run, give_up=freeze)

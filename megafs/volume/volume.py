@@ -28,6 +28,7 @@ from megafs.metrics import Registry
 from megafs.stores.abilities import DiskCache
 from megafs.stores.base import Health, ObjectStore
 from megafs.tree.mount_number import is_kin
+from megafs.volume.account_space import AccountSpace
 from megafs.volume.header import Header
 
 
@@ -65,6 +66,8 @@ class Volume(Struct):
     #: None if there is none.
     cache: DiskCache | None = None
     lease: Lease | None = None
+    #: What the account behind the store has left; None if the store cannot tell.
+    account: AccountSpace | None = None
     #: How a fork of the journal was settled when the volume was opened, for people.
     settled: list[str] = field(default_factory=list)
     offline: bool = False
@@ -119,6 +122,10 @@ class Volume(Struct):
         if self.writer.barred is not None and not self.progress().done:
             raise Busy(f"not everything could be written: {self.writer.barred}")
 
+    def sent_bytes(self) -> int:
+        """Bytes that were put into the store since the mount."""
+        return int(self.store.health().details.get("bytes_up", 0))
+
     @property
     def memory_in_use(self) -> int:
         """Bytes of contents in memory: opened chunks, and what was written and is not staged."""
@@ -169,6 +176,8 @@ class Volume(Struct):
             "cache": cache,
             "used_bytes": self.fs.used_bytes,
             "quota": self.params.quota,
+            "account_left": self.account.left if self.account is not None else None,
+            "watching": self.writer.follower.is_watching,
             "files": self.replica.tree.files,
             "checkpoint": replica.checkpoint,
             "generation": self.header.generation,

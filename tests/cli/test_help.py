@@ -91,6 +91,8 @@ def test_help_topics() -> None:
     for driver in DRIVERS.values():
         assert (driver.example in stores) is not driver.for_tests
         assert driver.for_tests or all(option in stores for option in driver.options)
+        says_login = f"log in with: megafs login {driver.example}\n" in stores
+        assert says_login is (driver.login is not None and not driver.for_tests)
     assert "Usage: " in CliRunner().invoke(cli, ["help"]).output
 
 

@@ -14,7 +14,7 @@ from trio.testing import MockClock
 from megafs import clock, concurrency
 from megafs.errors import Denied, Exists, Full, Missing, Unavailable
 from megafs.stores import limit, retry
-from megafs.stores.base import ObjectStore
+from megafs.stores.base import Buffer, ObjectStore
 from megafs.stores.limit import Limited
 from megafs.stores.local.driver import LocalStore
 from megafs.stores.memory import MemoryStore
@@ -622,3 +622,38 @@ async def test_a_store_that_refuses_every_put_is_not_ok(autojump_clock: MockCloc
     with pytest.raises(Exists):
         await store.put_new("a", b"2")
     assert store.health().state == "ok"
+
+
+async def test_the_limit_that_holds_now_is_told(autojump_clock: MockClock) -> None:
+    """`megafs status` says why it is slow, or why nothing is taken, as long as that is so."""
+
+    class Account(Faulty):
+        is_full = False
+
+        async def put_new(self, name: str, data: Buffer) -> None:
+            if self.is_full:
+                raise Full("the account is full")
+            await super().put_new(name, data)
+
+    memory = MemoryStore()
+    await memory.put_new("packs/ab/one", b"bytes")
+    account = Account(memory, (before(retry_after=7),))
+    store = Retrying(account)
+
+    def limit_now() -> str:
+        return str(store.health().details["limit"])
+
+    assert limit_now() == ""
+    await store.get("packs/ab/one", 0, 10)
+    assert "it asks to wait 7 s" in limit_now()
+    await trio.sleep(retry.LIMITED_FOR)
+    assert limit_now() == ""
+    account.is_full = True
+    with pytest.raises(Full):
+        await store.put_new("packs/ab/two", b"2")
+    await trio.sleep(3600)
+    await store.get("packs/ab/one", 0, 10)
+    assert limit_now() == "the account is full"
+    account.is_full = False
+    await store.put_new("packs/ab/two", b"2")
+    assert limit_now() == ""

@@ -73,6 +73,19 @@ async def test_who_may_come_in(
         assert await guessing.get("packs/ab/0", 0, 1) == b"\0"
 
 
+async def test_a_netrc_file_lets_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connect_dav: ConnectDav
+) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f'machine 127.0.0.1 login {USER} password "{PASSWORD}"\n')
+    netrc.chmod(0o600)
+    with Dav("nginx", auth="basic") as server:
+        store = await prepare(connect_dav(server.origin, netrc=netrc), Way.MOVE_FOLDER)
+        await store.put_new("packs/ab/one", b"1")
+        assert await store.get("packs/ab/one", 0, 9) == b"1"
+
+
 async def test_a_token_goes_with_every_request(
     dav: Servers, connect_dav: ConnectDav, password: Path
 ) -> None:
