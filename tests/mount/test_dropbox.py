@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,3 +197,23 @@ def test_not_logged_in_is_one_line(place: Path, dropbox: DropboxService) -> None
     for wrong in ("https://api.dropboxapi.com", "http://192.0.2.1:80", "http://127.0.0.1/x"):
         said = machine.run("format", machine.url, "-o", f"api={wrong}", code=2).stderr
         assert "api= is for tests" in said
+
+
+def test_another_machines_file_shows_within_a_second(
+    machines: list[DropboxMachine], dropbox: DropboxService
+) -> None:
+    one, two = machines
+    one.format()
+    for machine in machines:
+        machine.mount("-o", "sync_interval=60s")  # so that only the news can be what wakes
+    eventually(lambda: dropbox.polls >= 2)
+    taken = []
+    for i in range(5):
+        (one.mnt / str(i)).write_text("x")
+        fsync(one.mnt / str(i))
+        begun = time.monotonic()
+        eventually(lambda i=i: str(i) in os.listdir(two.mnt), within=20)
+        taken.append(time.monotonic() - begun)
+    assert sorted(taken)[2] < 1.5, taken
+    for machine in machines:
+        machine.umount()
