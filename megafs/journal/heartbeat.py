@@ -9,6 +9,7 @@ It is written every half minute or so and removed when the mount ends; one that 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Any, Final
 
 import msgspec
@@ -106,6 +107,9 @@ class Heartbeats:
         self._keyring = keyring
         self._read_only = read_only
         self._beat = 0
+        #: The last that were written here; one whose answer was lost may arrive late.
+        self._written: deque[Heartbeat] = deque(maxlen=8)
+        self._is_copied = False
         self.others: dict[int, tuple[Heartbeat, float]] = {}
         #: The predecessor is known to be dead, and its heartbeat is gone.
         self.buried = trio.Event()
@@ -138,9 +142,29 @@ class Heartbeats:
             await trio.sleep(clock.uniform(INTERVAL * 0.8, INTERVAL * 1.2))
 
     async def write(self) -> None:
-        """Tell the others where this mount stands."""
+        """Tell the others where this mount stands, after a look at what was told last."""
         name = name_of(self._replica.mount)
-        await self._store.put(name, seal(self._keyring, name, self._own()))
+        await self._look_at_own(name)
+        beat = self._own()
+        self._written.append(beat)
+        await self._store.put(name, seal(self._keyring, name, beat))
+
+    async def _look_at_own(self, name: str) -> None:
+        """Notice another process with our number: a machine that was copied with its memory."""
+        if not self._written or self._is_copied:
+            return
+        try:
+            there = open_heartbeat(self._keyring, name, await self._store.get(name, 0, MAX_OBJECT))
+        except (StoreError, Corrupt, TooNew):
+            return
+        if there in self._written:
+            return
+        self._is_copied = True
+        self._replica.note(
+            f"another process runs under the number of this mount, on {there.host}: this machine"
+            " was copied, or set back, with its memory. Unmount and mount again on one of the two,"
+            " before both write"
+        )
 
     async def look(self) -> None:
         """Read every other mount's heartbeat."""

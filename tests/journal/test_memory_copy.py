@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from megafs.concurrency import in_place
+from megafs.journal.heartbeat import INTERVAL
 from megafs.volume import state_directory
 from megafs.volume.volume import Volume
 from tests.fs.opened import contents, new_store_here, opened, put_file
@@ -44,6 +45,21 @@ async def copies(
 async def _seen(volume: Volume) -> dict[bytes, bytes]:
     found = volume.replica.tree.entries(1, 0, 100)
     return {name: await contents(volume.fs, inode.ino) for name, inode, _ in found}
+
+
+async def test_both_notice_by_the_heartbeat(
+    copies: tuple[Volume, Volume], autojump_clock: object
+) -> None:
+    await trio.sleep(3 * INTERVAL)
+    for volume, other in zip(copies, ("two", "one"), strict=True):
+        (said,) = [text for _, text in volume.replica.conflicts() if "its memory" in text]
+        assert f"on {other}: this machine was copied" in said
+
+
+async def test_a_mount_alone_notices_nothing(tmp_path: Path, autojump_clock: object) -> None:
+    async with opened(tmp_path, await new_store_here()) as volume:
+        await trio.sleep(10 * INTERVAL)
+        assert volume.replica.conflicts() == []
 
 
 async def test_who_meets_the_other_s_commit_stops_and_goes_on_as_another_mount(
