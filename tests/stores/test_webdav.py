@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,9 +163,9 @@ def test_nothing_is_sent_before_it_is_asked_for(password: Path) -> None:
     assert login(password).header("GET", "/") is None
 
 
-def test_the_strongest_that_the_server_offers_is_used(password: Path) -> None:
+async def test_the_strongest_that_the_server_offers_is_used(password: Path) -> None:
     who = login(password)
-    assert who.refused(DIGEST, None)
+    assert await who.refused(DIGEST, None)
     header = who.header("PUT", "/a/b")
     assert header is not None and "secret" not in header
     assert "algorithm=SHA-256" in header and "nc=00000001" in header
@@ -181,26 +182,28 @@ def test_the_strongest_that_the_server_offers_is_used(password: Path) -> None:
     proof = digest(f"{user}:n1:00000001:{field('cnonce')}:auth:{action}")
     assert field("response") == proof
     assert "nc=00000002" in (who.header("GET", "/") or "")
-    assert who.refused(DIGEST.replace("n1", "n2"), header)  # the nonce has ended
+    assert await who.refused(DIGEST.replace("n1", "n2"), header)  # the nonce has ended
     assert 'nonce="n2"' in (who.header("GET", "/") or "")
-    assert not who.refused(DIGEST.replace("n1", "n2"), who.header("GET", "/"))  # it is refused
+    assert not await who.refused(
+        DIGEST.replace("n1", "n2"), who.header("GET", "/")
+    )  # it is refused
 
 
-def test_a_password_does_not_go_over_the_network_in_the_clear(password: Path) -> None:
+async def test_a_password_does_not_go_over_the_network_in_the_clear(password: Path) -> None:
     who = login(password, secure=False)
-    assert not who.refused('Basic realm="x"', None)
+    assert not await who.refused('Basic realm="x"', None)
     assert "webdav+https://" in who.advice()
-    assert login(password, secure=False, host="127.0.0.1").refused('Basic realm="x"', None)
+    assert await login(password, secure=False, host="127.0.0.1").refused('Basic realm="x"', None)
     assert login(password, secure=False, auth="basic").header("GET", "/")
 
 
-def test_a_password_that_was_changed_is_read_again(password: Path) -> None:
+async def test_a_password_that_was_changed_is_read_again(password: Path) -> None:
     who = login(password)
-    assert who.refused("Basic realm=x", None)
+    assert await who.refused("Basic realm=x", None)
     old = who.header("GET", "/")
-    assert not who.refused("Basic realm=x", old)
+    assert not await who.refused("Basic realm=x", old)
     password.write_text("another")
-    assert who.refused("Basic realm=x", old)
+    assert await who.refused("Basic realm=x", old)
     assert who.header("GET", "/") not in (None, old)
 
 
@@ -246,7 +249,7 @@ def test_what_is_wrong_with_a_password_is_said(password: Path, tmp_path: Path) -
 @given(st.text(max_size=200))
 def test_any_challenge_is_survived(asked: str) -> None:
     who = Login(WebDavSettings(), "h", secure=True)
-    assert not who.refused(asked, None)
+    assert not trio.run(who.refused, asked, None)
     assert who.advice()
 
 
