@@ -233,7 +233,7 @@ def test_a_picture_a_text_and_a_sound_are_shown(page: Page, links: Links) -> Non
     page.get_by_role("button", name="Show").click()
     picture = page.locator("img")
     expect(picture).to_be_visible()
-    until(page, "document.querySelector('img').naturalWidth === 40")
+    until(page, "document.querySelector('img')?.naturalWidth === 40")
     page.get_by_role("button", name="Close").click()
     expect(picture).to_have_count(0)
     page.goto(links.of[ODD])
@@ -241,7 +241,7 @@ def test_a_picture_a_text_and_a_sound_are_shown(page: Page, links: Links) -> Non
     expect(page.locator("pre")).to_contain_text("Grüße aus dem Archiv")
     page.goto(links.of["sound.wav"])
     page.get_by_role("button", name="Show").click()
-    until(page, "document.querySelector('audio').duration > 59")
+    until(page, "document.querySelector('audio')?.duration > 59")
 
 
 def test_a_sound_is_wound_forward_without_the_bytes_between(page: Page, links: Links) -> None:
@@ -371,7 +371,7 @@ def test_without_a_service_worker_it_is_kept_in_memory(browser: Browser, links: 
         assert saved(page) == ("big.bin", BIG)
         page.goto(links.of["picture.png"])
         page.get_by_role("button", name="Show").click()
-        until(page, "document.querySelector('img').naturalWidth === 40")
+        until(page, "document.querySelector('img')?.naturalWidth === 40")
     finally:
         context.close()
 
