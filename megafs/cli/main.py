@@ -158,6 +158,9 @@ def run(args: list[str]) -> int:
     except click.Abort:
         return report_error(KeyboardInterrupt(), as_json=as_json, debug=debug)
     except click.ClickException as exc:
+        if _is_help(exc):  # a group of commands, and none of them named
+            output.usage(exc.format_message())
+            return BadUsage.exit_code
         return report_error(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
     except BaseException as exc:  # noqa: ASYNC103  (nothing here is run by trio)
         if isinstance(exc, SystemExit | GeneratorExit):
@@ -200,6 +203,13 @@ def _flushed(code: int, *, as_json: bool, debug: bool) -> int:
         return code
     except (BrokenPipeError, output.OutputLost) as exc:
         return report_error(exc, as_json=as_json, debug=debug)
+
+
+def _is_help(exc: click.ClickException) -> bool:
+    """Whether the error is the help of a group of commands; click has a class for it since 8.2."""
+    if not isinstance(exc, click.UsageError) or exc.ctx is None:
+        return False
+    return exc.message == exc.ctx.get_help()
 
 
 def _usage_text(exc: click.ClickException) -> str:

@@ -48,6 +48,15 @@ def note(*lines: str) -> None:
         discard(sys.stderr)
 
 
+def usage(text: str) -> None:
+    """Show how a command is used, on stderr."""
+    try:
+        sys.stderr.write(f"{text.rstrip()}\n")
+        sys.stderr.flush()
+    except OSError:
+        discard(sys.stderr)
+
+
 def line_ends() -> None:
     """Begin a new line on stderr."""
     try:

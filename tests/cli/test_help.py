@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from megafs.cli.main import COMMANDS, EXIT_CODES, cli
+from megafs.cli.main import COMMANDS, EXIT_CODES, cli, run
 from megafs.errors import MegafsError
 from megafs.stores.drivers import DRIVERS
 
@@ -98,6 +98,14 @@ def test_help_topics() -> None:
 
 def test_version() -> None:
     assert CliRunner().invoke(cli, ["--version"]).output.startswith("megafs ")
+
+
+@pytest.mark.parametrize("words", [[], ["key"], ["snapshot"], ["share"], ["cache"]])
+def test_a_group_alone_shows_its_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(list(words)) == 2
+    out, said = capsys.readouterr()
+    assert out == "" and said.startswith(f"Usage: {' '.join(['megafs', *words])}")
+    assert "\\n" not in said and said.count("\n") > 5
 
 
 def test_every_command_option_and_exit_code_is_documented() -> None:
