@@ -49,7 +49,7 @@ def test_the_page_reads_what_the_command_reads(tmp_path: Path) -> None:
     shutil.copy(HERE / "vectors.test.js", scripts / "vectors.test.mjs")
     (tmp_path / "tests" / "vectors").symlink_to(HERE.parent / "vectors")
     done = subprocess.run(
-        [node(), "--test", str(scripts / "vectors.test.mjs")],
+        [node(), "--test", "--test-reporter=tap", str(scripts / "vectors.test.mjs")],
         capture_output=True,
         text=True,
         check=False,
