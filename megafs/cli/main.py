@@ -137,6 +137,7 @@ def run(args: list[str]) -> int:
     """Run the command with *args* and return its exit code."""
     debug = _is_debugging(args)
     as_json = "--json" in args
+    is_bare = not args  # click takes them out of the list
     output.document_is_out = False
     try:
         # Not cli.main(), which has its own way with errors and prints an empty line after Ctrl-C.
@@ -158,7 +159,7 @@ def run(args: list[str]) -> int:
     except click.Abort:
         return report_error(KeyboardInterrupt(), as_json=as_json, debug=debug)
     except click.ClickException as exc:
-        if _is_help(exc):  # a group of commands, and none of them named
+        if is_bare:
             output.usage(exc.format_message())
             return BadUsage.exit_code
         return report_error(BadUsage(_usage_text(exc)), as_json=as_json, debug=debug)
@@ -205,17 +206,14 @@ def _flushed(code: int, *, as_json: bool, debug: bool) -> int:
         return report_error(exc, as_json=as_json, debug=debug)
 
 
-def _is_help(exc: click.ClickException) -> bool:
-    """Whether the error is the help of a group of commands; click has a class for it since 8.2."""
-    if not isinstance(exc, click.UsageError) or exc.ctx is None:
-        return False
-    return exc.message == exc.ctx.get_help()
-
-
 def _usage_text(exc: click.ClickException) -> str:
+    ctx = exc.ctx if isinstance(exc, click.UsageError) else None
+    if ctx is not None and isinstance(ctx.command, click.Group) and exc.message == ctx.get_help():
+        # A group of commands, and none of them named; click has a class for it since 8.2.
+        names = ", ".join(ctx.command.list_commands(ctx))
+        return f"{ctx.command_path} needs a command: {names} (see {ctx.command_path} --help)"
     text = exc.format_message().rstrip(".")
     text = text[:1].lower() + text[1:]
     if len(text) > 400:  # with a whole value of thousands of characters in it
         text = f"{text[:200]} ... {text[-100:]}"
-    ctx = exc.ctx if isinstance(exc, click.UsageError) else None
     return f"{text} (see {ctx.command_path} --help)" if ctx is not None else text
