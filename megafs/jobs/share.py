@@ -100,6 +100,7 @@ async def share(volume: Volume, args: ShareArgs, on_progress: OnProgress) -> Sha
             copies=content.copies,
             size=content.size,
             files=content.file_count,
+            state=await shared_content.state_of(volume.replica.tree, inode) if args.follow else b"",
         )
         await _record(volume, made, new=True)
         made = await _publish(volume, made, content, on_progress)
@@ -505,37 +506,34 @@ async def _refreshed(volume: Volume, record: LinkRecord) -> None:
     if inode is None or not inode.is_dir or inode.nlink == 0:
         raise BadUsage("its folder was removed: the link gives out what was there last")
     await commit_written(volume)
+    state = await shared_content.state_of(volume.replica.tree, inode)
+    if state == record.state:
+        if _is_due(record, clock.now_ns()):
+            await _renewed(volume, record)
+        return
     content = await shared_content.gather(
         volume, inode, record.id, copy=False, put=_putter(volume, record), on_progress=ignore
     )
-    before = await _manifest_of(volume, record)
-    if _same(before, content) and not _is_due(record, clock.now_ns()):
-        return
     record = replace(
-        record, packs=tuple(content.packs), size=content.size, files=content.file_count
+        record,
+        packs=tuple(content.packs),
+        copies=content.copies,
+        size=content.size,
+        files=content.file_count,
+        state=state,
     )
     await _record(volume, record, new=False)
     await _publish(volume, record, content, ignore)
+    await _remove_earlier(volume, record, content)
 
 
-def _same(before: LinkManifest, content: SharedContent) -> bool:
-    """Whether a folder gives out the same files with the same bytes."""
-
-    def essence(files: Iterable[manifest.SharedFile]) -> list[object]:
-        return [
-            (
-                file.path,
-                file.path_b64,
-                file.size,
-                file.modified,
-                file.executable,
-                [(chunk.start, chunk.digest) for chunk in file.chunks if chunk.skip == 0],
-                file.inline,
-            )
-            for file in files
-        ]
-
-    return essence(before.files) == essence(content.files)
+async def _remove_earlier(volume: Volume, record: LinkRecord, content: SharedContent) -> None:
+    """Remove what was sealed for an earlier listing of a followed folder."""
+    needed = {pack.name for pack in content.objects} | {manifest_name(record.id)}
+    async for page in list_all(volume.store, f"share/{record.id}/"):
+        for entry in page.entries:
+            if entry.name not in needed:
+                await volume.store.delete(entry.name)
 
 
 async def _manifest_of(volume: Volume, record: LinkRecord) -> LinkManifest:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
+from blake3 import blake3
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -26,7 +27,7 @@ from megafs.progress import OnProgress, Progress
 from megafs.tree.inode import Inode
 from megafs.tree.paths import exact, show
 from megafs.tree.subtree import below
-from megafs.tree.tree import Extent
+from megafs.tree.tree import Extent, Tree
 from megafs.volume.volume import Volume
 
 #: Sealed bytes of one object of a link's own.
@@ -76,6 +77,18 @@ async def gather(
     """
     own = OwnObjects(volume, link, put)
     return await _Gathering(volume, own, copy, on_progress).run(top)
+
+
+async def state_of(tree: Tree, top: Inode) -> bytes:
+    """A digest of everything below a folder that its listing shows."""
+    found = blake3()
+    for n, (parent, name, inode) in enumerate(below(tree, top)):
+        fields = (parent, name, inode.ino, inode.mode, inode.size, inode.mtime_ns, inode.version)
+        found.update(repr(fields).encode())
+        if n % _AT_ONCE == 0:
+            await trio.lowlevel.checkpoint()
+    await trio.lowlevel.checkpoint()
+    return found.digest()
 
 
 class _Gathering:

@@ -46,6 +46,7 @@ class LinkRecord(SecretStruct, frozen=True, array_like=True, omit_defaults=True)
     reachable_until_ns: when the signatures end that the manifest, or the link, holds; 0 if never.
     directory: where it lies on the machine that made it, instead of in the store; "" if nowhere.
     salt: of the password.
+    state: a digest of the folder as it was when the listing was made, if it is followed.
     follow: whether the listing of a folder is refreshed.  host: the machine that made it.
     """
 
@@ -70,6 +71,7 @@ class LinkRecord(SecretStruct, frozen=True, array_like=True, omit_defaults=True)
     follow: bool = False
     salt: bytes = b""
     directory: str = ""
+    state: bytes = b""
 
     _shown = ("id", "name", "path")
 

@@ -24,6 +24,7 @@ from megafs.volume.create import format_volume
 from megafs.volume.volume import Volume
 from tests.fakes.machine import KEY, Machine, write_file
 from tests.fakes.s3 import Service, serving
+from tests.fs.opened import ROOT
 
 URL = "s3://bucket/v"
 PAGE = "https://files.example.org/"
@@ -162,8 +163,6 @@ async def test_a_public_bucket_needs_no_signature(
 
 async def test_a_followed_folder_shows_what_comes_later(service: Service, tmp_path: Path) -> None:
     service.public = lambda key: "/share/" in key
-    from tests.fs.opened import ROOT
-
     async with machine(service, tmp_path).open(None, url=URL) as volume:
         top = (await volume.fs.mkdir(1, b"d", 0o755, ROOT)).ino
         await write_file(volume.fs, "d/one", b"1" * 80_000)
@@ -181,6 +180,44 @@ async def test_a_followed_folder_shows_what_comes_later(service: Service, tmp_pa
         await volume.fs.unlink(top, b"one", ROOT)
         await look_after_links(volume)
         assert set(await read(made["link"])) == {"two"}
+
+
+async def test_what_is_sealed_for_a_followed_folder_does_not_pile_up(
+    service: Service, tmp_path: Path
+) -> None:
+    """A file that was changed in places has chunks of the link's own, for each listing anew."""
+    service.public = lambda key: "/share/" in key
+
+    async with machine(service, tmp_path).open(None, url=URL) as volume:
+        await volume.fs.mkdir(1, b"d", 0o755, ROOT)
+        await write_file(volume.fs, "d/f", b"old" * 40_000)
+        ino = volume.replica.tree.walk(b"/d/f")
+        await volume.drain()
+
+        async def change(data: bytes) -> None:
+            handle, _ = await volume.fs.open(ino, os.O_WRONLY, ROOT)
+            await volume.fs.write(handle, 1000, data)
+            await volume.fs.flush(handle)
+            await volume.fs.release(handle)
+            await volume.drain()
+
+        await change(b"new" * 5000)
+        made = await job(volume, "share", path="/d", follow=True)
+
+        def own() -> set[str]:
+            found = {name for name in service.objects if "/share/" in name}
+            return {name for name in found if not name.endswith("/manifest")}
+
+        first = own()
+        assert first
+        for _ in range(3):
+            await look_after_links(volume)
+        assert own() == first, "nothing was changed"
+        await change(b"again" * 5000)
+        await look_after_links(volume)
+        assert own() and not own() & first, "what the earlier listing needed is still there"
+        (data,) = (await read(made["link"])).values()
+        assert data[1000:26_000] == b"again" * 5000 and data[:1000] == (b"old" * 40_000)[:1000]
 
 
 async def test_a_copy_is_removed_with_its_link(service: Service, tmp_path: Path) -> None:
