@@ -195,6 +195,7 @@ async def test_a_service_that_refuses_what_it_just_gave_is_not_asked_for_ever(
         with pytest.raises(Denied, match="just given"):
             await tokens.refused(await tokens.token())
     assert service.asked == ["refresh_token"]
+    assert "megafs login" in tokens.advice(), "status says nothing of it"
 
 
 async def test_without_a_login_the_command_is_named(

@@ -140,10 +140,12 @@ class OAuthTokens:
         if grant is not None and grant.access_token != token:
             return  # another request has seen to it
         if trio.current_time() - self._given_at < PAUSE:
-            raise Denied(
+            exc = Denied(
                 f"{self._login.key} refuses the token that it has just given: may this login do"
                 f" what is asked? {self._command}"
             )
+            self._tell(exc)
+            raise exc
         self._bad = token
         await self._renewed()
 
@@ -211,7 +213,12 @@ class OAuthTokens:
     def _failed(self, renewal: _Renewal, exc: MegafsError) -> None:
         renewal.failure = self._failure = exc
         self._failed_at = trio.current_time()
-        if isinstance(exc, Denied) and self._advice != str(exc):
+        if isinstance(exc, Denied):
+            self._tell(exc)
+
+    def _tell(self, exc: Denied) -> None:
+        """Say once what people must do; `status` shows it until there is another grant."""
+        if self._advice != str(exc):
             self._advice = str(exc)
             log.error("%s", exc)
 
