@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import apsw
 import msgspec
-from msgspec import Struct
 
 from megafs.errors import Corrupt
 from megafs.secret_struct import SecretStruct
@@ -32,7 +31,26 @@ _AFTER: Final = b"megafs.link/"  # follows all names that begin with PREFIX
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{22}\Z")
 
 
-class LinkRecord(SecretStruct, frozen=True, array_like=True, omit_defaults=True):
+class LinkPacks(SecretStruct, frozen=True, array_like=True, omit_defaults=True):
+    """The beginning of a record, up to the packs: what gc reads; whatever follows is skipped."""
+
+    id: str
+    secret: bytes
+    password_key: bytes
+    name: str
+    path: bytes
+    ino: int
+    folder: bool
+    size: int
+    files: int
+    created_ns: int
+    expires_ns: int
+    packs: tuple[int, ...]
+
+    _shown = ("id", "name", "path")
+
+
+class LinkRecord(LinkPacks, frozen=True, array_like=True, omit_defaults=True):
     """One link, as the volume keeps it.
 
     id: 22 characters of base64url.  secret: the 32 bytes that the link carries.
@@ -50,18 +68,6 @@ class LinkRecord(SecretStruct, frozen=True, array_like=True, omit_defaults=True)
     follow: whether the listing of a folder is refreshed.  host: the machine that made it.
     """
 
-    id: str
-    secret: bytes
-    password_key: bytes
-    name: str
-    path: bytes
-    ino: int
-    folder: bool
-    size: int
-    files: int
-    created_ns: int
-    expires_ns: int
-    packs: tuple[int, ...]
     reach: str
     address: str
     page: str
@@ -73,33 +79,14 @@ class LinkRecord(SecretStruct, frozen=True, array_like=True, omit_defaults=True)
     directory: str = ""
     state: bytes = b""
 
-    _shown = ("id", "name", "path")
-
     def is_expired(self, now_ns: int) -> bool:
         """Whether nobody may use it any more."""
         return bool(self.expires_ns) and now_ns >= self.expires_ns
 
 
-class _Packs(Struct, array_like=True, frozen=True):
-    """The beginning of a record, up to the packs; whatever follows is skipped."""
-
-    id: str
-    secret: bytes
-    password_key: bytes
-    name: str
-    path: bytes
-    ino: int
-    folder: bool
-    size: int
-    files: int
-    created_ns: int
-    expires_ns: int
-    packs: tuple[int, ...]
-
-
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _RECORD: Final = msgspec.msgpack.Decoder(LinkRecord)
-_PACKS: Final = msgspec.msgpack.Decoder(_Packs)
+_PACKS: Final = msgspec.msgpack.Decoder(LinkPacks)
 
 
 def attribute(link: str) -> bytes:
