@@ -97,6 +97,18 @@ async def one_error_nursery() -> AsyncIterator[trio.Nursery]:
         raise  # a cancellation, which is for trio
 
 
+async def first_of(*waits: Callable[[], Awaitable[None]]) -> None:
+    """Return when the first of *waits* does; the others are cancelled."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(until: Callable[[], Awaitable[None]]) -> None:
+            await until()
+            nursery.cancel_scope.cancel()
+
+        for until in waits:
+            nursery.start_soon(wait, until)
+
+
 class Background:
     """Starts tasks that end when the block of `running` does.
 

@@ -17,12 +17,12 @@ the rest to the store:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 
 import msgspec
 import trio
 
 from megafs import garbage, memory
+from megafs.concurrency import first_of
 from megafs.errors import MegafsError, Stopped
 from megafs.jobs import pins, share
 from megafs.mount import mountpoint
@@ -142,7 +142,7 @@ async def _serve(
                 ("giving memory back", memory.give_back, (lambda: volume.memory_in_use,)),
             ):
                 nursery.start_soon(keep_running, what, work, *args)
-            await _first(stopping.wait, attachment.gone.wait)
+            await first_of(stopping.wait, attachment.gone.wait)
             if not attachment.gone.is_set():
                 await shutdown.leave(insist=True)
                 await attachment.gone.wait()
@@ -152,15 +152,3 @@ async def _serve(
         attachment.close()
     if shutdown.failure is not None:
         raise shutdown.failure
-
-
-async def _first(*waits: Callable[[], Awaitable[None]]) -> None:
-    """Return when the first of *waits* does."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(until: Callable[[], Awaitable[None]]) -> None:
-            await until()
-            nursery.cancel_scope.cancel()
-
-        for until in waits:
-            nursery.start_soon(wait, until)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 
 import megafs
 from megafs import clock, garbage
+from megafs.concurrency import first_of
 from megafs.errors import BadUsage, Stopped
 from megafs.mega.api import HOST
 from megafs.mega.opened import OpenMega, open_mega
@@ -115,7 +115,7 @@ async def _serve(
             on_ready.ready(MountFacts(os.getpid(), 0, "", "", 0.0, "", False, 0, 0))
             log.info("mounted %s at %s", shown, at)
             garbage.collect_seldom()
-            await _first(stopping.wait, attachment.gone.wait)
+            await first_of(stopping.wait, attachment.gone.wait)
             if not attachment.gone.is_set():
                 await _leave(attachment)
             await handlers.all_replied()
@@ -134,17 +134,6 @@ async def _leave(attachment: Attachment) -> None:
     held = await attachment.let_go()
     if held:
         log.warning("%s", held)
-
-
-async def _first(*waits: Callable[[], Awaitable[None]]) -> None:
-    async with trio.open_nursery() as nursery:
-
-        async def wait(until: Callable[[], Awaitable[None]]) -> None:
-            await until()
-            nursery.cancel_scope.cancel()
-
-        for until in waits:
-            nursery.start_soon(wait, until)
 
 
 class MegaHandlers:
